@@ -1,0 +1,2655 @@
+"""Copy recorded footage from Rhombus cameras to local files: a range of time, or what policy alerts point to.
+
+Examples:
+  copy_footage.py --demo                                          try it without an account
+  copy_footage.py -s "2 hours ago" -u 30m -cam "Loading Dock"     half an hour of one camera
+  copy_footage.py --alerts --after_time yesterday --usewan        what the alerts since yesterday show
+  copy_footage.py --alerts --catch_up --quiet                     for cron: what is new since the last run
+
+Needs: an API key (--api_key, RHOMBUS_API_KEY, or rhombus.api_key in config.yaml) and FFmpeg (pip brings one).
+State: finished clips `NAME.mp4` with a sidecar `NAME.json`; unfinished ones as `NAME.mp4.part`, taken up by the next
+run; `.copy_footage/` in the output folder remembers what is done and how far --catch_up has come.
+"""
+
+from __future__ import annotations
+
+import argparse
+import array
+import errno
+import hashlib
+import json
+import logging
+import math
+import os
+import random
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import wait as wait_for
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone, tzinfo
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import rhombus_mpd_info as mpd_info
+from rhombus_logging import (
+    Busy,
+    CannotStart,
+    Status,
+    Terminated,
+    UsageError,
+    add_common_flags,
+    append_line,
+    find_ffmpeg,
+    fsync_folder,
+    hide_secret,
+    load_config,
+    lock_file,
+    mask,
+    notify,
+    run,
+    run_lock,
+    start_logging,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    import requests
+    import urllib3
+
+API_BASES = {"us": "https://api2.rhombussystems.com", "eu": "https://api2.eu.rhombussystems.com"}
+STATE_FOLDER = ".copy_footage"
+SEGMENT_SEC = 2  # devices cut on even seconds (API reference), so ranges are fetched from and to even seconds
+TOKEN_LIFE_SEC = 3600
+TOKEN_RENEW_SHARE = 0.9  # of its life; vendor players use 0.97, our requests may last longer
+TOKEN_MIN_AGE_SEC = 10  # a token younger than this is not the reason for a refusal
+BULK_DEVICES = 200  # per call: 1,000 cameras and their gateways in ten calls
+ALERT_PAGE = 1000  # the advised ceiling
+COUNT_PAGES = 10  # pages read only to say how many alerts were not taken
+API_TRIES, API_WAIT_MAX_SEC = 6, 60  # as the API's documentation advises
+API_TIMEOUT_SEC = (10, 60)  # connect, read
+PRESENCE_LAG_SEC = 120  # the presence report is unknown, not empty, for the last two minutes
+LIVE_EDGE_SEC = 10  # a device needs a moment to finish its newest segment
+CLOUD_LAG_SEC = 300  # cloud archiving runs about four minutes behind
+NOT_FOUND_TRIES = 3  # a 404 is believed after two more tries
+MAX_WAIT_SEC = 20  # longest wait between two tries of a segment
+PAUSES_MAX = 20  # 429 answers in a row that one request sits out
+DEVICE_FAILS = 3  # segments in a row that failed with all their tries: the device is given up for this clip
+SEGMENT_DEADLINE_SEC = 900  # a segment that trickles longer than this counts as a device that hangs
+MAX_SEGMENT_BYTES = 64 << 20  # 2 s of video are below 5 MB; this only bounds what a wrong host can make us hold
+READ_PIECE_BYTES = 64 << 10  # with --bwlimit bodies are read in pieces, so that the limit shapes the stream
+WINDOW_BYTES = 12 << 20  # bodies that one clip may hold while it waits for an earlier segment
+CHECKPOINT_SEC = 2.0  # at most this much work is repeated after a power cut
+START_SPACING_SEC = 0.1  # between the starts of two clips
+STOP_GRACE_SEC = 1.5  # how long a stopped run waits for its threads to put down what they hold
+DURATION_SLACK_SEC = 2.5  # a file may differ this much from its plan: one segment and a frame
+WEBM_EBML, WEBM_SEGMENT, WEBM_CLUSTER = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"
+HD_BYTES_PER_SEC, UHD_BYTES_PER_SEC, AUDIO_BYTES_PER_SEC = 50_000_000 / 60, 150_000_000 / 60, 1_000_000 / 60
+UHD_WIDTH = 2600
+TYPE_CHARACTERS, ID_CHARACTERS, NAME_CHARACTERS = 60, 48, 60  # keeps every name below 255 bytes with `.part.json`
+DEFAULT_ALERT_SEC = 30  # an alert without a length; uploaded clips come in blocks of 30 s
+EARLIEST_SEC, LATEST_SEC = 946_684_800, 4_102_444_800  # 2000 and 2100: outside of this a time is a slip
+RUUID = re.compile(r"[A-Za-z0-9_-]{22}(\.[va][0-9])?")
+
+log = logging.getLogger("copy_footage")
+
+
+class ApiError(Exception):
+    """The API answered, but not with what was asked for."""
+
+
+class ApiRefused(ApiError):
+    """401 or 403: the key may not do this."""
+
+
+class Stopped(Exception):
+    """The run is ending (signal, --max_duration, full disk): put down what you hold."""
+
+
+class TransferError(Exception):
+    """A request failed in a way that may pass: reset, stall, 5xx, short or foreign body."""
+
+
+class BadBody(TransferError):
+    """What came is not a media segment."""
+
+
+class Unreachable(TransferError):
+    """No connection at all."""
+
+
+class NotFound(Exception):
+    """404: nothing there."""
+
+
+class MediaRefused(Exception):
+    """The media host refuses every credential that we have."""
+
+
+class ClipError(Exception):
+    """This clip cannot go on in this run; the sentence says why."""
+
+
+# --- values ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Flags, environment and config, checked. Seconds, bytes per second and epoch seconds throughout."""
+
+    api_key: str
+    api_url: str
+    cert: str | None
+    private_key: str | None
+    org_uuid: str | None
+    output_dir: Path
+    cameras: tuple[str, ...]
+    locations: tuple[str, ...]
+    start_sec: int
+    end_sec: int
+    alerts: bool
+    max_alerts: int
+    after_sec: float | None
+    before_sec: float | None
+    alert_buffer_sec: int
+    usewan: bool
+    lan_only: bool
+    verify_lan: bool
+    workers: int
+    segment_workers: int
+    clip_length_sec: int
+    no_audio: bool
+    audio_offset_sec: float
+    audio_codec: str
+    bwlimit_bytes_per_sec: float
+    max_duration_sec: float
+    zone: tzinfo
+    overwrite: bool
+    dry_run: bool
+    as_json: bool
+    catch_up: bool
+    lag_sec: float | None
+    lookback_sec: float
+    give_up_after_sec: float
+    tries: int
+    retry_wait_sec: float
+    connect_timeout_sec: float
+    read_timeout_sec: float
+    ignore_space: bool
+    status_max_age_sec: float
+    status_max_pending: int
+    status_max_lost: int
+    status_min_free_bytes: int
+    now: float
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """An audio gateway: a microphone that is paired with cameras."""
+
+    uuid: str
+    name: str
+    online: bool
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One video channel (facet) of a device. `facet` is "" for the only or first channel, else "v1", "v2" …"""
+
+    uuid: str
+    facet: str
+    name: str
+    location_uuid: str
+    location: str
+    online: bool
+    hardware: str
+    storage: str  # another device that keeps the footage (NVR), or ""
+    gateway: Gateway | None
+
+    @property
+    def address(self) -> str:
+        return f"{self.uuid}.{self.facet}" if self.facet else self.uuid
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Address templates of one device, with {START_TIME} and {DURATION}."""
+
+    lan: tuple[str, ...] = ()
+    wan: str | None = None
+    lan_check: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Alert:
+    """A policy alert in either shape of the API; `devices` are RUUIDs without facet, in the alert's order."""
+
+    id: str
+    kind: str
+    start_ms: int
+    end_ms: int
+    devices: tuple[str, ...]
+    device_type: str
+    finalized: bool
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A requested stretch of one camera: one file."""
+
+    camera: Camera
+    start_sec: int
+    end_sec: int
+    stem: str  # file name up to the media kind
+    alert: Alert | None = None
+    audio: bool = False
+
+    @property
+    def fetch_start_sec(self) -> int:
+        return self.start_sec - self.start_sec % SEGMENT_SEC
+
+    @property
+    def fetch_duration_sec(self) -> int:
+        return math.ceil((self.end_sec - self.fetch_start_sec) / SEGMENT_SEC) * SEGMENT_SEC
+
+    @property
+    def key(self) -> tuple[str, str, int, str]:
+        """What makes it the same clip in another run, also after the camera was renamed."""
+        return self.camera.uuid, self.camera.facet, self.start_sec * 1000, self.alert.id if self.alert else ""
+
+    def file_name(self, with_audio: bool, partial: bool = False) -> str:
+        kind = ("combined" if self.alert else "videoWithAudio") if with_audio else "video"
+        return f"{self.stem}_{kind}{'_partial' if partial else ''}.mp4"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a clip. `state` is one of OUTCOMES."""
+
+    clip: Clip
+    state: str
+    detail: str = ""
+    file: Path | None = None
+    size_bytes: int = 0
+    audio: str = ""  # "", ok, none, not_recorded, failed
+
+
+# state: does it fail the run, is the clip settled (never tried again)
+OUTCOMES = {
+    "done": (False, True), "already": (False, True), "empty": (False, True), "partial": (False, True),
+    "lost": (False, True), "elsewhere": (False, False), "not_yet": (False, False), "incomplete": (True, False),
+    "failed": (True, False), "conflict": (True, False), "not_started": (True, False),
+}  # fmt: skip
+
+
+def fails_run(outcome: Outcome) -> bool:
+    return OUTCOMES[outcome.state][0] or (outcome.audio == "failed" and outcome.state == "done")
+
+
+# --- times, sizes and names (pure) -------------------------------------------------------------------------------
+
+
+def parse_duration(text: str | float, what: str) -> float:
+    """Seconds from `90`, `90m`, `1h30m`, `7d`. Raises UsageError that names `what`."""
+    parts = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", str(text).strip().lower())
+    if not parts or not any(parts.groups()):
+        raise UsageError(f"{what}: {text!r} is not a duration; say seconds, or for example 90m or 1h30m")
+    days, hours, minutes, seconds = (float(part or 0) for part in parts.groups())
+    return days * 86400 + hours * 3600 + minutes * 60 + seconds
+
+
+def parse_time(text: str, what: str, zone: tzinfo, now: float) -> float:
+    """Epoch seconds from epoch seconds, ISO 8601, or words such as "2 hours ago"; naive input is in `zone`."""
+    text = text.strip()
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        found = float(text)
+        if found > LATEST_SEC * 10:
+            raise UsageError(f"{what}: {text} looks like milliseconds; say seconds")
+    else:
+        moment = _iso_time(text) or _words_time(text, zone, now)
+        if moment is None:
+            raise UsageError(f'{what}: {text!r} is not a time; say epoch seconds, 2026-11-20T09:00, or "2 hours ago"')
+        found = (moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp()
+    if not EARLIEST_SEC <= found <= LATEST_SEC:
+        raise UsageError(f"{what}: {text!r} is not between the years 2000 and 2100")
+    return found
+
+
+def _iso_time(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(re.sub(r"[zZ]$", "+00:00", text))
+    except ValueError:
+        return None
+
+
+def _words_time(text: str, zone: tzinfo, now: float) -> datetime | None:
+    import dateparser
+
+    base = datetime.fromtimestamp(now, zone).replace(tzinfo=None)
+    return dateparser.parse(text, languages=["en"], settings={"RELATIVE_BASE": base, "PREFER_DATES_FROM": "past"})
+
+
+def parse_rate(text: str | float, what: str) -> float:
+    """Bytes per second from `500K`, `10M` (1024 based, as rsync and rclone have it); `0` means no limit."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG])(?:i?B)?(?:/s)?", str(text).strip(), re.IGNORECASE)
+    if match:
+        return float(match[1]) * 1024.0 ** ("KMG".index(match[2].upper()) + 1)
+    if str(text).strip() in ("0", ""):
+        return 0.0
+    raise UsageError(f"{what}: {text!r} needs a unit; say for example 500K or 10M (bytes a second)")
+
+
+def parse_zone(name: str | None) -> tzinfo:
+    """The zone called `name`; without a name the host's."""
+    if not name:
+        from tzlocal import get_localzone  # with its DST rules, not only today's offset
+
+        return get_localzone()
+    from zoneinfo import ZoneInfo
+
+    try:
+        return ZoneInfo(name)
+    except (OSError, ValueError, KeyError) as problem:
+        raise UsageError(f"--timezone: there is no time zone {name!r}; say for example Europe/Berlin") from problem
+
+
+def clock_text(epoch_sec: float, zone: tzinfo = timezone.utc) -> str:
+    return datetime.fromtimestamp(epoch_sec, zone).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def size_text(size_bytes: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.{0 if unit == 'B' else 1}f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.2f} GB"
+
+
+def duration_text(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, rest = divmod(rest, 60)
+    parts = [f"{value}{unit}" for value, unit in ((hours, "h"), (minutes, "m"), (rest, "s")) if value]
+    return "".join(parts) or "0s"
+
+
+def safe_name(name: str) -> str:
+    """Letters and digits of a camera's name; nothing else of it ever reaches the file system."""
+    return re.sub(r"[^A-Za-z0-9]", "", name)[:NAME_CHARACTERS] or "camera"
+
+
+def safe_word(word: str, characters: int) -> str:
+    """An alert's type or id for a file name. What had to be changed gets a short hash, so that two stay two."""
+    kept = re.sub(r"[^A-Za-z0-9_-]", "", word)
+    if kept == word and len(kept) <= characters and kept:
+        return kept
+    return f"{kept[: characters - 9]}-{hashlib.sha256(word.encode()).hexdigest()[:8]}"
+
+
+def strip_facet(identifier: str) -> str:
+    return re.sub(r"\.[va]\d+$", "", identifier)
+
+
+def manual_stem(camera: Camera, start_sec: int) -> str:
+    return f"{safe_name(camera.name)}_{camera.address}_{start_sec}"
+
+
+def alert_stem(camera: Camera, alert: Alert, start_sec: int, zone: tzinfo) -> str:
+    local = datetime.fromtimestamp(start_sec, zone).strftime("%Y%m%d_%H%M%S")
+    kind, identity = safe_word(alert.kind, TYPE_CHARACTERS), safe_word(alert.id, ID_CHARACTERS)
+    return f"{safe_name(camera.name)}_{camera.address}_{local}_alert_{kind}_{identity}"
+
+
+# --- plan (pure) -------------------------------------------------------------------------------------------------
+
+
+def read_cameras(states: Sequence[Any], gateways: Sequence[Any], locations: Mapping[str, str]) -> list[Camera]:
+    """Every video channel of every camera in the API's answers, each with its audio gateway; every field may be null."""
+    paired: dict[str, list[Gateway]] = {}
+    for state in gateways:
+        if isinstance(state, dict) and state.get("uuid"):
+            gateway = Gateway(str(state["uuid"]), str(state.get("name") or ""), state.get("connectionStatus") != "RED")
+            for device in state.get("associatedCameras") or []:
+                paired.setdefault(strip_facet(str(device)), []).append(gateway)
+    cameras = []
+    for state in states:
+        if not isinstance(state, dict) or not state.get("uuid"):
+            continue
+        uuid, names = strip_facet(str(state["uuid"])), state.get("facetNameMap") or {}
+        facets = sorted({str(name) for name in state.get("supportedFacets") or [] if re.fullmatch(r"v\d", str(name))})
+        best = sorted(paired.get(uuid, []), key=lambda one: (not one.online, one.uuid))
+        for facet in facets or ["v0"]:
+            own = "" if facet == "v0" else facet
+            name = str((names.get(facet) if len(facets) > 1 else None) or state.get("name") or "")
+            place = str(state.get("locationUuid") or "")
+            cameras.append(Camera(
+                uuid, own, name, place, locations.get(place, ""), state.get("connectionStatus") != "RED",
+                str(state.get("hwVariation") or ""), str(state.get("mediaStorageDeviceUuid") or ""),
+                best[0] if best else None))  # fmt: skip
+    return cameras
+
+
+def flatten_locations(locations: Iterable[Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, str, str, tuple[str, ...]]]:
+    """(uuid, name, tz, the location itself and all above it) for locations and sub-locations."""
+    for place in locations or []:
+        if isinstance(place, dict) and place.get("uuid"):
+            chain = (str(place["uuid"]), *above)
+            yield chain[0], str(place.get("name") or ""), str(place.get("tz") or ""), chain
+            yield from flatten_locations(place.get("subLocations") or [], chain)
+
+
+def resolve(wanted: str, known: Sequence[tuple[str, str]], what: str) -> str:
+    """The identifier among (uuid, name) pairs that `wanted` means: a UUID, or a name that only one has."""
+    if any(uuid == strip_facet(wanted) for uuid, _ in known):
+        return strip_facet(wanted)
+    named = sorted({uuid for uuid, name in known if name == wanted})
+    if len(named) == 1:
+        return named[0]
+    if named:
+        raise UsageError(f"{what} {wanted!r} is the name of {len(named)}; say which UUID: {', '.join(named)}")
+    from difflib import get_close_matches
+
+    near = get_close_matches(wanted, [text for pair in known for text in pair if text], n=3, cutoff=0.5)
+    hint = f"; the nearest are {', '.join(map(repr, near))}" if near else "; --list shows what there is"
+    raise UsageError(f"{what} {wanted!r} is not known{hint}")
+
+
+def choose_cameras(
+    cameras: Sequence[Camera], places: Sequence[tuple[str, str, str, tuple[str, ...]]], settings: Settings
+) -> tuple[list[Camera], list[str]]:
+    """The cameras that the filters leave, and the location UUIDs (with all below them) that were asked for."""
+    below: list[str] = []
+    if settings.locations:
+        pairs = [(uuid, name) for uuid, name, _, _ in places]
+        pairs += [(one.location_uuid, "") for one in cameras if one.location_uuid]
+        asked = {resolve(wanted, pairs, "--location_uuid") for wanted in settings.locations}
+        below = sorted(asked | {uuid for uuid, _, _, chain in places if asked & set(chain)})
+        cameras = [camera for camera in cameras if camera.location_uuid in below]
+    if not settings.cameras:
+        return list(cameras), below
+    chosen: set[Camera] = set()
+    for wanted in settings.cameras:
+        uuid = resolve(wanted, [(camera.uuid, camera.name) for camera in cameras], "--camera_uuid")
+        facet = wanted.partition(".")[2] if RUUID.fullmatch(wanted) else ""
+        by_name = [camera for camera in cameras if camera.name == wanted]
+        for camera in by_name or [camera for camera in cameras if camera.uuid == uuid]:
+            if not facet or facet == (camera.facet or "v0"):
+                chosen.add(camera)
+    return [camera for camera in cameras if camera in chosen], below
+
+
+def split_range(start_sec: int, end_sec: int, length_sec: int) -> list[tuple[int, int]]:
+    """[start, end) in pieces of `length_sec` (0: one piece); the last may be shorter."""
+    step = length_sec or max(1, end_sec - start_sec)
+    return [(at, min(at + step, end_sec)) for at in range(start_sec, end_sec, step)]
+
+
+def manual_clip(camera: Camera, start_sec: int, end_sec: int, settings: Settings) -> Clip:
+    audio = bool(camera.gateway) and not settings.no_audio
+    return Clip(camera, start_sec, end_sec, manual_stem(camera, start_sec), None, audio)
+
+
+def newest_end(camera: Camera, settings: Settings) -> int:
+    """The last second that can be there by now: devices need a moment, the cloud some minutes (--lag)."""
+    cloud = settings.usewan or not camera.online or settings.catch_up
+    lag_sec = settings.lag_sec if settings.lag_sec is not None else (CLOUD_LAG_SEC if cloud else LIVE_EDGE_SEC)
+    return int((settings.now - lag_sec) // SEGMENT_SEC * SEGMENT_SEC)
+
+
+def alert_window(alert: Alert, settings: Settings) -> tuple[int, int]:
+    return (alert.start_ms // 1000 - settings.alert_buffer_sec,
+            math.ceil(alert.end_ms / 1000) + settings.alert_buffer_sec)  # fmt: skip
+
+
+def read_alert(entry: Any) -> Alert | None:
+    """An alert from either form of the API (reference 5.1); None when it has no usable time."""
+    start = entry.get("timestampMs") or entry.get("eventStartMs")
+    if isinstance(start, bool) or not isinstance(start, (int, float)) or not EARLIEST_SEC <= start / 1000 <= LATEST_SEC:
+        return None
+    length = entry.get("durationSec")
+    length = length if isinstance(length, (int, float)) and 0 < length <= 86400 else DEFAULT_ALERT_SEC
+    end = entry.get("eventEndMs")
+    end = end if isinstance(end, (int, float)) and start < end <= start + 86_400_000 else start + length * 1000
+    triggers = [str(one) for one in entry.get("policyAlertTriggers") or [] if one]
+    kind = "-".join(triggers) or str(entry.get("alertType") or entry.get("type") or "UNKNOWN")
+    device = entry.get("deviceUuid") or entry.get("cameraUuid")
+    devices = [device] if device else list(entry.get("clipLocationMap") or entry.get("clipLocationMapV2") or {})
+    devices = list(dict.fromkeys(strip_facet(str(one)) for one in devices))
+    identity = str(entry.get("uuid") or entry.get("alertId") or f"{(devices or ['?'])[0]}-{int(start)}-{kind}")
+    finalized = entry.get("finalized") is not False
+    return Alert(identity, kind, int(start), int(end), tuple(devices), str(entry.get("deviceType") or ""), finalized)
+
+
+def alert_clips(alert: Alert, cameras: Mapping[str, list[Camera]], settings: Settings) -> list[Clip]:
+    """One clip for each video channel of each camera that the alert points to; none for other devices."""
+    start, end = alert_window(alert, settings)
+    clips = []
+    for camera in (camera for device in alert.devices for camera in cameras.get(device, [])):
+        last = min(end, newest_end(camera, settings))
+        if last > start:
+            audio = bool(camera.gateway) and not settings.no_audio
+            clips.append(Clip(camera, start, last, alert_stem(camera, alert, start, settings.zone), alert, audio))
+    return clips
+
+
+def join_windows(windows: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Sorted [start, end) windows, joined where less than one segment lies between them (seams, reference 6)."""
+    joined: list[tuple[float, float]] = []
+    for start, end in sorted(windows):
+        if joined and start - joined[-1][1] < SEGMENT_SEC:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        else:
+            joined.append((start, end))
+    return joined
+
+
+def covered(windows: Sequence[tuple[float, float]], start: float, end: float) -> bool:
+    """Does any part of [start, end) lie in one of the joined windows?"""
+    return any(low < end and start < high for low, high in windows)
+
+
+def runs_of(indexes: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Consecutive numbers as [first, last + 1)."""
+    first = last = None
+    for index in indexes:
+        if last is not None and index == last:
+            last += 1
+            continue
+        if first is not None and last is not None:
+            yield first, last
+        first, last = index, index + 1
+    if first is not None and last is not None:
+        yield first, last
+
+
+# --- the API -----------------------------------------------------------------------------------------------------
+
+
+class Context:
+    """What the threads of one run share: the stop sign, the pauses that hosts asked for, and the bandwidth limit."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.started = time.monotonic()
+        self.stop = threading.Event()
+        self.stop_reason = ""
+        self._lock = threading.Lock()
+        self._quiet_until: dict[str, float] = {}
+        self._bandwidth_free_at = 0.0
+
+    def end(self, reason: str) -> None:
+        with self._lock:
+            self.stop_reason = self.stop_reason or reason
+        self.stop.set()
+
+    def check(self) -> None:
+        if self.stop.is_set():
+            raise Stopped(self.stop_reason)
+        limit = self.settings.max_duration_sec
+        if limit and time.monotonic() - self.started > limit:
+            self.end("--max_duration is over")
+            raise Stopped(self.stop_reason)
+
+    def sleep(self, seconds: float) -> None:
+        if self.stop.wait(max(0.0, seconds)):
+            raise Stopped(self.stop_reason)
+
+    def hush(self, realm: str, seconds: float) -> None:
+        """Nobody sends anything to `realm` for so long: requests during the wait gain nothing (reference 1)."""
+        with self._lock:
+            self._quiet_until[realm] = max(self._quiet_until.get(realm, 0.0), time.monotonic() + seconds)
+        log.warning("%s: too many requests, all threads wait %.0f s", realm, seconds)
+
+    def wait_turn(self, realm: str) -> None:
+        while (rest := self._quiet_until.get(realm, 0.0) - time.monotonic()) > 0:
+            self.sleep(rest)
+        self.check()
+
+    def take_bandwidth(self, size_bytes: int) -> None:
+        """Sleep so long that all threads together stay below --bwlimit."""
+        with self._lock:
+            now = time.monotonic()
+            begin = max(now, self._bandwidth_free_at)
+            self._bandwidth_free_at = begin + size_bytes / self.settings.bwlimit_bytes_per_sec
+        self.sleep(begin - now)
+
+
+def retry_after_sec(headers: Mapping[str, str], default_sec: float) -> float:
+    value = headers.get("Retry-After") or ""
+    return max(1.0, float(value)) if re.fullmatch(r"\d+(\.\d+)?", value) else default_sec
+
+
+def is_loopback(host: str | None) -> bool:
+    return host in ("localhost", "::1") or bool(re.fullmatch(r"127(\.\d+){3}", host or ""))
+
+
+class Api:
+    """The Rhombus API: POST, JSON in and out, errors in the body, one rate limit for the whole organisation."""
+
+    def __init__(self, settings: Settings, context: Context) -> None:
+        import requests
+
+        self.settings, self.context = settings, context
+        self.session: requests.Session = requests.Session()
+        pool = requests.adapters.HTTPAdapter(pool_maxsize=max(10, settings.workers * 2))
+        self.session.mount("https://", pool)
+        self.session.mount("http://", pool)
+        self.session.headers.update(self.key_headers() | {"Accept": "application/json"})
+        if settings.cert and settings.private_key:
+            self.session.cert = (settings.cert, settings.private_key)
+
+    def key_headers(self) -> dict[str, str]:
+        """The headers of the API key; also what WAN media hosts accept, but never sent to a LAN device."""
+        scheme = "api" if self.settings.cert else "api-token"
+        headers = {"x-auth-scheme": scheme, "x-auth-apikey": self.settings.api_key}
+        if self.settings.org_uuid:
+            headers |= {"x-auth-scheme": f"partner-{scheme}", "x-auth-org": self.settings.org_uuid}
+        return headers
+
+    def call(self, operation: str, **body: Any) -> dict[str, Any]:
+        """The answer of one operation. Raises ApiRefused, ApiError (also for `error: true` in a 200), Stopped."""
+        import requests
+
+        for attempt in range(API_TRIES):
+            self.context.wait_turn("api")
+            try:
+                answer = self.session.post(
+                    f"{self.settings.api_url}/api/{operation}", json=body, timeout=API_TIMEOUT_SEC, allow_redirects=False
+                )
+            except requests.exceptions.SSLError as problem:
+                raise ApiError(f"{operation}: TLS to {self.settings.api_url} failed: {problem}") from problem
+            except requests.RequestException as problem:
+                failure = f"{operation}: {self.settings.api_url} does not answer ({type(problem).__name__})"
+                wait_sec = min(2.0**attempt, API_WAIT_MAX_SEC) * self.settings.retry_wait_sec
+            else:
+                log.debug("api %s -> %s, %s bytes", operation, answer.status_code, len(answer.content))
+                if answer.status_code not in (429, *range(500, 600)):
+                    return read_answer(operation, answer)
+                failure = f"{operation}: the API answers {answer.status_code}"
+                if answer.status_code == 429:
+                    failure = f"{operation}: the rate limit of the organisation is used up (429)"
+                    self.context.hush("api", retry_after_sec(answer.headers, min(2.0**attempt, API_WAIT_MAX_SEC)))
+                    continue
+                wait_sec = min(2.0**attempt, API_WAIT_MAX_SEC) * self.settings.retry_wait_sec
+            if attempt + 1 < API_TRIES:
+                log.debug("%s, trying again in %.1f s", failure, wait_sec)
+                self.context.sleep(wait_sec * random.uniform(0.5, 1))
+        raise ApiError(failure)
+
+
+def read_answer(operation: str, answer: requests.Response) -> dict[str, Any]:
+    """The JSON object of an API answer, or the exception that its status or its content asks for."""
+    if answer.status_code in (401, 403):
+        raise ApiRefused(f"{operation}: the API refuses the key ({answer.status_code})")
+    try:
+        content = answer.json()
+    except ValueError as problem:
+        kind = answer.headers.get("Content-Type", "no content type")
+        raise ApiError(f"{operation}: answered {answer.status_code} with {kind} instead of JSON") from problem
+    if answer.status_code != 200 or not isinstance(content, dict):
+        said = content.get("msg") or content.get("errorMsg") if isinstance(content, dict) else ""
+        raise ApiError(f"{operation}: answered {answer.status_code} {said or ''}".rstrip())
+    if content.get("error"):
+        raise ApiError(f"{operation}: {content.get('errorMsg') or 'failed without a message'}")
+    if content.get("warningMsg"):
+        log.warning("%s: the API says: %s", operation, content["warningMsg"])
+    return content
+
+
+class SessionToken:
+    """The federated session token that all threads share; minted when first needed, renewed before it ends."""
+
+    def __init__(self, api: Api) -> None:
+        self.api = api
+        self._lock = threading.Lock()
+        self._token = ""
+        self._minted_at = 0.0
+
+    def get(self) -> str:
+        with self._lock:
+            if time.monotonic() - self._minted_at > TOKEN_LIFE_SEC * TOKEN_RENEW_SHARE or not self._token:
+                self._mint()
+            return self._token
+
+    def renew(self, refused: str) -> None:
+        """Mint a new one, unless another thread has already replaced `refused` or it is too young to be at fault."""
+        with self._lock:
+            if refused == self._token and time.monotonic() - self._minted_at > TOKEN_MIN_AGE_SEC:
+                self._mint()
+
+    def _mint(self) -> None:
+        asked_at = time.monotonic()
+        try:
+            token = self.api.call("org/generateFederatedSessionToken", durationSec=TOKEN_LIFE_SEC).get(
+                "federatedSessionToken")  # fmt: skip
+        except ApiError as problem:
+            raise ClipError(f"no session token: {problem}") from problem
+        if not isinstance(token, str) or not token:
+            raise ClipError("no session token: the API answered without one")
+        hide_secret(token)
+        self._token, self._minted_at = token, asked_at
+
+
+def list_alerts(api: Api, settings: Settings, devices: Sequence[str], locations: Sequence[str],
+                after_sec: float | None, most: int | None) -> tuple[list[dict[str, Any]], int, bool]:  # fmt: skip
+    """Alerts newest first, page by page: (entries, how many more there are, is that count only a lower bound).
+
+    `most` None takes all that lie within the bounds. The cursor is the last alert of a page; the order of the API is
+    only documented for groups, so reading stops early only while the pages were seen to be sorted.
+    """
+    body: dict[str, Any] = {"maxResults": ALERT_PAGE}
+    if devices:
+        body["deviceFilter"] = list(devices)
+    if locations:
+        body["locationFilter"] = list(locations)
+    if after_sec is not None:  # one more millisecond on each side: whether bounds are inclusive is unknown
+        body["afterTimestampMs"] = int(after_sec * 1000) - 1
+    if settings.before_sec is not None:
+        body["beforeTimestampMs"] = int(settings.before_sec * 1000) + 1
+    entries: dict[str, dict[str, Any]] = {}
+    is_sorted, extra_pages, more_pages = True, 0, True
+    while more_pages and not (is_sorted and extra_pages > COUNT_PAGES):
+        answer = api.call("event/getPolicyAlerts", **body)
+        page = next((answer[name] for name in ("policyAlerts", "alerts") if isinstance(answer.get(name), list)), None)
+        if page is None:
+            raise ApiError("event/getPolicyAlerts: answered without a list of alerts")
+        page = [entry for entry in page if isinstance(entry, dict)]
+        stamps = [alert_stamp(entry) for entry in page]
+        is_sorted = is_sorted and stamps == sorted(stamps, reverse=True)
+        fresh = {alert_identity(entry): entry for entry in page if alert_identity(entry) not in entries}
+        entries |= fresh
+        extra_pages += most is not None and len(entries) > most
+        more_pages = bool(fresh) and not (after_sec is not None and stamps[-1] < after_sec * 1000 and is_sorted)
+        if fresh:
+            body |= {"lastTimestampMs": stamps[-1], "lastUuid": str(page[-1].get("uuid") or page[-1].get("alertId"))}
+    low, high = (after_sec or 0) * 1000, (settings.before_sec or LATEST_SEC) * 1000
+    kept = [entry for entry in entries.values() if low <= alert_stamp(entry) <= high or not alert_stamp(entry)]
+    kept.sort(key=alert_stamp, reverse=True)
+    taken = kept if most is None else kept[:most]
+    return taken, len(kept) - len(taken), more_pages
+
+
+def alert_stamp(entry: Mapping[str, Any]) -> int:
+    stamp = entry.get("timestampMs") or entry.get("eventStartMs")
+    return int(stamp) if isinstance(stamp, (int, float)) else 0
+
+
+def alert_identity(entry: Mapping[str, Any]) -> str:
+    return str(entry.get("uuid") or entry.get("alertId") or json.dumps(entry, sort_keys=True))
+
+
+class Directory:
+    """What the API knows about devices: addresses and presence windows, each asked for once per run."""
+
+    def __init__(self, api: Api, context: Context) -> None:
+        self.api, self.context = api, context
+        self._lock = threading.Lock()
+        self._device_locks: dict[str, threading.Lock] = {}
+        self._addresses: dict[str, Addresses] = {}
+        self._presence: dict[str, dict[str, list[tuple[float, float]]] | None] = {}
+        self.ranges: dict[str, tuple[int, int]] = {}  # device -> union of the ranges of this run
+
+    def want(self, clips: Iterable[Clip]) -> None:
+        """Note which device is needed for which time, so that one presence query covers all its clips."""
+        for clip in clips:
+            start, end = clip.fetch_start_sec, clip.fetch_start_sec + clip.fetch_duration_sec
+            for device in [clip.camera.uuid] + ([clip.camera.gateway.uuid] if clip.audio and clip.camera.gateway else []):
+                low, high = self.ranges.get(device, (start, end))
+                self.ranges[device] = min(low, start), max(high, end)
+
+    def load_addresses(self, devices: Sequence[str]) -> None:
+        """Ask for many devices at once; a key that may not do that leaves them to single questions."""
+        for at in range(0, len(devices), BULK_DEVICES):
+            batch = list(devices[at : at + BULK_DEVICES])
+            try:
+                details = self.api.call("mediadevice/getBulkMediaDeviceDetails", devices=batch).get("mediaDeviceDetails")
+            except ApiError as problem:
+                log.debug("no addresses in bulk (%s), asking for each device", problem)
+                return
+            for device in batch:
+                detail = (details or {}).get(device) or (details or {}).get(f"{strip_facet(device)}.v0" if "." not in device else "")
+                detail = detail or (details or {}).get(f"{device}.a0")
+                if isinstance(detail, dict):
+                    self._addresses[device] = read_addresses(detail)
+
+    def addresses(self, device: str, camera: Camera, *, audio: bool) -> Addresses:
+        """The addresses of a camera facet or of an audio gateway; no addresses are a normal answer."""
+        with self._lock:
+            lock = self._device_locks.setdefault(device, threading.Lock())
+        with lock:
+            if device not in self._addresses:
+                self._addresses[device] = self._ask_addresses(device, camera, audio)
+            return self._addresses[device]
+
+    def _ask_addresses(self, device: str, camera: Camera, audio: bool) -> Addresses:
+        if audio:
+            return read_addresses(self.api.call("audiogateway/getMediaUris", gatewayUuid=device))
+        found = read_addresses(self.api.call("camera/getMediaUris", cameraUuid=device))
+        if not found.lan and not found.wan and "DOORBELL" in camera.hardware.upper():
+            found = read_addresses(self.api.call("doorbellcamera/getMediaUris", deviceUuid=device))
+        if not found.lan and not found.wan and camera.storage:
+            found = read_addresses(self.api.call("camera/getMediaUris", cameraUuid=camera.storage))
+        return found
+
+    def presence(self, device: str, *, audio: bool) -> dict[str, list[tuple[float, float]]] | None:
+        """Joined windows by "local" and "cloud" over all that this run wants of `device`; None when unknown."""
+        with self._lock:
+            lock = self._device_locks.setdefault(f"presence {device}", threading.Lock())
+        with lock:
+            if device not in self._presence:
+                try:
+                    self._presence[device] = self._ask_presence(device, audio)
+                except ApiError as problem:
+                    log.warning("%s: what was recorded is unknown (%s), going on", device, problem)
+                    self._presence[device] = None
+            return self._presence[device]
+
+    def _ask_presence(self, device: str, audio: bool) -> dict[str, list[tuple[float, float]]] | None:
+        start, end = self.ranges[device]
+        kind, name = ("audiogateway", "deviceUuid") if audio else ("camera", "cameraUuid")
+        answer = self.api.call(f"{kind}/getPresenceWindows", **{name: device}, startTimeSec=start, durationSec=end - start)
+        windows = answer.get("presenceWindows")
+        if not isinstance(windows, dict):
+            raise ApiError(f"{kind}/getPresenceWindows: answered without presenceWindows")
+        found: dict[str, list[tuple[float, float]]] = {"local": [], "cloud": []}
+        for name, spans in windows.items():
+            read = [(float(span["startSeconds"]), float(span["startSeconds"]) + float(span["durationSeconds"]))
+                    for span in spans or [] if isinstance(span, dict)
+                    and isinstance(span.get("startSeconds"), (int, float))
+                    and isinstance(span.get("durationSeconds"), (int, float))]  # fmt: skip
+            for place in found:  # a kind that says neither Local nor Cloud may be either
+                if place in name.lower() or not any(other in name.lower() for other in found):
+                    found[place] += read
+        return {place: join_windows(spans) for place, spans in found.items()}
+
+
+def read_addresses(detail: Mapping[str, Any]) -> Addresses:
+    """LAN and WAN templates of an answer; addresses that are not https (http on loopback alone) are left out."""
+
+    def usable(template: Any) -> bool:
+        parts = urlsplit(template) if isinstance(template, str) else None
+        if parts and (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))):
+            return True
+        if template:
+            log.warning("a media address that is not https was left out: %s", mask(str(template))[:100])
+        return False
+
+    lan = tuple(one for one in detail.get("lanVodMpdUrisTemplates") or [] if usable(one))
+    wan = detail.get("wanVodMpdUriTemplate")
+    checks = tuple(one for one in detail.get("lanCheckUrls") or [] if usable(one))
+    return Addresses(lan, wan if wan and usable(wan) else None, checks)
+
+
+# --- media hosts -------------------------------------------------------------------------------------------------
+
+
+class MediaClient:
+    """GET from LAN devices and from the WAN edge, each with the credential that it accepts and no other."""
+
+    def __init__(self, api: Api, context: Context, token: SessionToken) -> None:
+        self.api, self.context, self.token = api, context, token
+        self.settings = api.settings
+        self._lock = threading.Lock()
+        self._scheme_at: dict[str, int] = {}  # host -> which of its schemes is in use
+        self._managers: dict[str, urllib3.PoolManager] = {}
+
+    def _manager(self, kind: str, host: str) -> urllib3.PoolManager:
+        """One pool per kind of host: TLS is verified on the WAN always, on the LAN with --verify_lan."""
+        import ssl
+        from urllib.request import getproxies, proxy_bypass
+
+        import certifi
+        import urllib3
+
+        proxy = getproxies().get("https") if kind == "wan" and not is_loopback(host) and not proxy_bypass(host) else None
+        name = f"{kind} {proxy or ''}"
+        with self._lock:
+            if name not in self._managers:
+                bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE") or certifi.where()
+                tls = ssl.create_default_context(cafile=bundle)
+                if kind == "lan" and not self.settings.verify_lan:
+                    tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
+                if kind == "wan" and self.settings.cert:
+                    tls.load_cert_chain(self.settings.cert, self.settings.private_key)
+                size = self.settings.workers * (self.settings.segment_workers or 8) * 2
+                options: dict[str, Any] = {"num_pools": 64, "maxsize": size, "ssl_context": tls, "retries": False}
+                self._managers[name] = (
+                    urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
+                )
+            return self._managers[name]
+
+    def schemes(self, kind: str, host: str) -> tuple[str, ...]:
+        """Credentials to try, best first. The API key goes only to WAN hosts of the API's own domain."""
+        if kind == "lan":
+            return ("cookie", "federated")
+        api_host = urlsplit(self.settings.api_url).hostname or ""
+        own = host.split(".")[-2:] == api_host.split(".")[-2:] or (is_loopback(host) and is_loopback(api_host))
+        return ("key", "federated") if own else ("federated",)
+
+    def get(self, kind: str, url: str, limit_bytes: int = MAX_SEGMENT_BYTES) -> bytes:
+        """The whole body of a 200. Raises NotFound, MediaRefused, Unreachable, TransferError, Stopped.
+
+        On 401/403 the token is renewed once for everybody, then the host's next scheme is tried, then it is refused.
+        """
+        host = urlsplit(url).hostname or ""
+        schemes = self.schemes(kind, host)
+        realm = "api" if kind == "wan" else host
+        renewed = False
+        for _ in range(PAUSES_MAX):
+            at = self._scheme_at.get(host, 0)
+            scheme, token = schemes[at], "" if schemes[at] == "key" else self.token.get()
+            self.context.wait_turn(realm)
+            status, headers, body = self._request(kind, url, scheme, token, limit_bytes)
+            if status == 200:
+                return body
+            if status == 404:
+                raise NotFound(f"{host} answers 404")
+            if status == 429:
+                self.context.hush(realm, retry_after_sec(headers, 1.0))
+            elif status not in (401, 403):
+                raise TransferError(f"{host} answers {status}")
+            elif token and not renewed:
+                renewed = True
+                self.token.renew(token)
+            elif at + 1 < len(schemes):
+                log.debug("%s refuses %s, trying %s", host, scheme, schemes[at + 1])
+                with self._lock:
+                    self._scheme_at[host] = max(at + 1, self._scheme_at.get(host, 0))
+            else:
+                raise MediaRefused(f"{host} refuses our credentials ({status})")
+        raise TransferError(f"{host} keeps asking for a pause (429)")
+
+    def _request(self, kind: str, url: str, scheme: str, token: str, limit_bytes: int) -> tuple[int, Mapping[str, str], bytes]:
+        import urllib3
+
+        headers = {"Accept-Encoding": "identity"}
+        if scheme == "key":
+            headers |= self.api.key_headers()
+            if self.settings.cert:  # the twin host that demands the client certificate
+                url = url.replace(".dash.rhombussystems.com", ".dash-internal.rhombussystems.com", 1)
+        elif scheme == "cookie":
+            headers["Cookie"] = f"RSESSIONID=RFT:{token}; RHOMBUS_SESSIONID=RFT:{token}"
+        else:
+            headers |= {"x-auth-scheme": "federated-token", "x-auth-ft": token}
+        timeout = urllib3.Timeout(connect=self.settings.connect_timeout_sec, read=self.settings.read_timeout_sec)
+        host = urlsplit(url).hostname or ""
+        try:
+            response = self._manager(kind, host).request(
+                "GET", url, headers=headers, timeout=timeout, redirect=False, preload_content=False
+            )
+            try:
+                return response.status, response.headers, self._read(response, limit_bytes)
+            finally:
+                response.release_conn()
+        except (urllib3.exceptions.ConnectTimeoutError, urllib3.exceptions.NewConnectionError) as problem:
+            raise Unreachable(f"{host} does not answer") from problem
+        except urllib3.exceptions.SSLError as problem:
+            raise Unreachable(f"{host}: TLS failed: {problem}") from problem
+        except urllib3.exceptions.ProxyError as problem:
+            raise Unreachable(f"{host} cannot be reached through the proxy") from problem
+        except (urllib3.exceptions.HTTPError, OSError) as problem:
+            raise TransferError(f"{host}: {type(problem).__name__}") from problem
+
+    def _read(self, response: urllib3.BaseHTTPResponse, limit_bytes: int) -> bytes:
+        """The body: in one piece where its length is announced and nothing slows us down (half the CPU of pieces)."""
+        announced = response.headers.get("Content-Length", "")
+        if announced.isdigit() and int(announced) <= limit_bytes and not self.settings.bwlimit_bytes_per_sec:
+            return response.read(decode_content=False)
+        body = bytearray()
+        for piece in response.stream(READ_PIECE_BYTES, decode_content=False):
+            self.context.check()
+            if self.settings.bwlimit_bytes_per_sec:
+                self.context.take_bandwidth(len(piece))
+            body += piece
+            if len(body) > limit_bytes:
+                response.close()
+                raise TransferError(f"a body larger than {size_text(limit_bytes)}")
+        return bytes(body)
+
+    def fetch(self, kind: str, url: str, check: Callable[[bytes], None], limit_bytes: int = MAX_SEGMENT_BYTES) -> bytes:
+        """`get` with patience: growing, jittered waits; a 404 is believed after two more tries."""
+        not_found = 0
+        for attempt in range(self.settings.tries):
+            if attempt:
+                pause = min(self.settings.retry_wait_sec * 2.0 ** (attempt - 1), MAX_WAIT_SEC)
+                self.context.sleep(pause * random.uniform(0.5, 1))
+            try:
+                body = self.get(kind, url, limit_bytes)
+                check(body)
+                return body
+            except NotFound:
+                not_found += 1
+                if not_found >= min(NOT_FOUND_TRIES, self.settings.tries):
+                    raise
+            except TransferError as problem:
+                log.debug("%s: %s (try %s of %s)", urlsplit(url).path[-60:], problem, attempt + 1, self.settings.tries)
+                failure = problem
+        if not_found:
+            raise NotFound("404 between other failures")
+        raise failure
+
+
+def check_boxes(body: bytes, needed: tuple[bytes, ...]) -> None:
+    """Is `body` whole ISO BMFF boxes (ISO/IEC 14496-12, 4.2) up to its last byte, with the `needed` ones among them?"""
+    at, seen = 0, set()
+    while at + 8 <= len(body):
+        size, name = struct.unpack_from(">I4s", body, at)
+        if size == 1 and at + 16 <= len(body):
+            size = struct.unpack_from(">Q", body, at + 8)[0]
+        elif size == 0:
+            size = len(body) - at
+        if size < 8:
+            break
+        seen.add(name)
+        at += size
+    if not body:
+        raise BadBody("an empty body")
+    if at != len(body) or not seen.issuperset(needed):
+        raise BadBody("a body that is not a whole MP4 segment")
+
+
+def check_webm(body: bytes, first: bytes) -> None:
+    """Is `body` whole EBML elements (RFC 8794) that begin with the element `first`?"""
+    at, whole = 0, body.startswith(first)
+    while whole and at < len(body):
+        id_bytes = 9 - body[at].bit_length() if body[at] else 9
+        size_at = at + id_bytes
+        size_bytes = 9 - body[size_at].bit_length() if size_at < len(body) and body[size_at] else 9
+        if id_bytes > 4 or size_bytes > 8 or size_at + size_bytes > len(body):
+            whole = False
+            break
+        size = int.from_bytes(body[size_at : size_at + size_bytes], "big") & ((1 << 7 * size_bytes) - 1)
+        if size == (1 << 7 * size_bytes) - 1:  # unknown size: a live Segment or Cluster, which lasts to the end
+            return
+        at = size_at + size_bytes + size
+        if body[size_at - id_bytes : size_at] == WEBM_SEGMENT and at > len(body):
+            return  # an init whose Segment announces what the media segments will bring
+    if not whole or at != len(body):
+        raise BadBody("an empty body" if not body else "a body that is not a whole WebM segment")
+
+
+def segment_check(track: mpd_info.Track, *, init: bool) -> Callable[[bytes], None]:
+    if "webm" in track.mime_type or (track.kind == "audio" and "mp4" not in track.mime_type):
+        return lambda body: check_webm(body, WEBM_EBML if init else WEBM_CLUSTER)
+    return lambda body: check_boxes(body, (b"moov",) if init else (b"moof", b"mdat"))
+
+
+# --- what is kept on disk ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Done:
+    """What clips.jsonl says of a finished clip; `state` is done, partial or lost."""
+
+    state: str
+    end_ms: int
+    file: str
+    size_bytes: int
+    audio: str
+    start_ms: int
+
+
+class Ledger:
+    """`.copy_footage/clips.jsonl`: one line per finished clip. It decides "done", also when the file has moved on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "clips.jsonl"
+        self._lock = threading.Lock()
+        self._read_bytes = 0
+        self._done: dict[tuple[str, str, int, str], Done] = {}
+
+    def refresh(self) -> None:
+        """Take in what this run or another has appended; torn and foreign lines are passed over."""
+        with self._lock:
+            if not self.path.exists():
+                return
+            with self.path.open("rb") as handle:
+                handle.seek(self._read_bytes)
+                for line in handle:
+                    if not line.endswith(b"\n"):
+                        break
+                    self._read_bytes += len(line)
+                    try:
+                        self._take(json.loads(line))
+                    except (ValueError, KeyError, TypeError):
+                        log.debug("%s: a line that is not a record was passed over", self.path)
+
+    def _take(self, line: dict[str, Any]) -> None:
+        key = (str(line["camera"]), str(line["facet"]), int(line["start_ms"]), str(line["alert"]))
+        self._done[key] = Done(str(line["state"]), int(line["end_ms"]), str(line["file"]), int(line["bytes"]),
+                               str(line["audio"]), int(line["start_ms"]))  # fmt: skip
+
+    def find(self, clip: Clip) -> Done | None:
+        return self._done.get(clip.key)
+
+    def add(self, clip: Clip, state: str, file: str, size_bytes: int, sha256: str, audio: str) -> None:
+        camera, facet, start_ms, alert = clip.key
+        line = {"schema": 1, "camera": camera, "facet": facet, "start_ms": start_ms, "end_ms": clip.end_sec * 1000,
+                "alert": alert, "state": state, "file": file, "bytes": size_bytes, "sha256": sha256, "audio": audio,
+                "at": clock_text(time.time())}  # fmt: skip
+        append_line(self.path, json.dumps(line))
+        self.refresh()
+
+    def bytes_per_sec(self) -> dict[str, float]:
+        """What footage of each camera took so far, for the estimate before a run."""
+        sums: dict[str, list[float]] = {}
+        for (camera, facet, start_ms, _), done in self._done.items():
+            if done.size_bytes and done.end_ms > start_ms:
+                total = sums.setdefault(f"{camera}.{facet}", [0.0, 0.0])
+                total[0] += done.size_bytes
+                total[1] += (done.end_ms - start_ms) / 1000
+        return {camera: size / seconds for camera, (size, seconds) in sums.items()}
+
+
+class Part:
+    """`X.part` (init and media segments as they came) and `X.part.json` (what lies where), locked while in use.
+
+    Segment data is synced before the line that records it; what is not recorded, or does not have its CRC-32, is cut
+    off or fetched again. Lines of the record: {first_try_at, recorded}, {source, init_bytes, init_crc32, …}, and
+    {have: [[index, offset, length, crc32], …]}.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.record_path = path, path.with_name(path.name + ".json")
+        self.handle = self._lock_path()
+        self.first_try_at = time.time()
+        self.recorded: list[list[float]] | None = None
+        self.source, self.init_crc, self.init_bytes, self.end = "", 0, 0, 0
+        self.offsets, self.lengths = array.array("q"), array.array("q")
+        self._fresh: list[list[int]] = []
+        self._synced_at = time.monotonic()
+        self._load()
+
+    def _lock_path(self) -> Any:
+        """Open and lock; Busy when another run has it. A file that its owner removed meanwhile is opened anew."""
+        while True:
+            handle = self.path.open("ab+")
+            if not lock_file(handle):
+                handle.close()
+                raise Busy(f"{self.path.name}: in progress elsewhere")
+            try:
+                if os.path.samestat(os.fstat(handle.fileno()), self.path.stat()):
+                    return handle
+            except FileNotFoundError:
+                pass
+            handle.close()
+
+    def _load(self) -> None:
+        try:
+            lines = self.record_path.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            self._cut()
+            return
+        for line in lines:
+            try:
+                self._take(json.loads(line))
+            except (ValueError, KeyError, TypeError, IndexError):
+                continue  # the torn last line of a crash
+        if self.source and not self._intact(0, self.init_bytes, self.init_crc):
+            self.source, self.offsets, self.lengths, self.end = "", array.array("q"), array.array("q"), 0
+        self._cut()
+
+    def _take(self, line: dict[str, Any]) -> None:
+        if "first_try_at" in line:
+            self.first_try_at, self.recorded = float(line["first_try_at"]), line.get("recorded")
+        if "source" in line:
+            self.source, self.init_crc = str(line["source"]), int(line["init_crc32"])
+            self.init_bytes = self.end = int(line["init_bytes"])
+            self.resize(int(line["segments"]))
+        for index, offset, length, crc in line.get("have", ()):
+            self.resize(index + 1)
+            if self._intact(offset, length, crc):
+                self.offsets[index], self.lengths[index] = offset, length
+                self.end = max(self.end, offset + length)
+
+    def _intact(self, offset: int, length: int, crc: int) -> bool:
+        self.handle.seek(offset)
+        data = self.handle.read(length)
+        return len(data) == length and zlib.crc32(data) == crc
+
+    def _cut(self) -> None:
+        """Remove what lies behind the last recorded byte (the file is open for appending)."""
+        if self.handle.seek(0, os.SEEK_END) > self.end:
+            self.handle.truncate(self.end)
+
+    def resize(self, count: int) -> None:
+        grow = count - len(self.offsets)
+        if grow > 0:
+            self.offsets.extend([-1] * grow)
+            self.lengths.extend([0] * grow)
+
+    def has(self, index: int) -> bool:
+        return index < len(self.offsets) and self.offsets[index] >= 0
+
+    def have(self) -> list[int]:
+        return [index for index, offset in enumerate(self.offsets) if offset >= 0]
+
+    def begin(self, source: str, init: bytes, count: int) -> None:
+        """Make ready for segments of `source`: go on where the part has the same source and init, else start anew.
+
+        A part of another source is set aside as `*.old.part` until the new one is longer: sources are never mixed.
+        """
+        if self.source == source and self.init_crc == zlib.crc32(init) and self.init_bytes == len(init):
+            self.resize(count)
+            return
+        if self.have():
+            self._set_aside()
+            if self.source == source and self.init_crc == zlib.crc32(init):
+                self.resize(count)
+                return
+        self.handle.truncate(0)
+        self.handle.write(init)
+        self.handle.flush()
+        os.fsync(self.handle.fileno())
+        self.source, self.init_crc, self.init_bytes, self.end = source, zlib.crc32(init), len(init), len(init)
+        self.offsets, self.lengths = array.array("q"), array.array("q")
+        self.resize(count)
+        self._write_head(source=source, init_bytes=len(init), init_crc32=self.init_crc, segments=count,
+                         length_ms=SEGMENT_SEC * 1000)  # fmt: skip
+
+    def _set_aside(self) -> None:
+        """Exchange this part with `*.old.part`; of two older ones the longer is kept."""
+        old_path = self.path.with_name(self.path.name.removesuffix(".part") + ".old.part")
+        spare = self.path.with_name(self.path.name.removesuffix(".part") + ".spare.part")
+        had_old = old_path.exists()
+        for mine, other, third in ((self.path, old_path, spare), (self.record_path, _record(old_path), _record(spare))):
+            mine.replace(third)
+            if had_old and other.exists():
+                other.replace(mine)
+            third.replace(other)
+        self.handle.close()
+        self.__init__(self.path)  # type: ignore[misc]
+
+    def note_try(self, recorded: Sequence[tuple[float, float]] | None) -> None:
+        """Remember when this clip was first tried, and what was recorded then, so that waiting has an end."""
+        if not self.record_path.exists():
+            self.recorded = [list(span) for span in recorded] if recorded is not None else None
+            self._write_head()
+
+    def _write_head(self, **source: Any) -> None:
+        head = json.dumps({"schema": 1, "first_try_at": self.first_try_at, "recorded": self.recorded})
+        new = self.record_path.with_name(self.record_path.name + ".part")
+        with new.open("w", encoding="utf-8") as handle:
+            handle.write(head + "\n" + (json.dumps(source) + "\n" if source else ""))
+            handle.flush()
+            os.fsync(handle.fileno())
+        new.replace(self.record_path)
+        fsync_folder(self.path.parent)
+
+    def add(self, index: int, body: bytes) -> None:
+        self.handle.write(body)
+        self.offsets[index], self.lengths[index] = self.end, len(body)
+        self._fresh.append([index, self.end, len(body), zlib.crc32(body)])
+        self.end += len(body)
+        if time.monotonic() - self._synced_at > CHECKPOINT_SEC:
+            self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """Sync the data, then record it."""
+        if self._fresh:
+            self.handle.flush()
+            os.fsync(self.handle.fileno())
+            append_line(self.record_path, json.dumps({"have": self._fresh}, separators=(",", ":")))
+            self._fresh = []
+        self._synced_at = time.monotonic()
+
+    def in_order(self, indexes: Sequence[int]) -> Path:
+        """A file with the init and the segments `indexes` in this order: the part itself where it is that already."""
+        self.handle.flush()
+        offsets = [self.offsets[index] for index in indexes]
+        if offsets == sorted(offsets) and len(indexes) == len(self.have()) and self._is_dense(indexes):
+            return self.path
+        ordered = self.path.with_name(self.path.name.removesuffix(".part") + ".ordered.part")
+        with ordered.open("wb") as target:
+            for offset, length in [(0, self.init_bytes)] + [(self.offsets[i], self.lengths[i]) for i in indexes]:
+                self.handle.seek(offset)
+                target.write(self.handle.read(length))
+        return ordered
+
+    def _is_dense(self, indexes: Sequence[int]) -> bool:
+        return self.init_bytes + sum(self.lengths[index] for index in indexes) == self.end
+
+    def close(self) -> None:
+        """Let go of the part; one that holds nothing and was never noted leaves nothing behind."""
+        if not self.record_path.exists() and not self.handle.closed:
+            self.path.unlink(missing_ok=True)
+        self.handle.close()
+
+    def discard(self) -> None:
+        """Remove the part and its leftovers; the lock goes with it."""
+        base = self.path.name.removesuffix(".part")
+        for name in (".part", ".old.part", ".ordered.part", ".mux.part"):
+            path = self.path.with_name(base + name)
+            _record(path).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+        self.handle.close()
+
+
+def _record(part: Path) -> Path:
+    return part.with_name(part.name + ".json")
+
+
+# --- download ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Stream:
+    """Video or audio of one clip: where it comes from, what of it is wanted, what is missing and why."""
+
+    kind: str  # lan or wan
+    track: mpd_info.Track
+    part: Part
+    wanted: list[int]
+    missing: dict[int, str] = field(default_factory=dict)
+    trouble: str = ""
+
+    def have(self) -> list[int]:
+        return self.part.have()
+
+    def unavailable(self) -> list[int]:
+        """Segments that exist, or may, but could not be had."""
+        return [index for index, reason in self.missing.items() if reason in ("unavailable", "invalid", "not_yet")]
+
+
+def download(context: Context, media: MediaClient, stream: Stream, workers: int, tell: Callable[[int], None]) -> None:
+    """Fetch what `stream.part` lacks, several requests side by side, written in order.
+
+    At most a window of bodies is held, so memory does not grow with the clip. A device that keeps failing ends the
+    work early (`stream.trouble`). Raises Stopped and OSError (disk) with everything that arrived in order recorded.
+    """
+    check = segment_check(stream.track, init=False)
+    todo = deque(index for index in stream.wanted if not stream.part.has(index))
+    flying: deque[tuple[int, Future[bytes]]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix=f"{threading.current_thread().name}-{stream.track.kind}")
+    fails, largest = 0, 1
+    try:
+        while todo or flying:
+            room = max(workers + 1, min(2 * workers, WINDOW_BYTES // largest))
+            while todo and len(flying) < room and not stream.trouble:
+                index = todo.popleft()
+                flying.append((index, pool.submit(media.fetch, stream.kind, stream.track.segment(index).url, check)))
+            if not flying:
+                break
+            index, future = flying.popleft()
+            try:
+                body = result_of(future, context)
+            except NotFound:
+                stream.missing[index] = "not_found"
+            except (TransferError, MediaRefused) as problem:
+                stream.missing[index] = "invalid" if isinstance(problem, BadBody) else "unavailable"
+                fails += 1
+                if fails >= DEVICE_FAILS or isinstance(problem, MediaRefused):
+                    stream.trouble = stream.trouble or str(problem)
+            else:
+                fails, largest = 0, max(largest, len(body))
+                stream.part.add(index, body)
+                tell(len(body))
+        stream.missing |= dict.fromkeys(todo, "unavailable")
+        stream.part.checkpoint()
+    except Stopped:
+        stream.part.checkpoint()
+        raise
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def result_of(future: Future[bytes], context: Context) -> bytes:
+    """The body, while the run goes on; a segment that takes for ever counts as a device that hangs."""
+    deadline = time.monotonic() + SEGMENT_DEADLINE_SEC
+    while True:
+        try:
+            return future.result(timeout=0.25)
+        except FutureTimeout:
+            context.check()
+            if time.monotonic() > deadline:
+                raise MediaRefused(f"a segment took longer than {SEGMENT_DEADLINE_SEC} s") from None
+
+
+# --- MP4 ---------------------------------------------------------------------------------------------------------
+
+
+def mux(ffmpeg: str, video: Path, audio: Path | None, shift_sec: float, codec: str, created_sec: float,
+        target: Path, context: Context) -> None:  # fmt: skip
+    """Copy video and audio streams into one plain MP4 with its index in front; the same input gives the same bytes.
+
+    `shift_sec` moves the audio against the video. Raises ClipError with FFmpeg's last words; `target` is then gone.
+    """
+    command = [ffmpeg, "-v", "error", "-nostdin", "-y", "-f", "mp4", "-i", str(video)]
+    if audio:
+        command += ["-itsoffset", f"{shift_sec:.3f}", "-i", str(audio), "-map", "0:v", "-map", "1:a:0"]
+    else:
+        command += ["-map", "0:v", "-map", "0:a?"]
+    command += ["-c", "copy", *(["-c:a", codec] if codec != "copy" else []), "-map_metadata", "-1", "-fflags",
+                "+bitexact", "-flags:v", "+bitexact", "-flags:a", "+bitexact", "-metadata",
+                f"creation_time={clock_text(created_sec)}", "-strict", "experimental", "-movflags", "+faststart",
+                "-f", "mp4", str(target)]  # fmt: skip
+    log.debug("ffmpeg: %s", " ".join(command))
+    try:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    except OSError as problem:
+        raise ClipError(f"FFmpeg cannot be started: {problem}") from problem
+    try:
+        while True:
+            try:
+                _, words = process.communicate(timeout=0.5)
+                break
+            except subprocess.TimeoutExpired:
+                context.check()
+    except BaseException:
+        process.kill()
+        process.communicate()
+        target.unlink(missing_ok=True)
+        raise
+    if process.returncode:
+        target.unlink(missing_ok=True)
+        if b"No space left" in words:
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        last = words.decode(errors="replace").strip().splitlines()[-2:]
+        raise ClipError(f"FFmpeg failed with status {process.returncode}: {' / '.join(last) or 'without a word'}")
+
+
+def mp4_duration_sec(path: Path) -> float | None:
+    """The duration that the movie header of an MP4 gives; None when the file is no whole MP4."""
+    with path.open("rb") as handle:
+        end = handle.seek(0, os.SEEK_END)
+        at, found = 0, None
+        while at + 8 <= end:
+            handle.seek(at)
+            head = handle.read(48)
+            size, name = struct.unpack_from(">I4s", head)
+            if size == 1 and len(head) >= 16:
+                size = struct.unpack_from(">Q", head, 8)[0]
+            if name == b"moov" and head[12:16] == b"mvhd" and len(head) >= 44:
+                if head[16]:
+                    scale, ticks = struct.unpack_from(">IQ", head, 36)
+                else:
+                    scale, ticks = struct.unpack_from(">II", head, 28)
+                found = ticks / scale if scale else None
+            if size < 8:
+                return None
+            at += size
+        return found if at == end else None
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sync_file(path: Path) -> None:
+    with path.open("rb+") as handle:
+        os.fsync(handle.fileno())
+
+
+# --- one clip ----------------------------------------------------------------------------------------------------
+
+
+class Copier:
+    """Makes clips; everything that the clips of one run share. `copy` is called from several threads."""
+
+    def __init__(self, settings: Settings, context: Context, media: MediaClient, directory: Directory, ledger: Ledger,
+                 progress: Progress, ffmpeg: str) -> None:  # fmt: skip
+        self.settings, self.context, self.media, self.directory = settings, context, media, directory
+        self.ledger, self.progress, self.ffmpeg = ledger, progress, ffmpeg
+        self._lan_dead: set[str] = set()
+        self._start_lock = threading.Lock()
+        self._started_at = 0.0
+
+    def copy(self, clip: Clip) -> Outcome:
+        """One clip, whatever happens: every failure becomes an Outcome, so that it stops nobody else."""
+        threading.current_thread().name = clip.camera.address
+        try:
+            with self._start_lock:  # a real pause between starts, so that devices and API see no burst
+                self.context.sleep(self._started_at + START_SPACING_SEC - time.monotonic())
+                self._started_at = time.monotonic()
+            self.context.check()
+            return self._copy(clip)
+        except Stopped as stop:
+            return Outcome(clip, "not_started", str(stop))
+        except Busy as busy:
+            return Outcome(clip, "elsewhere", str(busy))
+        except (ClipError, ApiError, TransferError, MediaRefused, mpd_info.MpdError) as problem:
+            return Outcome(clip, "failed", str(problem))
+        except OSError as problem:
+            if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+                self.context.end("the disk is full")
+            return Outcome(clip, "failed", f"{problem.strerror or problem}: {problem.filename or 'the output folder'}")
+        except Exception as problem:
+            log.exception("%s: this is a bug in the program", clip.stem)
+            return Outcome(clip, "failed", f"unexpected {type(problem).__name__}")
+
+    def _copy(self, clip: Clip) -> Outcome:
+        if settled := self.settled(clip):
+            return settled
+        part = Part(self.settings.output_dir / f"{clip.file_name(clip.audio)}.part")
+        try:
+            self.ledger.refresh()
+            return self.settled(clip) or self._fetch(clip, part)
+        finally:
+            part.close()
+
+    def settled(self, clip: Clip) -> Outcome | None:
+        """What is already there of this clip, without any request; None when there is something to do."""
+        folder, done = self.settings.output_dir, self.ledger.find(clip)
+        if self.settings.overwrite:
+            return None
+        if not done:
+            done = self._adopt(clip)
+        if not done or (done.end_ms < clip.end_sec * 1000 and done.state == "done"):
+            return None
+        file = folder / done.file
+        here = bool(done.file) and file.exists()
+        if here and file.stat().st_size != done.size_bytes:
+            return Outcome(clip, "conflict", "its size is not the recorded one; move it away, or use --overwrite", file)
+        if done.audio == "failed" and clip.audio and here and not self._given_up(clip, clip.start_sec):
+            return None
+        return Outcome(clip, "already", done.state, file if here else None, done.size_bytes, done.audio)
+
+    def _adopt(self, clip: Clip) -> Done | None:
+        """A finished file that no record speaks of: believed on its sidecar, else on its length; checked, not fetched."""
+        for with_audio in (True, False):
+            file = self.settings.output_dir / clip.file_name(with_audio)
+            if not file.exists() or file.with_name(file.name + ".part.json").exists():
+                continue
+            sidecar = read_json(file.with_suffix(".json"))
+            if sidecar and sidecar.get("bytes") == file.stat().st_size and sidecar.get("file") == file.name:
+                end_ms, audio = int(sidecar["requested"]["end_ms"]), str(sidecar["audio"]["status"])
+                sha256 = str(sidecar["sha256"])
+            else:
+                length = mp4_duration_sec(file)
+                if not length or abs(length - clip.fetch_duration_sec) > DURATION_SLACK_SEC:
+                    raise ClipError(f"{file.name} exists and is not this clip; move it away, or use --overwrite")
+                end_ms, audio, sha256 = clip.end_sec * 1000, "ok" if with_audio else "none", sha256_of(file)
+                stream_less = sidecar_of(clip, file, sha256, None, None, {"status": audio}, complete=True)
+                write_json(file.with_suffix(".json"), stream_less)
+            known = replace(clip, end_sec=end_ms // 1000)
+            self.ledger.add(known, "done", file.name, file.stat().st_size, sha256, audio)
+            return self.ledger.find(clip)
+        return None
+
+    def _given_up(self, clip: Clip, since_sec: float) -> bool:
+        return self.settings.now - since_sec > self.settings.give_up_after_sec
+
+    # --- what exists, and where from
+
+    def _recorded(self, clip: Clip, kind: str) -> tuple[list[tuple[float, float]] | None, list[tuple[float, float]] | None]:
+        """Windows that a source can serve, and windows that exist anywhere; None when that is unknown."""
+        presence = self.directory.presence(clip.camera.uuid, audio=False)
+        if presence is None:
+            return None, None
+        anywhere = join_windows(presence["local"] + presence["cloud"])
+        if kind == "lan":
+            return presence["local"], anywhere
+        return (anywhere if clip.camera.online else presence["cloud"]), anywhere
+
+    def _reasons(self, clip: Clip, kind: str, part: Part) -> dict[int, str]:
+        """Segments of the clip that need not be asked for, and why."""
+        here, anywhere = self._recorded(clip, kind)
+        if here is None or anywhere is None:
+            return {}
+        missing = {}
+        late = not clip.camera.online and self.settings.catch_up and (
+            clip.end_sec > self.settings.now - self.settings.lookback_sec)  # fmt: skip
+        for index in range(clip.fetch_duration_sec // SEGMENT_SEC):
+            start = clip.fetch_start_sec + index * SEGMENT_SEC
+            end = start + SEGMENT_SEC
+            if end > self.settings.now - PRESENCE_LAG_SEC or covered(here, start, end):
+                continue
+            if covered(anywhere, start, end):
+                missing[index] = "unavailable"
+            elif part.recorded and covered([(low, high) for low, high in part.recorded], start, end):
+                missing[index] = "expired"
+            else:
+                missing[index] = "not_yet" if late else "not_recorded"
+        return missing
+
+    def _kinds(self, clip: Clip, part: Part) -> list[str]:
+        """The kinds of source to try, in order. The LAN is left out where only the cloud has all that exists."""
+        kinds = [] if self.settings.usewan or not clip.camera.online or clip.camera.uuid in self._lan_dead else ["lan"]
+        if kinds and not self.settings.lan_only and "unavailable" in self._reasons(clip, "lan", part).values():
+            log.info("%s: the cloud has more of it than the camera, using WAN", clip.stem)
+            kinds = []
+        if self.settings.lan_only:
+            return ["lan"]
+        if not clip.camera.online and not self.settings.usewan:
+            log.info("%s: the camera is offline, using its cloud footage over WAN", clip.stem)
+        return [*kinds, "wan"]
+
+    def _open(self, clip: Clip, kind: str, part: Part, addresses: Addresses, *, audio: bool) -> Stream | None:
+        """The first address of this kind that gives an MPD and an init segment; None when none answers."""
+        templates = addresses.lan if kind == "lan" else tuple(filter(None, [addresses.wan]))
+        failures: list[Exception] = []
+        for template in templates:
+            url = template.replace("{START_TIME}", str(clip.fetch_start_sec))
+            url = url.replace("{DURATION}", str(clip.fetch_duration_sec))
+            try:
+                document = self.media.fetch(kind, url, lambda _: None, mpd_info.MAX_MPD_BYTES)
+                tracks = mpd_info.parse_mpd(document, url, clip.fetch_duration_sec)
+                track = (mpd_info.audio_track(tracks) if audio else mpd_info.video_track(tracks))
+                if track is None or not track.init_url:
+                    raise mpd_info.MpdError(f"the MPD has no {'audio' if audio else 'init segment'}")
+                init = self.media.fetch(kind, track.init_url, segment_check(track, init=True))
+            except (TransferError, NotFound, MediaRefused, mpd_info.MpdError) as problem:
+                failures.append(problem)
+                log.debug("%s: %s: %s", clip.stem, kind, problem)
+                continue
+            part.begin(kind, init, track.segment_count())
+            return Stream(kind, track, part, [])
+        if kind == "lan" and failures and all(isinstance(one, Unreachable) for one in failures):
+            self._lan_dead.add(clip.camera.uuid)
+        if failures and not all(isinstance(one, Unreachable) for one in failures):
+            raise failures[-1] if not isinstance(failures[-1], NotFound) else ClipError("the media host has no such clip (404)")
+        return None
+
+    # --- fetch and publish
+
+    def _fetch(self, clip: Clip, part: Part) -> Outcome:
+        _, anywhere = self._recorded(clip, "wan")
+        reasons = self._reasons(clip, "lan" if self.settings.lan_only else "wan", part)
+        count = clip.fetch_duration_sec // SEGMENT_SEC
+        if len(reasons) == count and set(reasons.values()) == {"not_recorded"} and not part.have():
+            return Outcome(clip, "empty", "no footage recorded")
+        part.note_try(anywhere)
+        if len(reasons) == count and not part.have():
+            return self._nothing(clip, part, reasons)
+        with self.progress.clip(clip, count) as tell:
+            video, audio = self._fetch_streams(clip, part, tell)
+            give_up = self._given_up(clip, part.first_try_at)
+            short = video.unavailable()
+            if not video.have():
+                if short and not give_up:
+                    return Outcome(clip, "failed", video.trouble or "no segment could be had")
+                return self._nothing(clip, part, video.missing)
+            expired = "expired" in video.missing.values()
+            if short and not (give_up or self._only_expired(video)):
+                not_yet = all(video.missing[index] == "not_yet" for index in short)
+                detail = f"kept as {part.path.name}: {len(short)} of {count} segments missing"
+                detail += f" ({video.trouble})" if video.trouble else " (not there yet)" if not_yet else ""
+                return Outcome(clip, "not_yet" if not_yet and self.settings.catch_up else "incomplete", detail)
+            return self._publish(clip, video, audio, partial=bool(short) or expired)
+
+    @staticmethod
+    def _only_expired(video: Stream) -> bool:
+        return not video.unavailable()
+
+    def _nothing(self, clip: Clip, part: Part, reasons: Mapping[int, str]) -> Outcome:
+        """No segment at all: settled when nothing can come any more, else to be tried again."""
+        kinds = set(reasons.values())
+        if kinds <= {"not_recorded", "not_found"}:
+            part.discard()
+            return Outcome(clip, "empty", "no footage recorded")
+        if kinds <= {"expired", "not_recorded", "not_found"} or self._given_up(clip, part.first_try_at):
+            self.ledger.add(clip, "lost", "", 0, "", "")
+            part.discard()
+            return Outcome(clip, "lost", "expired" if "expired" in kinds else "given up after --give_up_after")
+        if "not_yet" in kinds and self.settings.catch_up:
+            return Outcome(clip, "not_yet", "the camera is offline and may deliver it later")
+        where = "only the cloud has it, and --lan_only forbids that" if self.settings.lan_only else (
+            "it lies on the camera, which is offline")  # fmt: skip
+        return Outcome(clip, "incomplete", where)
+
+    def _fetch_streams(self, clip: Clip, part: Part, tell: Callable[[int], None]) -> tuple[Stream, dict[str, Any]]:
+        """Video from the first source that gives all of it, and the audio beside it."""
+        video: Stream | None = None
+        failure: Exception | None = None
+        addresses = self.directory.addresses(clip.camera.address, clip.camera, audio=False)
+        if not addresses.lan and not addresses.wan:
+            raise ClipError("the API gives no media addresses for this camera")
+        audio_pool = ThreadPoolExecutor(1, thread_name_prefix=f"{clip.camera.address}-audio")
+        audio: Future[dict[str, Any]] | None = None
+        try:
+            for kind in self._kinds(clip, part):
+                try:
+                    stream = self._open(clip, kind, part, addresses, audio=False)
+                except (TransferError, MediaRefused, ClipError, mpd_info.MpdError) as problem:
+                    failure = problem
+                    stream = None
+                if stream is None:
+                    if kind == "lan" and not self.settings.lan_only:
+                        log.info("%s: no LAN address answers%s, using WAN", clip.stem, f" ({failure})" if failure else "")
+                    continue
+                video = stream
+                video.missing = self._reasons(clip, kind, part)
+                video.wanted = [i for i in range(video.track.segment_count()) if i not in video.missing]
+                if clip.audio and audio is None:
+                    audio = audio_pool.submit(self._fetch_audio, clip, kind)
+                self._check_space(clip, video)
+                download(self.context, self.media, video, self._workers(kind), tell)
+                self._mark_not_yet(clip, video)
+                if not video.unavailable():
+                    break
+            if video is None:
+                raise failure or ClipError("Connection timeout: no LAN address of the camera answers; try --usewan"
+                                           if self.settings.lan_only or not addresses.wan else
+                                           "Connection timeout: nothing answers, neither on the LAN nor with --usewan")
+            return video, audio.result() if audio else {"status": "none"}
+        finally:
+            audio_pool.shutdown(wait=False, cancel_futures=True)
+
+    def _workers(self, kind: str) -> int:
+        return self.settings.segment_workers or (8 if kind == "wan" else 2)
+
+    def _mark_not_yet(self, clip: Clip, video: Stream) -> None:
+        """What is missing at the live edge is not there yet; only what is older is a gap."""
+        edge = self.settings.now - CLOUD_LAG_SEC
+        for index, reason in video.missing.items():
+            if reason == "not_found" and clip.fetch_start_sec + (index + 1) * SEGMENT_SEC > edge:
+                video.missing[index] = "not_yet"
+
+    def _fetch_audio(self, clip: Clip, kind: str) -> dict[str, Any]:
+        """Fetch the gateway's audio: {status, stream, …}. Its failures never reach the video."""
+        gateway = clip.camera.gateway
+        assert gateway
+        found: dict[str, Any] = {"status": "failed", "gateway": gateway.uuid, "detail": ""}
+        part: Part | None = None
+        try:
+            presence = self.directory.presence(gateway.uuid, audio=True)
+            windows = None if presence is None else join_windows(presence["local"] + presence["cloud"])
+            start, count = clip.fetch_start_sec, clip.fetch_duration_sec // SEGMENT_SEC
+            missing = {i: "not_recorded" for i in range(count) if windows is not None
+                       and start + (i + 1) * SEGMENT_SEC < self.settings.now - PRESENCE_LAG_SEC
+                       and not covered(windows, start + i * SEGMENT_SEC, start + (i + 1) * SEGMENT_SEC)}  # fmt: skip
+            if len(missing) == count:
+                return found | {"status": "not_recorded"}
+            part = Part(self.settings.output_dir / f"{clip.file_name(True)}.audio.part")
+            part.note_try(None)
+            addresses = self.directory.addresses(gateway.uuid, clip.camera, audio=True)
+            kinds = ["lan", "wan"] if kind == "lan" and gateway.online and not self.settings.lan_only else [kind]
+            for one in kinds:
+                stream = self._open(clip, one, part, addresses, audio=True)
+                if stream is None:
+                    continue
+                stream.missing = dict(missing)
+                stream.wanted = [i for i in range(stream.track.segment_count()) if i not in missing]
+                download(self.context, self.media, stream, max(1, self._workers(one) // 2), lambda _: None)
+                if stream.have() and (not stream.unavailable() or self._given_up(clip, part.first_try_at)):
+                    return found | {"status": "ok", "stream": stream, "part": part}
+                found["detail"] = stream.trouble or f"{len(stream.unavailable())} of {count} segments missing"
+        except (TransferError, MediaRefused, NotFound, ClipError, ApiError, Busy, mpd_info.MpdError) as problem:
+            found["detail"] = str(problem)
+        return found | {"part": part, "detail": found["detail"] or "no address of the gateway answers"}
+
+    def _check_space(self, clip: Clip, video: Stream) -> None:
+        """Refuse a clip whose part and final file cannot fit; better here than at the last segment."""
+        rate = UHD_BYTES_PER_SEC if video.track.width >= UHD_WIDTH else HD_BYTES_PER_SEC
+        if video.part.have():
+            rate = (video.part.end - video.part.init_bytes) / (len(video.part.have()) * SEGMENT_SEC)
+        whole = rate * len(video.wanted) * SEGMENT_SEC
+        needed = 2 * whole - video.part.end
+        free = shutil.disk_usage(self.settings.output_dir).free
+        if needed > free and not self.settings.ignore_space and video.part.have():
+            raise ClipError(f"the disk has {size_text(free)} free, this clip needs about {size_text(needed)} more")
+
+    def _publish(self, clip: Clip, video: Stream, audio: dict[str, Any], *, partial: bool) -> Outcome:
+        """Part to final file: mux, check, sync, rename; then the sidecar, the record, and only then the part goes."""
+        have = video.have()
+        sound: Stream | None = audio.get("stream")
+        final = self.settings.output_dir / clip.file_name(sound is not None, partial)
+        made = self.settings.output_dir / f"{clip.file_name(clip.audio)}.mux.part"
+        created = clip.fetch_start_sec + have[0] * SEGMENT_SEC
+        pictures = video.part.in_order(have)
+        if sound:
+            heard = [index for index in sound.have() if index >= have[0]]
+            if not heard:
+                return self._publish(clip, video, audio | {"status": "not_recorded", "stream": None}, partial=partial)
+            shift = (heard[0] - have[0]) * SEGMENT_SEC + self.settings.audio_offset_sec
+            mux(self.ffmpeg, pictures, sound.part.in_order(heard), shift, self.settings.audio_codec, created, made, self.context)
+        else:
+            mux(self.ffmpeg, pictures, None, 0, "copy", created, made, self.context)
+        planned = (have[-1] + 1 - have[0]) * video.track.segment_sec
+        length = mp4_duration_sec(made)
+        if length is None or abs(length - planned) > DURATION_SLACK_SEC:
+            made.unlink(missing_ok=True)
+            raise ClipError(f"the finished file lasts {length or 0:.1f} s instead of {planned:.1f} s, kept as {video.part.path.name}")
+        with ThreadPoolExecutor(1) as pool:
+            synced = pool.submit(sync_file, made)
+            sha256 = sha256_of(made)
+            synced.result()
+        return self._finish(clip, video, audio, made, final, sha256, partial=partial)
+
+    def _finish(self, clip: Clip, video: Stream, audio: dict[str, Any], made: Path, final: Path, sha256: str, *,
+                partial: bool) -> Outcome:  # fmt: skip
+        before = self.ledger.find(clip)
+        if final.exists() and not self.settings.overwrite and not (before and before.file == final.name) and (
+            sha256_of(final) != sha256
+        ):
+            made.unlink()
+            return Outcome(clip, "conflict", f"{final.name} exists with other content; move it away, or use --overwrite")
+        made.replace(final)
+        fsync_folder(final.parent)
+        status, size_bytes = str(audio["status"]), final.stat().st_size
+        write_json(final.with_suffix(".json"), sidecar_of(clip, final, sha256, video, self.settings.audio_offset_sec,
+                                                          audio, complete=not partial))  # fmt: skip
+        self.ledger.add(clip, "partial" if partial else "done", final.name, size_bytes, sha256, status)
+        for with_audio in (True, False):  # an earlier form of the same footage, which holds no more than this one
+            for was_partial in (True, False):
+                earlier = final.with_name(clip.file_name(with_audio, was_partial))
+                if earlier != final and (status == "ok" or not with_audio) and (was_partial or not partial):
+                    earlier.unlink(missing_ok=True)
+                    earlier.with_suffix(".json").unlink(missing_ok=True)
+        if audio.get("part") and status != "failed":
+            audio["part"].discard()
+        video.part.discard()
+        detail = f"no audio: {audio['detail']}" if status == "failed" else ""
+        gaps = sum(last - first for first, last in runs_of(sorted(video.missing))) * SEGMENT_SEC
+        detail += f"{'; ' if detail and gaps else ''}{f'{gaps} s without footage' if gaps else ''}"
+        return Outcome(clip, "partial" if partial else "done", detail, final, size_bytes, status)
+
+
+def sidecar_of(clip: Clip, file: Path, sha256: str, video: Stream | None, offset_sec: float | None,
+               audio: Mapping[str, Any], *, complete: bool) -> dict[str, Any]:  # fmt: skip
+    """The sidecar of a finished clip (schema 1); `video` None when the file was adopted and only checked."""
+    start_ms, step = clip.fetch_start_sec * 1000, SEGMENT_SEC * 1000
+    camera, alert = clip.camera, clip.alert
+    missing = sorted(video.missing.items()) if video else []
+    have = video.have() if video else list(range(clip.fetch_duration_sec // SEGMENT_SEC))
+    gaps = []
+    for reason in sorted({reason for _, reason in missing}):
+        for first, last in runs_of(index for index, why in missing if why == reason):
+            gaps.append({"start_ms": start_ms + first * step, "end_ms": start_ms + last * step, "reason": reason})
+    return {
+        "schema": 1,
+        "camera": {"uuid": camera.uuid, "facet": camera.facet or "v0", "name": camera.name, "location": camera.location},
+        "kind": "alert" if alert else "manual",
+        "requested": {"start_ms": clip.start_sec * 1000, "end_ms": clip.end_sec * 1000},
+        "obtained": {"start_ms": start_ms + have[0] * step, "end_ms": start_ms + (have[-1] + 1) * step},
+        "source": video.kind if video else "unknown",
+        "segments": {"length_ms": step, "expected": clip.fetch_duration_sec // SEGMENT_SEC, "received": len(have),
+                     "missing": [index for index, _ in missing]},
+        "gaps": sorted(gaps, key=lambda gap: (gap["start_ms"], gap["reason"])),
+        "audio": {"status": audio["status"], "gateway": audio.get("gateway"), "offset_ms": round((offset_sec or 0) * 1000)},
+        "alert": asdict(alert) if alert else None,
+        "complete": complete, "file": file.name, "bytes": file.stat().st_size, "sha256": sha256,
+        "created_at": clock_text(time.time()),
+    }  # fmt: skip
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None when there is none, or it is not one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+# --- catch up ----------------------------------------------------------------------------------------------------
+
+
+def query_words(settings: Settings) -> str:
+    """What makes two runs the same query, in words: for the state file, the lock, and the subject of mails."""
+    words = ["alerts" if settings.alerts else "manual", *(f"loc={one}" for one in sorted(settings.locations)),
+             *(f"cam={one}" for one in sorted(settings.cameras)), *([f"org={settings.org_uuid}"] if settings.org_uuid else [])]  # fmt: skip
+    return " ".join(words)
+
+
+class CatchUp:
+    """How far one query has come: `.copy_footage/catch_up/HASH.json`, replaced whole at the plan and at the end.
+
+    `pending` holds all that was planned and is not settled: it is written before the marks move on, so a crash at any
+    instant leaves no hole, and what a crash finished is in the ledger, so nothing is fetched twice.
+    """
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self.settings, self.words = settings, query_words(settings)
+        identity = f"{self.words} {settings.api_url} {settings.alert_buffer_sec if settings.alerts else ''}"
+        self.path = folder / "catch_up" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
+        self.state: dict[str, Any] = {}
+
+    def load(self) -> None:
+        """Read the state under the query's lock."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        found = read_json(self.path)
+        if found is None and self.path.exists():
+            raise CannotStart(f"{self.path}: cannot be read as state; move it away to begin anew from --after_time")
+        self.state = found or {"schema": 1, "query": self.words, "marks": {}, "seen": {}, "pending": [], "lost": []}
+
+    def save(self, status: int | None = None) -> None:
+        if status is not None:
+            self.state |= {"last_run_at": self.settings.now, "status": status}
+            if status == Status.DONE:
+                self.state["last_good_at"] = self.settings.now
+        if not self.settings.dry_run:
+            write_json(self.path, self.state)
+
+    def plan_ranges(self, cameras: Sequence[Camera]) -> list[Clip]:
+        """Every camera from its mark to the newest second that can be there, after what is pending; oldest first."""
+        marks, pending = self.state["marks"], self.state["pending"]
+        for camera in cameras:
+            begin, end = int(marks.get(camera.address, self.settings.start_sec)), newest_end(camera, self.settings)
+            if end <= begin:
+                continue
+            for start, stop in split_range(begin, end, self.settings.clip_length_sec):
+                pending.append({"camera": camera.address, "start": start, "end": stop, "since": self.settings.now})
+            marks[camera.address] = end
+        self.save()
+        known = {camera.address: camera for camera in cameras}
+        clips = [manual_clip(known[entry["camera"]], entry["start"], entry["end"], self.settings)
+                 for entry in pending if entry["camera"] in known]  # fmt: skip
+        return sorted(clips, key=lambda clip: clip.start_sec)
+
+    def alerts_since(self) -> float:
+        """From when on alerts are listed: the mark less --lookback, because offline cameras deliver late."""
+        begin = self.settings.after_sec or self.settings.now - self.settings.lookback_sec
+        mark = self.state["marks"].get("alerts")
+        return begin if mark is None else max(mark - self.settings.lookback_sec, self.state.setdefault("begin", begin))
+
+    def plan_alerts(self, alerts: Sequence[Alert]) -> list[Alert]:
+        """New and changed alerts become pending; returned are the oldest --max_alerts whose window is over."""
+        state, settings = self.state, self.settings
+        state.setdefault("begin", self.alerts_since())
+        pending = {entry["alert"]["id"]: entry for entry in state["pending"]}
+        for alert in alerts:
+            mine = {"start_ms": alert.start_ms, "end_ms": alert.end_ms, "finalized": alert.finalized}
+            if state["seen"].get(alert.id) != mine:
+                pending[alert.id] = {"alert": asdict(alert), "since": pending.get(alert.id, {}).get("since", settings.now)}
+            state["seen"][alert.id] = mine
+            state["marks"]["alerts"] = max(state["marks"].get("alerts", 0), alert.start_ms / 1000)
+        oldest_ms = (state["marks"].get("alerts", settings.now) - settings.lookback_sec - 86400) * 1000
+        state["seen"] = {one: seen for one, seen in state["seen"].items() if seen["start_ms"] >= oldest_ms}
+        state["pending"] = sorted(pending.values(), key=lambda entry: entry["alert"]["start_ms"])
+        self.save()
+        lag_sec = settings.lag_sec if settings.lag_sec is not None else CLOUD_LAG_SEC
+        waiting = [Alert(**entry["alert"] | {"devices": tuple(entry["alert"]["devices"])}) for entry in state["pending"]]
+        ripe = [alert for alert in waiting if alert_window(alert, settings)[1] <= settings.now - lag_sec]
+        if len(ripe) > settings.max_alerts:
+            log.warning("%s more alerts wait for the next run (--max_alerts)", len(ripe) - settings.max_alerts)
+        return ripe[: settings.max_alerts]
+
+    def settle(self, outcomes: Sequence[Outcome], taken: Sequence[Alert]) -> None:
+        """Drop from `pending` what is settled, note why the rest is not, and what is lost for good."""
+        open_reasons: dict[Any, str] = {}
+        for outcome in outcomes:
+            clip = outcome.clip
+            key = clip.alert.id if clip.alert else (clip.camera.address, clip.start_sec)
+            if not OUTCOMES[outcome.state][1] or (outcome.audio == "failed" and outcome.state == "done"):
+                open_reasons[key] = outcome.detail or outcome.state
+            elif outcome.state in ("lost", "partial"):
+                self.state["lost"].append({"clip": clip.stem, "state": outcome.state, "at": self.settings.now})
+        tried = {alert.id for alert in taken} | {
+            (outcome.clip.camera.address, outcome.clip.start_sec) for outcome in outcomes if not outcome.clip.alert}  # fmt: skip
+        kept = []
+        for entry in self.state["pending"]:
+            key = entry["alert"]["id"] if "alert" in entry else (entry["camera"], entry["start"])
+            if key in open_reasons:
+                entry["reason"] = open_reasons[key]
+            if key not in tried and self.settings.now - entry["since"] > self.settings.give_up_after_sec and (
+                "camera" in entry
+            ):
+                self.state["lost"].append({"clip": f"{entry['camera']}_{entry['start']}", "state": "camera is gone",
+                                           "at": self.settings.now})  # fmt: skip
+            elif key in open_reasons or key not in tried:
+                kept.append(entry)
+        self.state["pending"] = kept
+
+
+# --- reports -----------------------------------------------------------------------------------------------------
+
+
+class Progress:
+    """A bar per clip where stderr is a terminal; a line per finished clip everywhere."""
+
+    def __init__(self, quiet: bool, total: int) -> None:
+        self.total, self.finished = total, 0
+        self.bars: Any = None
+        if sys.stderr.isatty() and not quiet and total:
+            from rich import progress
+            from rich.console import Console
+
+            self.bars = progress.Progress(
+                progress.TextColumn("{task.description}"), progress.BarColumn(), progress.DownloadColumn(),
+                progress.TransferSpeedColumn(), progress.TimeRemainingColumn(), console=Console(stderr=True))  # fmt: skip
+            self.bars.start()
+
+    @contextmanager
+    def clip(self, clip: Clip, count: int) -> Iterator[Callable[[int], None]]:
+        """Yield what is told the bytes of each segment; the total is estimated from those that came."""
+        if not self.bars:
+            yield lambda _: None
+            return
+        task = self.bars.add_task(f"{clip.camera.name[:24]} {clock_text(clip.start_sec)[5:16]}", total=None)
+        seen = [0, 0]
+
+        def tell(size_bytes: int) -> None:
+            seen[0], seen[1] = seen[0] + 1, seen[1] + size_bytes
+            self.bars.update(task, completed=seen[1], total=seen[1] / seen[0] * count)
+
+        try:
+            yield tell
+        finally:
+            self.bars.remove_task(task)
+
+    def line(self, outcome: Outcome) -> None:
+        self.finished += 1
+        level = logging.ERROR if fails_run(outcome) else logging.DEBUG if outcome.state == "already" else logging.INFO
+        words = {"done": f"saved {size_text(outcome.size_bytes)}", "partial": f"published as it is, {size_text(outcome.size_bytes)}",
+                 "already": "already there", "not_yet": "not there yet"}.get(outcome.state, outcome.state.replace("_", " "))  # fmt: skip
+        name = outcome.file.name if outcome.file else outcome.clip.stem
+        log.log(level, "[%s/%s] %s: %s%s", self.finished, self.total, name, words, f" ({outcome.detail})" if outcome.detail else "")
+
+    def close(self) -> None:
+        if self.bars:
+            self.bars.stop()
+
+
+def summary_of(outcomes: Sequence[Outcome], notes: Mapping[str, int]) -> dict[str, Any]:
+    counts = {state: sum(outcome.state == state for outcome in outcomes) for state in OUTCOMES}
+    return {"clips": len(outcomes), **{state: count for state, count in counts.items() if count},
+            "audio_failed": sum(outcome.audio == "failed" and outcome.state == "done" for outcome in outcomes),
+            "bytes": sum(outcome.size_bytes for outcome in outcomes if outcome.state in ("done", "partial")), **notes}  # fmt: skip
+
+
+def summary_text(summary: Mapping[str, Any]) -> str:
+    parts = [f"{count} {state.replace('_', ' ')}" for state, count in summary.items()
+             if state not in ("clips", "bytes") and count]  # fmt: skip
+    return f"{summary['clips']} clips: {', '.join(parts) or 'nothing to do'}, {size_text(summary['bytes'])}"
+
+
+def outcome_json(outcome: Outcome) -> dict[str, Any]:
+    clip = outcome.clip
+    return {"clip": clip.stem, "camera": clip.camera.address, "name": clip.camera.name, "start": clip.start_sec,
+            "end": clip.end_sec, "alert": clip.alert.id if clip.alert else None, "state": outcome.state,
+            "detail": mask(outcome.detail), "file": str(outcome.file) if outcome.file else None,
+            "bytes": outcome.size_bytes, "audio": outcome.audio}  # fmt: skip
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    """Results on stdout: JSON Lines, or columns as wide as their widest value."""
+    if as_json:
+        for row in rows:
+            print(json.dumps(row, ensure_ascii=False))
+        print(json.dumps({"summary": {"rows": len(rows)}}))
+        return
+    if not rows:
+        return
+    table = [list(rows[0])] + [["" if value is None else str(value) for value in row.values()] for row in rows]
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    for line in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def estimate_bytes(clip: Clip, rates: Mapping[str, float]) -> float:
+    rate = rates.get(f"{clip.camera.uuid}.{clip.camera.facet}", HD_BYTES_PER_SEC)
+    return (rate + AUDIO_BYTES_PER_SEC * clip.audio) * (clip.end_sec - clip.start_sec)
+
+
+def check_space(clips: Sequence[Clip], settings: Settings, ledger: Ledger) -> None:
+    """CannotStart when parts and final files cannot fit, by what the cameras took before, else by planning figures."""
+    rates = ledger.bytes_per_sec()
+    sizes = sorted((estimate_bytes(clip, rates) for clip in clips), reverse=True)
+    needed, free = sum(sizes) + sum(sizes[: settings.workers]), shutil.disk_usage(settings.output_dir).free
+    if needed > free and not settings.ignore_space:
+        raise CannotStart(f"{settings.output_dir}: {size_text(free)} free, but the clips need about {size_text(needed)}; "
+                          "ask for less, make room, or use --ignore_space")  # fmt: skip
+
+
+def show_plan(clips: Sequence[Clip], settings: Settings, ledger: Ledger) -> None:
+    rates = ledger.bytes_per_sec()
+    rows = [{"clip": clip.file_name(clip.audio), "camera": clip.camera.name, "start": clock_text(clip.start_sec, settings.zone),
+             "duration": duration_text(clip.end_sec - clip.start_sec),
+             "estimate": round(estimate_bytes(clip, rates)) if settings.as_json else size_text(estimate_bytes(clip, rates))}
+            for clip in clips]  # fmt: skip
+    print_rows(rows, settings.as_json)
+    total = sum(estimate_bytes(clip, rates) for clip in clips)
+    log.info("dry run: %s clips, about %s, nothing was downloaded", len(clips), size_text(total))
+
+
+def show_status(settings: Settings) -> int:
+    """--status: each catch-up query of this folder, and the space; PARTIAL beyond the limits of config.yaml."""
+    rows, bad = [], []
+    for path in sorted((settings.output_dir / STATE_FOLDER / "catch_up").glob("*.json")):
+        state = read_json(path) or {}
+        good = state.get("last_good_at")
+        age = settings.now - good if good else None
+        lost = [one for one in state.get("lost", []) if settings.now - one["at"] < settings.give_up_after_sec]
+        pending = state.get("pending", [])
+        oldest = min((entry["since"] for entry in pending), default=settings.now)
+        row = {"query": state.get("query", path.name), "last_good_run": clock_text(good) if good else "never",
+               "pending": len(pending), "oldest_pending": duration_text(settings.now - oldest) if pending else "",
+               "lost": len(lost), "status": state.get("status")}  # fmt: skip
+        rows.append(row)
+        if age is None or age > settings.status_max_age_sec:
+            bad.append(f"{row['query']}: no good run for {duration_text(age) if age else 'ever'}")
+        if len(pending) > settings.status_max_pending:
+            bad.append(f"{row['query']}: {len(pending)} pending")
+        if len(lost) > settings.status_max_lost:
+            bad.append(f"{row['query']}: {len(lost)} lost: {', '.join(one['clip'] for one in lost[:3])}")
+    free = shutil.disk_usage(settings.output_dir).free
+    if free < settings.status_min_free_bytes:
+        bad.append(f"{settings.output_dir}: only {size_text(free)} free")
+    print_rows(rows, settings.as_json)
+    for sentence in bad:
+        log.error("%s", sentence)
+    log.info("%s catch-up queries, %s free in %s", len(rows), size_text(free), settings.output_dir)
+    return Status.PARTIAL if bad else Status.DONE
+
+
+# --- a run -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class World:
+    """What the API lists: all cameras, those that the filters leave, and locations."""
+
+    cameras: list[Camera]
+    chosen: list[Camera]
+    places: list[tuple[str, str, str, tuple[str, ...]]]
+    location_filter: list[str]
+
+
+def load_world(api: Api, settings: Settings) -> World:
+    """Cameras, gateways and locations, asked for side by side. CannotStart when the cameras cannot be had."""
+    with ThreadPoolExecutor(3) as pool:
+        cameras = pool.submit(api.call, "camera/getMinimalCameraStateList")
+        gateways = pool.submit(api.call, "audiogateway/getMinimalAudioGatewayStateList")
+        locations = pool.submit(api.call, "location/getLocations", subLocationsIncluded=True)
+    try:
+        states = cameras.result().get("cameraStates") or []
+    except ApiRefused as problem:
+        raise CannotStart(f"{problem}: it is wrong, expired, of another region (--api_url us or eu), or lacks the "
+                          "permission") from problem  # fmt: skip
+    except ApiError as problem:
+        raise CannotStart(f"no camera list: {problem}") from problem
+    listed: dict[str, list[Any]] = {"audioGatewayStates": [], "locations": []}
+    for name, answer in (("audioGatewayStates", gateways), ("locations", locations)):
+        try:
+            listed[name] = answer.result().get(name) or []
+        except ApiError as problem:
+            if name == "locations" and settings.locations:
+                raise CannotStart(f"no list of locations to filter by: {problem}") from problem
+            log.warning("going on without %s: %s", "audio" if name[0] == "a" else "names of locations", problem)
+    places = list(flatten_locations(listed["locations"]))
+    known = read_cameras(states, listed["audioGatewayStates"], {uuid: name for uuid, name, _, _ in places})
+    chosen, below = choose_cameras(known, places, settings)
+    return World(known, chosen, places, below)
+
+
+def fetch_alerts(api: Api, world: World, settings: Settings, after_sec: float | None, most: int | None,
+                 notes: dict[str, int]) -> list[Alert]:  # fmt: skip
+    """Alerts newest first, as values; what has no time is counted and passed over. CannotStart when the API fails."""
+    devices = sorted({camera.uuid for camera in world.chosen}) if settings.cameras else []
+    try:
+        entries, more, at_least = list_alerts(api, settings, devices, world.location_filter, after_sec, most)
+    except ApiError as problem:
+        raise CannotStart(f"Failed to retrieve policy alerts: {problem}") from problem
+    alerts = []
+    for entry in entries:
+        alert = read_alert(entry)
+        if alert is None:
+            log.warning("Alert missing timestamp: %s skipped", safe_word(alert_identity(entry), ID_CHARACTERS))
+            notes["alerts_without_time"] = notes.get("alerts_without_time", 0) + 1
+        else:
+            alerts.append(alert)
+    if more:
+        log.warning("%s%s more not taken: only the newest %s are (--max_alerts)", "at least " if at_least else "", more, most)
+        notes["alerts_not_taken"] = more
+    return alerts
+
+
+def clips_of_alerts(alerts: Sequence[Alert], world: World, settings: Settings, notes: dict[str, int]) -> list[Clip]:
+    known = {camera.uuid for camera in world.cameras}
+    chosen: dict[str, list[Camera]] = {}
+    for camera in world.chosen:
+        chosen.setdefault(camera.uuid, []).append(camera)
+    clips = []
+    for alert in alerts:
+        if not known.intersection(alert.devices):
+            log.info("alert %s (%s): skipped, %s is no camera", safe_word(alert.id, ID_CHARACTERS), safe_word(alert.kind, TYPE_CHARACTERS),
+                     alert.device_type or "what raised it")  # fmt: skip
+            notes["alerts_of_no_camera"] = notes.get("alerts_of_no_camera", 0) + 1
+        clips += alert_clips(alert, chosen, settings)
+    return clips
+
+
+def plan_ranges(world: World, settings: Settings) -> list[Clip]:
+    """Manual mode: the range of every chosen camera, cut into clips, and not beyond what can be there by now."""
+    clips = []
+    for camera in world.chosen:
+        end = min(settings.end_sec, newest_end(camera, settings))
+        if end < settings.end_sec:
+            log.info("%s: up to %s, later footage is not there yet", camera.name, clock_text(end, settings.zone))
+        if end > settings.start_sec:
+            clips += [manual_clip(camera, start, stop, settings)
+                      for start, stop in split_range(settings.start_sec, end, settings.clip_length_sec)]  # fmt: skip
+    return clips
+
+
+def copy_all(copier: Copier, clips: Sequence[Clip], settings: Settings, progress: Progress) -> list[Outcome]:
+    """Every clip, several side by side. A signal stops the threads within two seconds; parts are kept."""
+    outcomes: list[Outcome] = []
+    pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="clip")
+    futures: set[Future[Outcome]] = set()
+    try:
+        futures = {pool.submit(copier.copy, clip) for clip in clips}
+        while futures:
+            finished, futures = wait_for(futures, return_when=FIRST_COMPLETED)
+            for future in finished:
+                outcome = future.result()
+                outcomes.append(outcome)
+                progress.line(outcome)
+                if settings.as_json:
+                    print(json.dumps(outcome_json(outcome), ensure_ascii=False), flush=True)
+                elif outcome.file and outcome.state in ("done", "partial"):
+                    print(outcome.file, flush=True)
+    except (KeyboardInterrupt, Terminated):
+        copier.context.end("stopped by a signal")
+        pool.shutdown(wait=False, cancel_futures=True)
+        wait_for(futures, timeout=STOP_GRACE_SEC)
+        log.warning("stopped: %s of %s clips are finished, parts are kept for the next run", len(outcomes), len(clips))
+        raise
+    finally:
+        progress.close()
+        pool.shutdown(wait=False, cancel_futures=True)
+    return outcomes
+
+
+def work(settings: Settings, quiet: bool) -> tuple[int, str, bool]:
+    """Plan, act, report: (status, report for notifications, was anything warned about)."""
+    context = Context(settings)
+    api = Api(settings, context)
+    state_folder = settings.output_dir / STATE_FOLDER
+    ledger = Ledger(state_folder)
+    ledger.refresh()
+    world = load_world(api, settings)
+    notes: dict[str, int] = {}
+    catch_up = CatchUp(state_folder, settings) if settings.catch_up else None
+    taken: list[Alert] = []
+    if catch_up:
+        catch_up.load()
+    if settings.alerts:
+        after_sec = catch_up.alerts_since() if catch_up else settings.after_sec
+        taken = fetch_alerts(api, world, settings, after_sec, None if catch_up else settings.max_alerts, notes)
+        if not taken:
+            log.info("No policy alerts found")
+        taken = catch_up.plan_alerts(taken) if catch_up else taken
+        clips = clips_of_alerts(taken, world, settings, notes)
+    else:
+        clips = catch_up.plan_ranges(world.chosen) if catch_up else plan_ranges(world, settings)
+    if settings.dry_run:
+        show_plan([clip for clip in clips if not ledger.find(clip)], settings, ledger)
+        return Status.DONE, "", False
+    outcomes = act(settings, context, api, ledger, clips, quiet)
+    summary = summary_of(outcomes, notes)
+    failed = [outcome for outcome in outcomes if fails_run(outcome)]
+    status = Status.PARTIAL if failed else Status.DONE
+    if catch_up:
+        catch_up.settle(outcomes, taken)
+        catch_up.save(status)
+    if settings.as_json:
+        print(json.dumps({"summary": summary}))
+    log.log(logging.ERROR if failed else logging.INFO, "%s", summary_text(summary))
+    lines = [f"{outcome.clip.stem}: {outcome.state} {outcome.detail}" for outcome in failed]
+    return status, "\n".join([summary_text(summary), "", *lines]), bool(notes)
+
+
+def act(settings: Settings, context: Context, api: Api, ledger: Ledger, clips: Sequence[Clip], quiet: bool) -> list[Outcome]:
+    """Skip what is there, ask for addresses in bulk, check the space, and copy the rest."""
+    media = MediaClient(api, context, SessionToken(api))
+    directory = Directory(api, context)
+    progress = Progress(quiet, 0)
+    copier = Copier(settings, context, media, directory, ledger, progress, "")
+    outcomes = [outcome for clip in clips if (outcome := _settled(copier, clip))]
+    settled = {outcome.clip.stem for outcome in outcomes}
+    todo = [clip for clip in clips if clip.stem not in settled]
+    progress.total = len(clips)
+    for outcome in outcomes:
+        progress.line(outcome)
+        if settings.as_json:
+            print(json.dumps(outcome_json(outcome), ensure_ascii=False))
+    if not todo:
+        return outcomes
+    check_space(todo, settings, ledger)
+    copier.ffmpeg = find_ffmpeg("making MP4 files")
+    directory.want(todo)
+    devices = {clip.camera.address: None for clip in todo}
+    devices |= {clip.camera.gateway.uuid: None for clip in todo if clip.audio and clip.camera.gateway}
+    if len(devices) > 1:
+        directory.load_addresses(list(devices))
+    copier.progress = Progress(quiet, len(clips))
+    copier.progress.finished = progress.finished
+    return outcomes + copy_all(copier, todo, settings, copier.progress)
+
+
+def _settled(copier: Copier, clip: Clip) -> Outcome | None:
+    try:
+        return copier.settled(clip)
+    except (ClipError, OSError) as problem:
+        return Outcome(clip, "conflict", str(problem))
+
+
+def show_list(api: Api, settings: Settings, what: str) -> int:
+    """--list: cameras, locations, or alerts within the bounds, as a table or JSON Lines."""
+    world = load_world(api, settings)
+    names = {camera.uuid: camera.name for camera in world.cameras}
+    rows: list[dict[str, Any]] = []
+    if what == "cameras":
+        rows = [{"uuid": camera.address, "name": camera.name, "location": camera.location,
+                 "state": "online" if camera.online else "offline", "hardware": camera.hardware,
+                 "audio": camera.gateway.name or camera.gateway.uuid if camera.gateway else ""}
+                for camera in world.chosen]  # fmt: skip
+    elif what == "locations":
+        rows = [{"uuid": uuid, "name": " / ".join([name] if len(chain) == 1 else ["…"] * (len(chain) - 1) + [name]), "tz": tz,
+                 "cameras": sum(camera.location_uuid == uuid for camera in world.cameras)}
+                for uuid, name, tz, chain in world.places]  # fmt: skip
+    else:
+        for alert in fetch_alerts(api, world, settings, settings.after_sec, settings.max_alerts, {}):
+            rows.append({"time": clock_text(alert.start_ms / 1000, settings.zone), "id": alert.id, "type": alert.kind,
+                         "seconds": round((alert.end_ms - alert.start_ms) / 1000),
+                         "camera": ", ".join(names.get(device, device) for device in alert.devices),
+                         "finalized": alert.finalized})  # fmt: skip
+        if not rows:
+            log.info("No policy alerts found")
+    print_rows(rows, settings.as_json)
+    return Status.DONE
+
+
+def show_check(api: Api, settings: Settings) -> int:
+    """--check: key, region, rights, FFmpeg, space and the LAN reach of every camera; PARTIAL when something is amiss."""
+    rows: list[dict[str, Any]] = []
+
+    def note(what: str, result: str, detail: str = "") -> None:
+        rows.append({"check": what, "result": result, "detail": mask(detail)})
+
+    world = load_world(api, settings)
+    note("API key and region", "ok", f"{settings.api_url}, {len(world.cameras)} cameras")
+    probes: list[tuple[str, str, dict[str, Any]]] = [
+        ("right: session token", "org/generateFederatedSessionToken", {"durationSec": 60}),
+        ("right: alerts", "event/getPolicyAlerts", {"maxResults": 1}),
+        ("right: audio gateways", "audiogateway/getMinimalAudioGatewayStateList", {}),
+        ("right: addresses in bulk", "mediadevice/getBulkMediaDeviceDetails", {"devices": []}),
+    ]
+    for what, operation, body in probes:
+        try:
+            api.call(operation, **body)
+            note(what, "ok")
+        except ApiError as problem:
+            note(what, "slower" if "bulk" in what else "FAILED", str(problem))
+    try:
+        ffmpeg = find_ffmpeg("making MP4 files")
+        words = subprocess.run([ffmpeg, "-version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20)
+        note("FFmpeg", "ok" if words.returncode == 0 else "FAILED", words.stdout.partition("Copyright")[0].strip() or ffmpeg)
+    except (CannotStart, OSError, subprocess.TimeoutExpired) as problem:
+        note("FFmpeg", "FAILED", str(problem))
+    note("space", "ok", f"{size_text(shutil.disk_usage(settings.output_dir).free)} free in {settings.output_dir}")
+    media = MediaClient(api, Context(settings), SessionToken(api))
+    directory = Directory(api, media.context)
+    with ThreadPoolExecutor(8) as pool:
+        rows += pool.map(lambda camera: reach_of(camera, directory, media), world.chosen)
+    print_rows(rows, settings.as_json)
+    failed = [row["check"] for row in rows if row["result"] == "FAILED"]
+    if failed:
+        log.error("failed: %s", ", ".join(failed))
+    return Status.PARTIAL if failed else Status.DONE
+
+
+def reach_of(camera: Camera, directory: Directory, media: MediaClient) -> dict[str, Any]:
+    """One row of --check: does any LAN address of the camera answer, whatever it says?"""
+    row = {"check": f"LAN: {camera.name} ({camera.address})", "result": "WAN only", "detail": ""}
+    if not camera.online:
+        return row | {"detail": "the camera is offline; its cloud footage can be had"}
+    try:
+        addresses = directory.addresses(camera.address, camera, audio=False)
+        for template in addresses.lan_check or addresses.lan:
+            try:
+                media.get("lan", template.partition("{")[0])
+            except Unreachable as problem:
+                row["detail"] = str(problem)
+                continue
+            except (TransferError, NotFound, MediaRefused) as problem:
+                log.debug("%s answers: %s", camera.address, problem)
+            return row | {"result": "ok", "detail": urlsplit(template).netloc}
+        if not addresses.lan and not addresses.wan:
+            return row | {"result": "FAILED", "detail": "the API gives no media addresses"}
+    except (ApiError, ClipError) as problem:
+        return row | {"result": "FAILED", "detail": str(problem)}
+    return row
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    """Start the simulator that comes with the tests, and copy from it: a range with sound, and what alerts point to."""
+    simulator = Path(__file__).resolve().parent / "tests" / "rhombus_simulator.py"
+    if not simulator.exists():
+        raise CannotStart(f"--demo needs {simulator}, which comes with the whole repository")
+    log.info("starting a simulated camera cloud on this machine; making its footage takes some seconds the first time")
+    with subprocess.Popen([sys.executable, str(simulator), "--exit_with_stdin"], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, text=True) as process:  # fmt: skip
+        assert process.stdout and process.stdin
+        try:
+            ready = json.loads(process.stdout.readline() or "{}")
+            if "api_url" not in ready:
+                raise CannotStart("the simulator did not start; run it by hand to see why: python tests/rhombus_simulator.py")
+            folder = str(arguments.output_dir or "demo_footage")
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            statuses = []
+            for words in (["-s", "20 minutes ago", "-u", "60"], ["--alerts", "--after_time", "6 hours ago"]):
+                log.info("copy_footage.py %s --output_dir %s", " ".join(words), folder)
+                part = build_parser().parse_args([*words, "--output_dir", folder])
+                settings = settle(part, defaults() | {"api_key": ready["api_key"], "api_url": ready["api_url"]})
+                output_folder(settings)
+                statuses.append(work(settings, arguments.quiet)[0])
+        finally:
+            process.stdin.close()
+            process.terminate()
+    log.info("done: open the .mp4 files in %s with any player; each .json beside them says what it is", folder)
+    return max(statuses)
+
+
+# --- command line ------------------------------------------------------------------------------------------------
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every flag with its unit and default. A flag that is not given is None: config.yaml or the default decides."""
+    parser = argparse.ArgumentParser(prog="copy_footage.py", description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+
+    def flag(group: Any, *names: str, **options: Any) -> None:
+        if "metavar" not in options and "choices" not in options:
+            options |= {"action": "store_true", "default": None}
+        group.add_argument(*names, **options)
+
+    what = parser.add_argument_group("what to copy")
+    flag(what, "-s", "--start_time", metavar="TIME", help="start of the range (default: 1 hour ago)")
+    flag(what, "-u", "--duration", metavar="SEC", help="length of the range, seconds or 1h30m (default: 3600)")
+    flag(what, "-al", "--alerts", help="what policy alerts point to, instead of a range")
+    flag(what, "-ma", "--max_alerts", metavar="N", type=int, help="at most this many alerts (default: 100)")
+    flag(what, "-bt", "--before_time", metavar="TIME", help="alerts before this time")
+    flag(what, "-at", "--after_time", metavar="TIME", help="alerts after this time")
+    flag(what, "-ab", "--alert_buffer", metavar="SEC", help="before and after each alert (default: 30)")
+    flag(what, "-loc", "--location_uuid", metavar="ID", action="append",
+         help="only this location and what is below it: UUID or exact name; repeatable")  # fmt: skip
+    flag(what, "-cam", "--camera_uuid", metavar="ID", action="append", help="only this camera: UUID or exact name; repeatable")
+    flag(what, "--clip_length", metavar="SEC", help="cut a range into clips of this length (default: 0, one clip)")
+    flag(what, "--timezone", metavar="ZONE", help="of times without a zone and of alert names (default: the host's)")
+    who = parser.add_argument_group("account")
+    flag(who, "-a", "--api_key", metavar="KEY", help="better given as RHOMBUS_API_KEY or in config.yaml: others can see flags")
+    flag(who, "-c", "--cert", metavar="FILE", help="client certificate (PEM) of a certificate key")
+    flag(who, "-p", "--private_key", metavar="FILE", help="private key (PEM) of --cert")
+    flag(who, "--api_url", metavar="URL", help="us, eu, or an address (default: RHOMBUS_API_URL, else us)")
+    flag(who, "--org_uuid", metavar="ID", help="client organisation, for partner keys")
+    how = parser.add_argument_group("how to copy")
+    flag(how, "--output_dir", metavar="DIR", help="where files go (default: the current folder)")
+    flag(how, "-w", "--usewan", help="over WAN only")
+    flag(how, "--lan_only", help="over LAN only")
+    flag(how, "--verify_lan", help="verify the TLS certificates of LAN devices, which are mostly self-signed")
+    flag(how, "--workers", metavar="N", type=int, help="clips side by side (default: 4)")
+    flag(how, "--segment_workers", metavar="N", type=int, help="requests side by side within a clip (default: 0: WAN 8, LAN 2)")
+    flag(how, "--no_audio", help="video only")
+    flag(how, "--audio_offset", metavar="SEC", type=float, help="move audio against video, positive is later (default: 0)")
+    flag(how, "--audio_codec", choices=("copy", "aac"), help="copy keeps Opus, aac suits old players (default: copy)")
+    flag(how, "--bwlimit", metavar="RATE", help="at most this many bytes a second, such as 500K or 10M (default: 0, no limit)")
+    flag(how, "--max_duration", metavar="SEC", help="end the run after this time, parts are kept (default: 0, no limit)")
+    flag(how, "--overwrite", help="fetch again and replace what is there")
+    flag(how, "--ignore_space", help="start although the estimate says that the disk is too small")
+    cron = parser.add_argument_group("catching up, for cron")
+    flag(cron, "--catch_up", help="go on where the last run of the same query ended")
+    flag(cron, "--lag", metavar="SEC", help="leave the newest footage for later (default: 5m in the cloud, 10 on the LAN)")
+    flag(cron, "--lookback", metavar="SEC", help="list alerts again so far back (default: 72h)")
+    flag(cron, "--give_up_after", metavar="SEC", help="publish what there is after trying so long (default: 7d)")
+    show = parser.add_argument_group("looking")
+    flag(show, "--dry_run", help="names, ranges and estimated sizes; nothing is downloaded")
+    flag(show, "--list", choices=("cameras", "locations", "alerts"), help="what there is")
+    flag(show, "--check", help="key, region, rights, LAN reach of each camera, FFmpeg, space")
+    flag(show, "--status", help="state of the catch-up queries in --output_dir; exit 1 beyond the limits")
+    flag(show, "--json", help="results as JSON Lines, the last one a summary")
+    flag(show, "--demo", help="try everything on a simulated cloud, without an account, into demo_footage/")
+    add_common_flags(parser)
+    return parser
+
+
+def join_identifiers(argv: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
+    """`-cam -Gw…` as one word: a value flag takes a next word of 22 identifier characters whatever it begins with."""
+    flags = {name: action.nargs != 0 for action in parser._actions for name in action.option_strings}
+    words: list[str] = []
+    for word in argv:
+        if words and flags.get(words[-1]) and word.startswith("-") and RUUID.fullmatch(word) and word not in flags:
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
+
+
+def defaults() -> dict[str, Any]:
+    return load_config(Path(os.devnull), ("rhombus",), Path())["rhombus"]
+
+
+def settle(arguments: argparse.Namespace, config: Mapping[str, Any]) -> Settings:
+    """Flag over environment over config over default, every value checked. Raises UsageError."""
+    given = {name: value for name, value in vars(arguments).items() if value not in (None, [])}
+    chosen: dict[str, Any] = {**config, **given}
+    now = time.time()
+    zone = parse_zone(chosen["timezone"])
+
+    def seconds(name: str) -> float:
+        return parse_duration(chosen[name], f"--{name}")
+
+    def moment(name: str) -> float | None:
+        return parse_time(str(given[name]), f"--{name}", zone, now) if name in given else None
+
+    url = str(API_BASES.get(str(chosen["api_url"]).lower(), chosen["api_url"])).rstrip("/")
+    start_time, length = moment("start_time"), parse_duration(given.get("duration", 3600), "--duration")
+    start = math.floor(now - 3600 if start_time is None else start_time)
+    settings = Settings(
+        api_key=str(chosen["api_key"] or ""), api_url=url, cert=chosen["cert"], private_key=chosen["private_key"],
+        org_uuid=chosen["org_uuid"], output_dir=Path(chosen["output_dir"]).expanduser(),
+        cameras=tuple(map(str, chosen["camera_uuid"])), locations=tuple(map(str, chosen["location_uuid"])),
+        start_sec=start, end_sec=math.ceil(start + length), alerts=bool(given.get("alerts")),
+        max_alerts=chosen["max_alerts"], after_sec=moment("after_time"), before_sec=moment("before_time"),
+        alert_buffer_sec=math.ceil(seconds("alert_buffer")), usewan=chosen["usewan"], lan_only=chosen["lan_only"],
+        verify_lan=chosen["verify_lan"], workers=chosen["workers"], segment_workers=chosen["segment_workers"],
+        clip_length_sec=math.ceil(seconds("clip_length") / SEGMENT_SEC) * SEGMENT_SEC, no_audio=chosen["no_audio"],
+        audio_offset_sec=chosen["audio_offset"], audio_codec=str(chosen["audio_codec"]),
+        bwlimit_bytes_per_sec=parse_rate(chosen["bwlimit"], "--bwlimit"), max_duration_sec=seconds("max_duration"),
+        zone=zone, overwrite=bool(given.get("overwrite")), dry_run=bool(given.get("dry_run")),
+        as_json=bool(given.get("json")), catch_up=bool(given.get("catch_up")),
+        lag_sec=None if chosen["lag"] is None else seconds("lag"), lookback_sec=seconds("lookback"),
+        give_up_after_sec=seconds("give_up_after"), tries=chosen["tries"], retry_wait_sec=seconds("retry_wait"),
+        connect_timeout_sec=seconds("connect_timeout"), read_timeout_sec=seconds("read_timeout"),
+        ignore_space=bool(given.get("ignore_space")), status_max_age_sec=seconds("status_max_age"),
+        status_max_pending=chosen["status_max_pending"], status_max_lost=chosen["status_max_lost"],
+        status_min_free_bytes=chosen["status_min_free_bytes"], now=now)  # fmt: skip
+    refuse(settings, given)
+    return settings
+
+
+def refuse(settings: Settings, given: Mapping[str, Any]) -> None:
+    """UsageError for what cannot be meant."""
+    if bool(settings.cert) != bool(settings.private_key):
+        raise UsageError("--cert and --private_key belong together: give both or none")
+    for name, path in (("--cert", settings.cert), ("--private_key", settings.private_key)):
+        if path and not os.access(path, os.R_OK):
+            raise UsageError(f"{name} {path}: cannot be read")
+    parts = urlsplit(settings.api_url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UsageError(f"--api_url: {settings.api_url!r} is neither us, eu, nor an address that begins with https://")
+    if parts.scheme == "http" and not is_loopback(parts.hostname):
+        raise UsageError(f"--api_url: {settings.api_url} would send the key unprotected; say https://")
+    if settings.usewan and settings.lan_only:
+        raise UsageError("--usewan and --lan_only exclude each other")
+    for name, value, low in (("workers", settings.workers, 1), ("segment_workers", settings.segment_workers, 0),
+                             ("max_alerts", settings.max_alerts, 1), ("tries", settings.tries, 1)):  # fmt: skip
+        if not low <= value <= 100_000:
+            raise UsageError(f"--{name}: {value} is not {low} or more")
+    if settings.end_sec <= settings.start_sec:
+        raise UsageError("--duration: nothing to copy; say at least one second")
+    if settings.end_sec - settings.start_sec > 366 * 86400:
+        raise UsageError("--duration: more than a year; ask for less at a time")
+    if settings.start_sec >= settings.now and not settings.alerts:
+        raise UsageError(f"--start_time: {clock_text(settings.start_sec, settings.zone)} is in the future")
+    if settings.after_sec and settings.before_sec and settings.after_sec >= settings.before_sec:
+        raise UsageError("--after_time is not before --before_time")
+    if settings.catch_up and (wrong := [name for name in ("duration", "before_time", "overwrite") if name in given]):
+        raise UsageError(f"--catch_up decides itself how far it goes; leave out --{wrong[0]}")
+    if settings.alert_buffer_sec > 86400:
+        raise UsageError("--alert_buffer: more than a day")
+
+
+def output_folder(settings: Settings) -> None:
+    """Make sure that the output folder is there and takes files; CannotStart when not."""
+    try:
+        (settings.output_dir / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
+        probe = settings.output_dir / STATE_FOLDER / f"probe.{os.getpid()}.part"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as problem:
+        raise CannotStart(f"--output_dir {settings.output_dir}: cannot be written: {problem.strerror}") from problem
+
+
+def perform(settings: Settings, arguments: argparse.Namespace) -> tuple[int, str, bool]:
+    """What was asked for, as (status, report for notifications, was anything warned about)."""
+    if arguments.status:
+        return show_status(settings), "", False
+    if arguments.list or arguments.check:
+        api = Api(settings, Context(settings))
+        return (show_list(api, settings, arguments.list) if arguments.list else show_check(api, settings)), "", False
+    if not settings.catch_up:
+        return work(settings, arguments.quiet)
+    catch_up = CatchUp(settings.output_dir / STATE_FOLDER, settings)
+    with run_lock(catch_up.path.with_suffix(".lock"), f"--catch_up of {catch_up.words!r}"):
+        return work(settings, arguments.quiet)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, configure, refuse early, act, report; returns the exit status."""
+    parser = build_parser()
+    arguments = parser.parse_args(join_identifiers(sys.argv[1:] if argv is None else argv, parser))
+    start_logging(arguments)
+    if arguments.demo:
+        return demo(arguments)
+    config = load_config(arguments.config, ("rhombus", "notify"), Path(__file__).resolve().parent)
+    for secret in (arguments.api_key, config["rhombus"]["api_key"]):
+        hide_secret(secret)
+    settings = settle(arguments, config["rhombus"])
+    if arguments.api_key:
+        log.warning("--api_key can be seen by others on this machine; better set RHOMBUS_API_KEY")
+    if not settings.api_key and not arguments.status:
+        raise UsageError("no API key: give --api_key, set RHOMBUS_API_KEY, or put rhombus.api_key into config.yaml; "
+                         "--demo works without one")  # fmt: skip
+    output_folder(settings)
+    told, key = settings.output_dir / STATE_FOLDER / "notified.json", f"copy_footage {query_words(settings)}"
+    looking = arguments.list or arguments.check or arguments.status or arguments.dry_run
+    try:
+        status, report, warned = perform(settings, arguments)
+    except CannotStart as problem:
+        if not looking:
+            notify(config["notify"], told, key, problem.status, str(problem), warned=True)
+        raise
+    if not looking:
+        notify(config["notify"], told, key, status, report, warned=warned)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

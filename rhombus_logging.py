@@ -1,0 +1,606 @@
+"""How a run of our programs is configured, logged and ended: what a user sees the same way in every one of them.
+
+Exit statuses, the log with secrets masked, config.yaml, files that appear whole or not at all, locks, "program not
+found", notifications, and the one place that turns exceptions and signals into a status. Nothing here knows what a
+camera is; retries, child processes and times belong to the programs.
+
+Needs: PyYAML for a config file; apprise only for `notify.urls`. Nothing is imported, opened or changed at import.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+from urllib.parse import quote
+
+LOCK_POLL_SEC = 0.2
+NOTIFY_TIMEOUT_SEC = 20
+SHORTEST_SECRET = 4  # shorter values would blank out ordinary words in the log
+LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+DEBUG_FORMAT = "%(asctime)s %(levelname)s %(threadName)s %(message)s"
+# What a secret looks like where nobody registered it: tokens in addresses and headers, passwords in URLs.
+SECRET_PATTERNS = (
+    re.compile(r"(?i)(x-auth-(?:ft|apikey|access-token)['\"]?\s*[=:]\s*['\"]?)[^\s&'\",;]+"),
+    re.compile(r"(RFT:)[A-Za-z0-9_-]+"),
+    re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://[^\s/:@]*:)[^\s/]*(?=@)"),
+)
+
+log = logging.getLogger(__name__)
+
+
+class Status(IntEnum):
+    """Exit statuses, the same in every program."""
+
+    DONE = 0  # done, or nothing to do
+    PARTIAL = 1  # finished, but some items failed or are incomplete; a rerun retries only those
+    USAGE = 2  # bad flag or config, nothing touched
+    CANNOT_START = 3  # key refused, program, mount or server missing
+    BUSY = 4  # another run holds the lock
+    SIGINT = 130
+    SIGTERM = 143
+
+
+class ProgramError(Exception):
+    """A failure that the user can act on: one sentence, and the status that the run ends with."""
+
+    status = Status.CANNOT_START
+
+
+class UsageError(ProgramError):
+    """A flag or a config value is wrong; nothing was touched."""
+
+    status = Status.USAGE
+
+
+class CannotStart(ProgramError):
+    """Something that the run needs is refused or missing."""
+
+
+class Busy(ProgramError):
+    """Another run holds the lock."""
+
+    status = Status.BUSY
+
+
+class Terminated(BaseException):
+    """SIGTERM as an exception, so that `with` blocks clean up."""
+
+
+# --- log ---------------------------------------------------------------------------------------------------------
+
+
+class MaskingFormatter(logging.Formatter):
+    """Writes a record in local time with its UTC offset, and never a secret: neither message nor traceback."""
+
+    def __init__(self, pattern: str) -> None:
+        super().__init__(pattern, "%Y-%m-%dT%H:%M:%S%z")
+        self.secrets: set[str] = set()
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self.mask(super().format(record))
+
+    def mask(self, text: str) -> str:
+        for secret in sorted(self.secrets, key=len, reverse=True):
+            text = text.replace(secret, "***")
+        for pattern in SECRET_PATTERNS:
+            text = pattern.sub(r"\1***", text)
+        return text
+
+
+class StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Looks up sys.stderr for each line, so that a progress display can put itself in between."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+
+def _formatters() -> list[MaskingFormatter]:
+    found = [handler.formatter for handler in logging.getLogger().handlers]
+    return [formatter for formatter in found if isinstance(formatter, MaskingFormatter)]
+
+
+def hide_secret(value: str | None) -> None:
+    """From now on `value` appears in no log line, also not percent-encoded. Call it before the value is used."""
+    if value and len(value) >= SHORTEST_SECRET:
+        for formatter in _formatters():
+            formatter.secrets.update({value, quote(value, safe="")})
+
+
+def mask(text: str) -> str:
+    """`text` without secrets, for what is written elsewhere than to the log: JSON, mail, state files."""
+    for formatter in _formatters() or [MaskingFormatter(LOG_FORMAT)]:
+        text = formatter.mask(text)
+    return text
+
+
+def add_common_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that every program has: --config, --log_file, --quiet, -g/--debug."""
+    group = parser.add_argument_group("every program")
+    group.add_argument("--config", metavar="FILE", type=Path, help="settings (default: config.yaml beside the program)")
+    group.add_argument("--log_file", metavar="FILE", type=Path, help="also write the log to this file")
+    group.add_argument("--quiet", action="store_true", help="nothing on stderr unless something failed (for cron)")
+    group.add_argument("-g", "--debug", action="store_true", help="log requests, decisions and threads; never a secret")
+
+
+def start_logging(arguments: argparse.Namespace) -> None:
+    """Log to stderr (with --quiet only what failed) and to --log_file; replaces handlers of an earlier call."""
+    root = logging.getLogger()
+    for old in [handler for handler in root.handlers if isinstance(handler.formatter, MaskingFormatter)]:
+        root.removeHandler(old)
+        old.close()
+    handlers: list[logging.Handler] = [StderrHandler()]
+    handlers[0].setLevel(logging.ERROR if arguments.quiet else logging.DEBUG)
+    if arguments.log_file:
+        from logging.handlers import WatchedFileHandler  # goes on in a new file after logrotate
+
+        try:
+            handlers.append(WatchedFileHandler(arguments.log_file, encoding="utf-8"))
+        except OSError as problem:
+            raise UsageError(f"--log_file {arguments.log_file}: {problem.strerror}") from problem
+    for handler in handlers:
+        handler.setFormatter(MaskingFormatter(DEBUG_FORMAT if arguments.debug else LOG_FORMAT))
+        root.addHandler(handler)
+    root.setLevel(logging.DEBUG if arguments.debug else logging.INFO)
+    for chatty in ("urllib3", "asyncio", "tzlocal"):
+        logging.getLogger(chatty).setLevel(logging.DEBUG if arguments.debug else logging.CRITICAL)
+
+
+# --- config ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Key:
+    """One setting: its default, what it may be (`text`, `whole`, `number`, `bool`, `list`, `map`), is it a secret."""
+
+    default: Any = None
+    kind: str = "text"
+    secret: bool = False
+    keys: Mapping[str, Key] = field(default_factory=dict)  # of a map, or of each map in a list
+
+
+_CAMERA_DEFAULTS = {
+    "user": Key(), "password": Key(secret=True), "rtsp_port": Key(554, "whole"), "rtsp_path": Key(),
+    "output_dir": Key(), "logs_dir": Key(), "segment_time": Key(3600, "whole"), "loglevel": Key("warning"),
+}  # fmt: skip
+
+# The one list of names: an unknown section or key anywhere in a config file is refused. `rhombus` and `notify` are
+# read by the programs that are here; the other sections are those of existing installations.
+CONFIG_KEYS: dict[str, dict[str, Key]] = {
+    "rhombus": {
+        "api_key": Key(secret=True), "cert": Key(), "private_key": Key(), "api_url": Key("us"), "org_uuid": Key(),
+        "output_dir": Key("."), "location_uuid": Key([], "list"), "camera_uuid": Key([], "list"),
+        "workers": Key(4, "whole"), "segment_workers": Key(0, "whole"), "clip_length": Key(0),
+        "usewan": Key(False, "bool"), "lan_only": Key(False, "bool"), "verify_lan": Key(False, "bool"),
+        "no_audio": Key(False, "bool"), "audio_offset": Key(0, "number"), "audio_codec": Key("copy"),
+        "bwlimit": Key("0"), "max_duration": Key(0), "timezone": Key(), "alert_buffer": Key(30),
+        "max_alerts": Key(100, "whole"), "lag": Key(), "lookback": Key("72h"), "give_up_after": Key("7d"),
+        "tries": Key(5, "whole"), "retry_wait": Key(1), "connect_timeout": Key(4), "read_timeout": Key(15),
+        "status_max_age": Key("26h"), "status_max_pending": Key(100, "whole"), "status_max_lost": Key(0, "whole"),
+        "status_min_free_bytes": Key(1_000_000_000, "whole"),
+    },
+    "notify": {
+        "smtp_host": Key(), "smtp_port": Key(587, "whole"), "smtp_user": Key(), "smtp_pass": Key(secret=True),
+        "alert_to": Key([], "list"), "urls": Key([], "list", secret=True), "ping_url": Key(secret=True),
+        "on": Key("failure"), "repeat_after": Key(86400, "whole"),
+    },
+    "storage": {"local_path": Key()},
+    "cameras": {
+        "name": Key(), "rtsp_url": Key(secret=True), "enabled": Key(True, "bool"), "station": Key(), "ip": Key(),
+        "label": Key(), "rhombus_uuid": Key(), **_CAMERA_DEFAULTS,
+    },
+    "recording": {"segment_duration": Key(3600, "whole"), "timezone": Key("UTC"),
+                  "defaults": Key({}, "map", keys=_CAMERA_DEFAULTS)},
+    "nas": {"ready_for_backup_dir": Key(), "nas_target_dir": Key(), "success_log_dir": Key(), "lock_dir": Key(),
+            "rsync_options": Key([], "list")},
+    "s3": {"access_key_id": Key(secret=True), "secret_access_key": Key(secret=True), "bucket": Key(),
+           "endpoint": Key(), "region": Key(), "addressing": Key()},
+    "upload": {"check_interval": Key(300, "whole"), "delete_after_upload": Key(True, "bool")},
+    "retention": {"keep_days": Key(0, "number"), "max_bytes": Key(0, "whole"), "min_free_bytes": Key(0, "whole"),
+                  "grace_sec": Key(0, "whole"), "required": Key([], "list"), "without_archive": Key(False, "bool")},
+    "analysis": {"capture_dirs": Key([], "list"), "database": Key(), "evidence_dir": Key()},
+    "capture": {"grabbers": Key([], "list"), "stills_per_sec": Key(1, "number")},
+}  # fmt: skip
+LIST_SECTIONS = ("cameras",)  # a list of maps with these keys, not one map
+ENVIRONMENT_OF = {  # environment > config file, for what should not stand in a file
+    ("rhombus", "api_key"): "RHOMBUS_API_KEY", ("rhombus", "api_url"): "RHOMBUS_API_URL",
+    ("notify", "smtp_host"): "SMTP_HOST", ("notify", "smtp_port"): "SMTP_PORT", ("notify", "smtp_user"): "SMTP_USER",
+    ("notify", "smtp_pass"): "SMTP_PASS", ("notify", "alert_to"): "ALERT_TO",
+}  # fmt: skip
+KINDS: dict[str, tuple[type, ...]] = {
+    "text": (str, int, float), "whole": (int,), "number": (int, float), "bool": (bool,), "list": (list,), "map": (dict,)
+}  # fmt: skip
+KIND_WORDS = {"text": "text", "whole": "a whole number", "number": "a number", "bool": "true or false",
+              "list": "a list", "map": "a map of keys"}  # fmt: skip
+
+
+def load_config(path: Path | None, sections: tuple[str, ...], beside: Path) -> dict[str, dict[str, Any]]:
+    """The settings of `sections`, each key filled: environment > file > default.
+
+    `path` None means config.yaml in the folder `beside`, if it is there. Raises UsageError that names every mistake at
+    once: unknown names anywhere, wrong types, unset ${NAMES} and leftover YOUR_… values in `sections`.
+    """
+    file = path or beside / "config.yaml"
+    document = _read_yaml(file) if path or file.exists() else {}
+    mistakes: list[str] = []
+    for section, content in document.items():
+        known = CONFIG_KEYS.get(str(section))
+        if known is None:
+            mistakes.append(f"{section}: there is no such section{_nearest(section, CONFIG_KEYS)}")
+            continue
+        used = section in sections
+        maps = content if section in LIST_SECTIONS and isinstance(content, list) else [content]
+        for values in maps:
+            _check_map(str(section), values, known, used, mistakes)
+    if mistakes:
+        raise UsageError(f"{file}: " + "; ".join(mistakes))
+    _check_permissions(file, document)
+    return {section: _fill(section, document.get(section) or {}) for section in sections}
+
+
+def _read_yaml(file: Path) -> dict[Any, Any]:
+    import yaml
+
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise UsageError(f"{file}: cannot be read: {problem.strerror}") from problem
+    except (yaml.YAMLError, UnicodeDecodeError) as problem:
+        mark = getattr(problem, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise UsageError(f"{file}: this is not valid YAML{where}: {getattr(problem, 'problem', problem)}") from problem
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise UsageError(f"{file}: expected sections such as 'rhombus:' at the top")
+    return document
+
+
+def _check_map(where: str, values: Any, known: Mapping[str, Key], used: bool, mistakes: list[str]) -> None:
+    """Check one map of keys against the names and kinds, replacing ${NAME} in place; mistakes are appended."""
+    if values is None:
+        return
+    if not isinstance(values, dict):
+        mistakes.append(f"{where}: expected a map of keys")
+        return
+    for name, value in list(values.items()):
+        key = known.get(str(name))
+        if key is None:
+            mistakes.append(f"{where}.{name}: there is no such key{_nearest(name, known)}")
+            continue
+        if key.keys:
+            _check_map(f"{where}.{name}", value, key.keys, used, mistakes)
+        if used and value is not None:
+            values[name] = _checked(f"{where}.{name}", value, key, mistakes)
+
+
+def _checked(where: str, value: Any, key: Key, mistakes: list[str]) -> Any:
+    if isinstance(value, list):
+        return [_checked(where, item, Key(), mistakes) for item in value] if key.kind == "list" else _wrong(
+            where, value, key, mistakes)  # fmt: skip
+    if isinstance(value, str):
+        for name in re.findall(r"\$\{([^}]*)\}", value):
+            if name not in os.environ:
+                mistakes.append(f"{where}: the environment has no variable {name}")
+            value = value.replace("${" + name + "}", os.environ.get(name, ""))
+        if value.startswith("YOUR_"):
+            mistakes.append(f"{where}: still holds the placeholder {value}")
+        if key.kind == "list":
+            return [value]
+    is_bool = isinstance(value, bool)
+    if not isinstance(value, KINDS[key.kind]) or (is_bool and key.kind != "bool"):
+        return _wrong(where, value, key, mistakes)
+    return value
+
+
+def _wrong(where: str, value: Any, key: Key, mistakes: list[str]) -> Any:
+    shown = "a list" if isinstance(value, list) else "***" if key.secret else repr(value)
+    mistakes.append(f"{where}: expected {KIND_WORDS[key.kind]}, found {shown}")
+    return value
+
+
+def _nearest(name: Any, known: Mapping[str, Any]) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(str(name), list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _fill(section: str, values: Any) -> Any:
+    if isinstance(values, list):
+        return values
+    filled = {name: key.default for name, key in CONFIG_KEYS[section].items()}
+    filled.update({name: value for name, value in values.items() if value is not None})
+    for (owner, name), variable in ENVIRONMENT_OF.items():
+        if owner == section and os.environ.get(variable):
+            text = os.environ[variable]
+            kind = CONFIG_KEYS[section][name].kind
+            if kind == "whole" and not text.isdigit():
+                raise UsageError(f"{variable} in the environment: expected a whole number, found {text!r}")
+            filled[name] = text.replace(",", " ").split() if kind == "list" else int(text) if kind == "whole" else text
+    return filled
+
+
+def _check_permissions(file: Path, document: Mapping[Any, Any]) -> None:
+    """A secret in a file that others can read is warned about, and refused where systemd runs us."""
+    if os.name != "posix" or not document or not file.stat().st_mode & stat.S_IROTH:
+        return
+    for section, values in document.items():
+        for one in values if isinstance(values, list) else [values or {}]:
+            for name, value in one.items():
+                if CONFIG_KEYS[section][name].secret and value and "${" not in str(value):
+                    sentence = f"{file}: others can read {section}.{name}; run: chmod o-r {file}"
+                    if "INVOCATION_ID" in os.environ:
+                        raise UsageError(sentence)
+                    log.warning(sentence)
+                    return
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames in `folder` survive a power cut, where the system can (Windows cannot open folders)."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:  # some network filesystems refuse; the rename itself has happened
+        log.debug("%s: this filesystem does not sync folders", folder)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def part_file(path: Path) -> Iterator[Path]:
+    """Yield a path to write to; on success it is synced and renamed to `path`, on failure removed.
+
+    A crash leaves either the old `path` or the new one, and at worst a `*.part` beside it.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.part")
+    try:
+        yield part
+        with part.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        part.replace(path)
+        fsync_folder(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace `path` by `value` as JSON, whole or not at all."""
+    with part_file(path) as part:
+        part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line and sync it. Lines of programs that run side by side never mix; a torn last line is closed."""
+    with path.open("ab+") as handle:
+        lock_file(handle, wait=True)
+        torn = handle.seek(0, os.SEEK_END) > 0 and (handle.seek(-1, os.SEEK_END), handle.read(1))[1] != b"\n"
+        handle.write((b"\n" if torn else b"") + line.encode() + b"\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+# --- locks -------------------------------------------------------------------------------------------------------
+
+
+def lock_file(handle: IO[Any], *, wait: bool = False) -> bool:
+    """Take the lock of an open file until it is closed; False when another process or handle has it.
+
+    Where there are no such locks (Windows, some network mounts) it says so once in the debug log and answers True.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        log.debug("%s: this system has no file locks, going on without", handle.name)
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as problem:
+        log.debug("%s: no lock on this filesystem (%s), going on without", handle.name, problem.strerror)
+    return True
+
+
+@contextmanager
+def run_lock(path: Path, what: str, wait_sec: float = 0) -> Iterator[None]:
+    """Hold `path` as the lock of `what` for the length of a `with` block; Busy names who has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + wait_sec
+    with path.open("a+", encoding="utf-8") as handle:
+        while not lock_file(handle):
+            if time.monotonic() >= deadline:
+                handle.seek(0)
+                raise Busy(f"{what}: another run holds {path} (process {handle.read().strip() or 'unknown'})")
+            time.sleep(LOCK_POLL_SEC)
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+
+
+# --- programs ----------------------------------------------------------------------------------------------------
+
+
+def find_program(name: str, needed_for: str, install: str) -> str:
+    """The path of a program, or CannotStart that says what it is needed for and how to get it."""
+    found = shutil.which(name)
+    if not found:
+        raise CannotStart(f"{name} was not found; it is needed for {needed_for}; {install}")
+    return found
+
+
+def find_ffmpeg(needed_for: str) -> str:
+    """FFmpeg from PATH, else the one that the package imageio-ffmpeg brings along."""
+    if not shutil.which("ffmpeg"):
+        try:
+            import imageio_ffmpeg
+
+            return str(imageio_ffmpeg.get_ffmpeg_exe())
+        except (ImportError, RuntimeError):
+            pass
+    return find_program("ffmpeg", needed_for, "install it with 'pip install imageio-ffmpeg' or from your system")
+
+
+# --- notifications -----------------------------------------------------------------------------------------------
+
+
+def notify(settings: Mapping[str, Any], state_file: Path, key: str, status: int, report: str, warned: bool) -> None:
+    """Tell `notify.*` how the run `key` ended: on failure (status 1 or 3), again after `repeat_after`, on recovery.
+
+    The first line of `report` becomes the subject. What was told is remembered in `state_file`, so that a failure that
+    lasts is not told at every run. A notification that fails is a warning and never changes the result.
+    """
+    try:
+        told = json.loads(state_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        told = {}
+    before = told.get(key) if isinstance(told, dict) else None
+    failed = status in (Status.PARTIAL, Status.CANNOT_START) or (warned and settings["on"] == "warning")
+    now = time.time()
+    due = not before or before["status"] != status or now - before["told_at"] >= settings["repeat_after"]
+    headline = report.splitlines()[0] if report else ""
+    try:
+        if failed and due:
+            _send(settings, f"[{key}] failed: {headline}", report)
+        elif not failed and before:
+            since = time.strftime("%Y-%m-%d %H:%M %z", time.localtime(before["since"]))
+            _send(settings, f"[{key}] recovered: {headline}", f"failing since {since}, now well again\n\n{report}")
+        elif not failed and settings["on"] == "always":
+            _send(settings, f"[{key}] done: {headline}", report)
+        if not failed:
+            _ping(settings["ping_url"])
+    except Exception as problem:  # noqa: BLE001  a channel may fail in any way; the result of the run stands
+        log.warning("notification not sent: %s", problem)
+        due = False
+    told = told if isinstance(told, dict) else {}
+    told.pop(key, None)
+    if failed:
+        since_before = before or {"since": now, "told_at": 0}
+        told[key] = {"since": since_before["since"], "status": status, "told_at": now if due else since_before["told_at"]}
+    if failed or before:
+        try:
+            write_json(state_file, told)
+        except OSError as problem:
+            log.warning("%s: not written: %s", state_file, problem.strerror)
+
+
+def _send(settings: Mapping[str, Any], subject: str, body: str) -> None:
+    subject, body = mask(subject)[:200], mask(body)
+    if settings["smtp_host"] and settings["alert_to"]:
+        _send_mail(settings, subject, body)
+    if settings["urls"]:
+        try:
+            import apprise
+        except ImportError:
+            log.warning("notify.urls needs the package apprise: pip install apprise")
+            return
+        channels = apprise.Apprise()
+        for url in settings["urls"]:
+            hide_secret(url)
+            channels.add(url)
+        if not channels.notify(title=subject, body=body):
+            log.warning("notify.urls: at least one channel did not take the message")
+
+
+def _send_mail(settings: Mapping[str, Any], subject: str, body: str) -> None:
+    import smtplib
+    import ssl
+    from email.message import EmailMessage
+
+    host, port, user = str(settings["smtp_host"]), int(settings["smtp_port"]), settings["smtp_user"]
+    message = EmailMessage()
+    message["Subject"] = subject
+    message["From"] = user if user and "@" in str(user) else f"camera-archive@{os.uname().nodename}"
+    message["To"] = ", ".join(settings["alert_to"])
+    message.set_content(body or subject)
+    tls = ssl.create_default_context()
+    implicit = port == smtplib.SMTP_SSL_PORT
+    with smtplib.SMTP_SSL(host, port, timeout=NOTIFY_TIMEOUT_SEC, context=tls) if implicit else smtplib.SMTP(
+        host, port, timeout=NOTIFY_TIMEOUT_SEC
+    ) as server:
+        server.ehlo()
+        if not implicit and server.has_extn("starttls"):
+            server.starttls(context=tls)
+            server.ehlo()
+            implicit = True
+        if user and settings["smtp_pass"]:
+            if not implicit and host not in ("localhost", "127.0.0.1", "::1"):
+                raise OSError(f"{host} offers no TLS, so the password was not sent")
+            hide_secret(str(settings["smtp_pass"]))
+            server.login(str(user), str(settings["smtp_pass"]))
+        server.send_message(message)
+
+
+def _ping(url: str | None) -> None:
+    """Tell a dead-man's switch that the run ended well."""
+    if url:
+        import urllib.request
+
+        hide_secret(url)
+        if not url.startswith(("http://", "https://")):
+            raise ValueError("notify.ping_url: expected an http or https address")
+        urllib.request.urlopen(url, timeout=NOTIFY_TIMEOUT_SEC).close()  # noqa: S310
+
+
+# --- end of a run ------------------------------------------------------------------------------------------------
+
+
+def run(main: Callable[[], int]) -> int:
+    """Call `main` and turn whatever happens into an exit status; the last line of every program.
+
+    SIGTERM becomes the exception Terminated. Threads that still hang in a system call when `main` is over cannot hold
+    the process up: whatever they were doing was not recorded as done.
+    """
+
+    def terminate(_signum: int, _frame: FrameType | None) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        status = int(main())
+        sys.stdout.flush()
+    except ProgramError as problem:
+        log.error("%s", problem)
+        log.debug("where it was raised", exc_info=problem)
+        status = int(problem.status)
+    except KeyboardInterrupt:
+        status = int(Status.SIGINT)
+    except Terminated:
+        status = int(Status.SIGTERM)
+    except BrokenPipeError:  # the reader of stdout (head, grep -q) has gone; that is its right
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        status = int(Status.PARTIAL)
+    except Exception:  # noqa: BLE001  the one place where a bug becomes a status
+        log.exception("this is a bug in the program, please report it with the lines below")
+        status = int(Status.PARTIAL)
+    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        logging.shutdown()
+        sys.stderr.flush()
+        os._exit(status)
+    return status

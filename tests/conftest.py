@@ -1,0 +1,71 @@
+"""What holds for every test: where the programs lie, a clean environment, and a summary that hides nothing.
+
+A test that cannot do without a program calls `need("curl")`, imported from here: it returns the path, or skips the
+test, and the summary says loudly what was not tested.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+MISSING_VARIABLE = "TESTS_MISSING_PROGRAMS"  # set by run.py
+NOT_TESTED = "not tested, because this program is missing: "
+# A developer's keys, proxies and certificates must neither be used by a test nor decide its result.
+UNWANTED_PREFIXES = ("RHOMBUS_", "SMTP_", "AWS_")
+UNWANTED_VARIABLES = (
+    "ALERT_TO",
+    "INVOCATION_ID",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+)
+
+sys.path.insert(0, str(ROOT))  # the programs, also for a bare `pytest` from any folder
+
+for _name in list(os.environ):
+    if _name.upper() in UNWANTED_VARIABLES or _name.upper().startswith(UNWANTED_PREFIXES):
+        del os.environ[_name]
+
+# The same examples in every run and on every machine; a busy machine is not a failure.
+settings.register_profile("here", derandomize=True, deadline=None, database=None)
+settings.load_profile("here")
+
+
+def need(program: str) -> str:
+    """The path of a program that a test cannot do without; skips the test where it is missing."""
+    found = shutil.which(program)
+    if found is None:
+        pytest.skip(NOT_TESTED + program)
+    return found
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which tests did not run for want of a program: a green run must not look as if they had passed."""
+    skipped: dict[str, list[str]] = {}
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        _, found, program = reason.partition(NOT_TESTED)
+        if found:
+            skipped.setdefault(program, []).append(report.nodeid)
+    lines = [line for line in os.environ.get(MISSING_VARIABLE, "").splitlines() if line]
+    if not skipped and not lines:
+        return
+    terminalreporter.section("NOT TESTED", sep="!", red=True, bold=True)
+    for line in lines:
+        terminalreporter.write_line(f"missing program {line}")
+    for program, tests in sorted(skipped.items()):
+        terminalreporter.write_line(f"{program} is missing, therefore not run ({len(tests)}):")
+        for test in tests:
+            terminalreporter.write_line(f"    {test}")
