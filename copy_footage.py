@@ -73,7 +73,6 @@ STATE_FOLDER = ".copy_footage"
 SEGMENT_SEC = 2  # devices cut on even seconds (API reference), so ranges are fetched from and to even seconds
 TOKEN_LIFE_SEC = 3600
 TOKEN_RENEW_SHARE = 0.9  # of its life; vendor players use 0.97, our requests may last longer
-TOKEN_MIN_AGE_SEC = 10  # a token younger than this is not the reason for a refusal
 BULK_DEVICES = 200  # per call: 1,000 cameras and their gateways in ten calls
 ALERT_PAGE = 1000  # the advised ceiling
 COUNT_PAGES = 10  # pages read only to say how many alerts were not taken
@@ -103,6 +102,8 @@ EARLIEST_SEC, LATEST_SEC = 946_684_800, 4_102_444_800  # 2000 and 2100: outside 
 RUUID = re.compile(r"[A-Za-z0-9_-]{22}(\.[va][0-9])?")
 
 log = logging.getLogger("copy_footage")
+
+Windows = list[tuple[float, float]]  # [start, end) in epoch seconds, sorted and joined
 
 
 class ApiError(Exception):
@@ -542,9 +543,9 @@ def alert_clips(alert: Alert, cameras: Mapping[str, list[Camera]], settings: Set
     return clips
 
 
-def join_windows(windows: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+def join_windows(windows: Iterable[tuple[float, float]]) -> Windows:
     """Sorted [start, end) windows, joined where less than one segment lies between them (seams, reference 6)."""
-    joined: list[tuple[float, float]] = []
+    joined: Windows = []
     for start, end in sorted(windows):
         if joined and start - joined[-1][1] < SEGMENT_SEC:
             joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
@@ -607,8 +608,10 @@ class Context:
     def hush(self, realm: str, seconds: float) -> None:
         """Nobody sends anything to `realm` for so long: requests during the wait gain nothing (reference 1)."""
         with self._lock:
-            self._quiet_until[realm] = max(self._quiet_until.get(realm, 0.0), time.monotonic() + seconds)
-        log.warning("%s: too many requests, all threads wait %.0f s", realm, seconds)
+            before, until = self._quiet_until.get(realm, 0.0), time.monotonic() + seconds
+            self._quiet_until[realm] = max(before, until)
+        if until > before + 0.5:
+            log.warning("%s: too many requests, all threads wait %.0f s", realm, seconds)
 
     def wait_turn(self, realm: str) -> None:
         while (rest := self._quiet_until.get(realm, 0.0) - time.monotonic()) > 0:
@@ -722,9 +725,9 @@ class SessionToken:
             return self._token
 
     def renew(self, refused: str) -> None:
-        """Mint a new one, unless another thread has already replaced `refused` or it is too young to be at fault."""
+        """Mint a new one, unless another thread has already replaced `refused`."""
         with self._lock:
-            if refused == self._token and time.monotonic() - self._minted_at > TOKEN_MIN_AGE_SEC:
+            if refused == self._token:
                 self._mint()
 
     def _mint(self) -> None:
@@ -796,7 +799,7 @@ class Directory:
         self._lock = threading.Lock()
         self._device_locks: dict[str, threading.Lock] = {}
         self._addresses: dict[str, Addresses] = {}
-        self._presence: dict[str, dict[str, list[tuple[float, float]]] | None] = {}
+        self._presence: dict[str, dict[str, Windows] | None] = {}
         self.ranges: dict[str, tuple[int, int]] = {}  # device -> union of the ranges of this run
 
     def want(self, clips: Iterable[Clip]) -> None:
@@ -841,7 +844,7 @@ class Directory:
             found = read_addresses(self.api.call("camera/getMediaUris", cameraUuid=camera.storage))
         return found
 
-    def presence(self, device: str, *, audio: bool) -> dict[str, list[tuple[float, float]]] | None:
+    def presence(self, device: str, *, audio: bool) -> dict[str, Windows] | None:
         """Joined windows by "local" and "cloud" over all that this run wants of `device`; None when unknown."""
         with self._lock:
             lock = self._device_locks.setdefault(f"presence {device}", threading.Lock())
@@ -854,14 +857,14 @@ class Directory:
                     self._presence[device] = None
             return self._presence[device]
 
-    def _ask_presence(self, device: str, audio: bool) -> dict[str, list[tuple[float, float]]] | None:
+    def _ask_presence(self, device: str, audio: bool) -> dict[str, Windows] | None:
         start, end = self.ranges[device]
         kind, name = ("audiogateway", "deviceUuid") if audio else ("camera", "cameraUuid")
         answer = self.api.call(f"{kind}/getPresenceWindows", **{name: device}, startTimeSec=start, durationSec=end - start)
         windows = answer.get("presenceWindows")
         if not isinstance(windows, dict):
             raise ApiError(f"{kind}/getPresenceWindows: answered without presenceWindows")
-        found: dict[str, list[tuple[float, float]]] = {"local": [], "cloud": []}
+        found: dict[str, Windows] = {"local": [], "cloud": []}
         for name, spans in windows.items():
             read = [(float(span["startSeconds"]), float(span["startSeconds"]) + float(span["durationSeconds"]))
                     for span in spans or [] if isinstance(span, dict)
@@ -1096,7 +1099,7 @@ class Done:
     file: str
     size_bytes: int
     audio: str
-    start_ms: int
+    made_at: float
 
 
 class Ledger:
@@ -1127,7 +1130,7 @@ class Ledger:
     def _take(self, line: dict[str, Any]) -> None:
         key = (str(line["camera"]), str(line["facet"]), int(line["start_ms"]), str(line["alert"]))
         self._done[key] = Done(str(line["state"]), int(line["end_ms"]), str(line["file"]), int(line["bytes"]),
-                               str(line["audio"]), int(line["start_ms"]))  # fmt: skip
+                               str(line["audio"]), float(line["made_at"]))  # fmt: skip
 
     def find(self, clip: Clip) -> Done | None:
         return self._done.get(clip.key)
@@ -1136,7 +1139,7 @@ class Ledger:
         camera, facet, start_ms, alert = clip.key
         line = {"schema": 1, "camera": camera, "facet": facet, "start_ms": start_ms, "end_ms": clip.end_sec * 1000,
                 "alert": alert, "state": state, "file": file, "bytes": size_bytes, "sha256": sha256, "audio": audio,
-                "at": clock_text(time.time())}  # fmt: skip
+                "made_at": round(time.time())}  # fmt: skip
         append_line(self.path, json.dumps(line))
         self.refresh()
 
@@ -1262,7 +1265,7 @@ class Part:
         old_path = self.path.with_name(self.path.name.removesuffix(".part") + ".old.part")
         spare = self.path.with_name(self.path.name.removesuffix(".part") + ".spare.part")
         had_old = old_path.exists()
-        for mine, other, third in ((self.path, old_path, spare), (self.record_path, _record(old_path), _record(spare))):
+        for mine, other, third in ((self.path, old_path, spare), (self.record_path, record_path(old_path), record_path(spare))):
             mine.replace(third)
             if had_old and other.exists():
                 other.replace(mine)
@@ -1330,12 +1333,12 @@ class Part:
         base = self.path.name.removesuffix(".part")
         for name in (".part", ".old.part", ".ordered.part", ".mux.part"):
             path = self.path.with_name(base + name)
-            _record(path).unlink(missing_ok=True)
+            record_path(path).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
         self.handle.close()
 
 
-def _record(part: Path) -> Path:
+def record_path(part: Path) -> Path:
     return part.with_name(part.name + ".json")
 
 
@@ -1344,17 +1347,14 @@ def _record(part: Path) -> Path:
 
 @dataclass
 class Stream:
-    """Video or audio of one clip: where it comes from, what of it is wanted, what is missing and why."""
+    """Video or audio of one clip: where it comes from, what it is kept in, what is missing of it and why."""
 
     kind: str  # lan or wan
     track: mpd_info.Track
     part: Part
-    wanted: list[int]
     missing: dict[int, str] = field(default_factory=dict)
     trouble: str = ""
-
-    def have(self) -> list[int]:
-        return self.part.have()
+    inside: tuple[mpd_info.Track, str] | None = None  # audio that the camera carries in its own MPD
 
     def unavailable(self) -> list[int]:
         """Segments that exist, or may, but could not be had."""
@@ -1368,7 +1368,7 @@ def download(context: Context, media: MediaClient, stream: Stream, workers: int,
     work early (`stream.trouble`). Raises Stopped and OSError (disk) with everything that arrived in order recorded.
     """
     check = segment_check(stream.track, init=False)
-    todo = deque(index for index in stream.wanted if not stream.part.has(index))
+    todo = deque(i for i in range(stream.track.segment_count()) if i not in stream.missing and not stream.part.has(i))
     flying: deque[tuple[int, Future[bytes]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix=f"{threading.current_thread().name}-{stream.track.kind}")
     fails, largest = 0, 1
@@ -1498,13 +1498,13 @@ def sync_file(path: Path) -> None:
 
 
 class Copier:
-    """Makes clips; everything that the clips of one run share. `copy` is called from several threads."""
+    """What the clips of one run share, and the door that every clip goes through. Called from several threads."""
 
     def __init__(self, settings: Settings, context: Context, media: MediaClient, directory: Directory, ledger: Ledger,
                  progress: Progress, ffmpeg: str) -> None:  # fmt: skip
         self.settings, self.context, self.media, self.directory = settings, context, media, directory
         self.ledger, self.progress, self.ffmpeg = ledger, progress, ffmpeg
-        self._lan_dead: set[str] = set()
+        self.lan_dead: set[str] = set()  # cameras of which no LAN address answered in this run
         self._start_lock = threading.Lock()
         self._started_at = 0.0
 
@@ -1516,7 +1516,11 @@ class Copier:
                 self.context.sleep(self._started_at + START_SPACING_SEC - time.monotonic())
                 self._started_at = time.monotonic()
             self.context.check()
-            return self._copy(clip)
+            if found := self.settled(clip):
+                return found
+            with Job(self, clip) as job:
+                self.ledger.refresh()  # another run may have finished it while we waited for the lock
+                return self.settled(clip) or job.copy()
         except Stopped as stop:
             return Outcome(clip, "not_started", str(stop))
         except Busy as busy:
@@ -1531,41 +1535,34 @@ class Copier:
             log.exception("%s: this is a bug in the program", clip.stem)
             return Outcome(clip, "failed", f"unexpected {type(problem).__name__}")
 
-    def _copy(self, clip: Clip) -> Outcome:
-        if settled := self.settled(clip):
-            return settled
-        part = Part(self.settings.output_dir / f"{clip.file_name(clip.audio)}.part")
-        try:
-            self.ledger.refresh()
-            return self.settled(clip) or self._fetch(clip, part)
-        finally:
-            part.close()
-
     def settled(self, clip: Clip) -> Outcome | None:
         """What is already there of this clip, without any request; None when there is something to do."""
-        folder, done = self.settings.output_dir, self.ledger.find(clip)
         if self.settings.overwrite:
             return None
-        if not done:
-            done = self._adopt(clip)
-        if not done or (done.end_ms < clip.end_sec * 1000 and done.state == "done"):
+        done = self.ledger.find(clip) or self._adopt(clip)
+        if not done or (done.state == "done" and done.end_ms < clip.end_sec * 1000):
             return None
-        file = folder / done.file
+        file = self.settings.output_dir / done.file
         here = bool(done.file) and file.exists()
         if here and file.stat().st_size != done.size_bytes:
             return Outcome(clip, "conflict", "its size is not the recorded one; move it away, or use --overwrite", file)
-        if done.audio == "failed" and clip.audio and here and not self._given_up(clip, clip.start_sec):
+        if clip.audio and here and self.lacks_audio(done):
             return None
-        return Outcome(clip, "already", done.state, file if here else None, done.size_bytes, done.audio)
+        audio = "" if done.audio == "failed" else done.audio
+        return Outcome(clip, "already", done.state, file if here else None, done.size_bytes, audio)
+
+    def lacks_audio(self, done: Done) -> bool:
+        """Is this a clip whose audio failed, and for which it is still worth trying?"""
+        return done.audio == "failed" and self.settings.now - done.made_at <= self.settings.give_up_after_sec
 
     def _adopt(self, clip: Clip) -> Done | None:
-        """A finished file that no record speaks of: believed on its sidecar, else on its length; checked, not fetched."""
+        """A finished file that no record speaks of: believed on its sidecar, else on its length; never fetched again."""
         for with_audio in (True, False):
             file = self.settings.output_dir / clip.file_name(with_audio)
-            if not file.exists() or file.with_name(file.name + ".part.json").exists():
-                continue
-            sidecar = read_json(file.with_suffix(".json"))
-            if sidecar and sidecar.get("bytes") == file.stat().st_size and sidecar.get("file") == file.name:
+            if not file.exists() or record_path(part_path(self.settings, clip)).exists():
+                continue  # with a part beside it, a crash came between the two: finishing the part finds the same bytes
+            size_bytes, sidecar = file.stat().st_size, read_json(file.with_suffix(".json"))
+            if sidecar and (sidecar.get("bytes"), sidecar.get("file")) == (size_bytes, file.name):
                 end_ms, audio = int(sidecar["requested"]["end_ms"]), str(sidecar["audio"]["status"])
                 sha256 = str(sidecar["sha256"])
             else:
@@ -1573,307 +1570,411 @@ class Copier:
                 if not length or abs(length - clip.fetch_duration_sec) > DURATION_SLACK_SEC:
                     raise ClipError(f"{file.name} exists and is not this clip; move it away, or use --overwrite")
                 end_ms, audio, sha256 = clip.end_sec * 1000, "ok" if with_audio else "none", sha256_of(file)
-                stream_less = sidecar_of(clip, file, sha256, None, None, {"status": audio}, complete=True)
-                write_json(file.with_suffix(".json"), stream_less)
-            known = replace(clip, end_sec=end_ms // 1000)
-            self.ledger.add(known, "done", file.name, file.stat().st_size, sha256, audio)
+                count = clip.fetch_duration_sec // SEGMENT_SEC
+                contents = Contents("unknown", SEGMENT_SEC, count, list(range(count)), {})
+                write_json(file.with_suffix(".json"), sidecar_of(clip, file, sha256, contents, {"status": audio}, True))
+            self.ledger.add(replace(clip, end_sec=end_ms // 1000), "done", file.name, size_bytes, sha256, audio)
             return self.ledger.find(clip)
         return None
 
-    def _given_up(self, clip: Clip, since_sec: float) -> bool:
-        return self.settings.now - since_sec > self.settings.give_up_after_sec
 
-    # --- what exists, and where from
+def part_path(settings: Settings, clip: Clip) -> Path:
+    return settings.output_dir / f"{clip.file_name(clip.audio)}.part"
 
-    def _recorded(self, clip: Clip, kind: str) -> tuple[list[tuple[float, float]] | None, list[tuple[float, float]] | None]:
-        """Windows that a source can serve, and windows that exist anywhere; None when that is unknown."""
-        presence = self.directory.presence(clip.camera.uuid, audio=False)
+
+@dataclass(frozen=True)
+class Contents:
+    """What a finished clip holds, for its sidecar: segments by index, and why others are missing."""
+
+    source: str
+    segment_sec: float
+    expected: int
+    have: list[int]
+    missing: dict[int, str]
+
+
+@dataclass
+class Sound:
+    """The audio of one clip. `status` is none, ok, not_recorded or failed; `stream` only when ok."""
+
+    status: str = "none"
+    gateway: str | None = None
+    detail: str = ""
+    stream: Stream | None = None
+
+
+class Job:
+    """One clip on its way: which sources, which segments, then publishing. Holds the locked parts of the clip."""
+
+    def __init__(self, run: Copier, clip: Clip) -> None:
+        self.run, self.clip, self.settings = run, clip, run.settings
+        self.part = Part(part_path(run.settings, clip))
+        self.sound_part: Part | None = None
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for part in filter(None, (self.part, self.sound_part)):
+            part.close()
+
+    def copy(self) -> Outcome:
+        clip, done = self.clip, self.run.ledger.find(self.clip)
+        if done and done.audio == "failed" and done.end_ms >= clip.end_sec * 1000 and not self.settings.overwrite:
+            return self._add_audio(done)
+        count = clip.fetch_duration_sec // SEGMENT_SEC
+        reasons = self._reasons("lan" if self.settings.lan_only else "wan", SEGMENT_SEC, count)
+        if len(reasons) == count and not self.part.have():
+            return self._nothing(reasons)
+        self.part.note_try(self._windows("wan")[1])
+        with self.run.progress.clip(clip, count) as tell:
+            video, sound = self._fetch(tell)
+            if not video.part.have():
+                return self._nothing(video.missing, video.trouble)
+            short, give_up = video.unavailable(), self._given_up()
+            if short and not give_up:
+                return self._kept(video, short)
+            return self._publish(video, sound, partial=bool(short) or "expired" in video.missing.values())
+
+    def _given_up(self) -> bool:
+        return self.settings.now - self.part.first_try_at > self.settings.give_up_after_sec
+
+    def _kept(self, video: Stream, short: list[int]) -> Outcome:
+        not_yet = all(video.missing[index] == "not_yet" for index in short)
+        why = video.trouble or ("not there yet" if not_yet else "")
+        detail = f"kept as {self.part.path.name}: {len(short)} of {video.track.segment_count()} segments missing"
+        state = "not_yet" if not_yet and self.settings.catch_up else "incomplete"
+        return Outcome(self.clip, state, f"{detail}, {why}" if why else detail)
+
+    def _nothing(self, reasons: Mapping[int, str], trouble: str = "") -> Outcome:
+        """No segment at all: settled when nothing can come any more, else to be tried again."""
+        kinds, clip = set(reasons.values()), self.clip
+        if kinds <= {"not_recorded", "not_found"}:
+            self.part.discard()
+            return Outcome(clip, "empty", "no footage recorded")
+        if kinds <= {"expired", "not_recorded", "not_found"} or self._given_up():
+            self.run.ledger.add(clip, "lost", "", 0, "", "")
+            self.part.discard()
+            return Outcome(clip, "lost", "expired" if "expired" in kinds else "given up after --give_up_after")
+        self.part.note_try(self._windows("wan")[1])
+        if kinds <= {"not_yet", "not_recorded", "not_found"} and self.settings.catch_up:
+            return Outcome(clip, "not_yet", "it may still come")
+        if not trouble and "unavailable" in kinds:
+            trouble = ("only the cloud has it, and --lan_only forbids that" if self.settings.lan_only else
+                       "it lies on the camera, which is offline")  # fmt: skip
+        return Outcome(clip, "incomplete", trouble or "not there yet")
+
+    # What exists, and where from
+
+    def _windows(self, kind: str) -> tuple[Windows | None, Windows | None]:
+        """What a kind of source can serve, and what exists anywhere; None when that is unknown."""
+        presence = self.run.directory.presence(self.clip.camera.uuid, audio=False)
         if presence is None:
             return None, None
         anywhere = join_windows(presence["local"] + presence["cloud"])
         if kind == "lan":
             return presence["local"], anywhere
-        return (anywhere if clip.camera.online else presence["cloud"]), anywhere
+        return (anywhere if self.clip.camera.online else presence["cloud"]), anywhere
 
-    def _reasons(self, clip: Clip, kind: str, part: Part) -> dict[int, str]:
-        """Segments of the clip that need not be asked for, and why."""
-        here, anywhere = self._recorded(clip, kind)
+    def _reasons(self, kind: str, step_sec: float, count: int) -> dict[int, str]:
+        """Segments that need not be asked for at this kind of source, and why."""
+        here, anywhere = self._windows(kind)
         if here is None or anywhere is None:
             return {}
-        missing = {}
-        late = not clip.camera.online and self.settings.catch_up and (
-            clip.end_sec > self.settings.now - self.settings.lookback_sec)  # fmt: skip
-        for index in range(clip.fetch_duration_sec // SEGMENT_SEC):
-            start = clip.fetch_start_sec + index * SEGMENT_SEC
-            end = start + SEGMENT_SEC
-            if end > self.settings.now - PRESENCE_LAG_SEC or covered(here, start, end):
+        clip, settings, missing = self.clip, self.settings, dict[int, str]()
+        before = join_windows((low, high) for low, high in self.part.recorded or [])
+        # An offline camera may deliver later what nobody knows of yet, so its gaps are not final at once.
+        late = settings.catch_up and not clip.camera.online and clip.end_sec > settings.now - settings.lookback_sec
+        for index in range(count):
+            start, end = clip.fetch_start_sec + index * step_sec, clip.fetch_start_sec + (index + 1) * step_sec
+            if end > settings.now - PRESENCE_LAG_SEC or covered(here, start, end):
                 continue
             if covered(anywhere, start, end):
                 missing[index] = "unavailable"
-            elif part.recorded and covered([(low, high) for low, high in part.recorded], start, end):
+            elif covered(before, start, end):
                 missing[index] = "expired"
             else:
                 missing[index] = "not_yet" if late else "not_recorded"
         return missing
 
-    def _kinds(self, clip: Clip, part: Part) -> list[str]:
-        """The kinds of source to try, in order. The LAN is left out where only the cloud has all that exists."""
-        kinds = [] if self.settings.usewan or not clip.camera.online or clip.camera.uuid in self._lan_dead else ["lan"]
-        if kinds and not self.settings.lan_only and "unavailable" in self._reasons(clip, "lan", part).values():
-            log.info("%s: the cloud has more of it than the camera, using WAN", clip.stem)
-            kinds = []
-        if self.settings.lan_only:
+    def _kinds(self) -> list[str]:
+        """Kinds of source to try, in order. The LAN is left out where only the cloud has all that exists."""
+        clip, settings = self.clip, self.settings
+        if settings.lan_only:
             return ["lan"]
-        if not clip.camera.online and not self.settings.usewan:
+        if settings.usewan or clip.camera.uuid in self.run.lan_dead:
+            return ["wan"]
+        if not clip.camera.online:
             log.info("%s: the camera is offline, using its cloud footage over WAN", clip.stem)
-        return [*kinds, "wan"]
+            return ["wan"]
+        count = clip.fetch_duration_sec // SEGMENT_SEC
+        if "unavailable" in self._reasons("lan", SEGMENT_SEC, count).values():
+            log.info("%s: the cloud has more of it than the camera, using WAN", clip.stem)
+            return ["wan"]
+        return ["lan", "wan"]
 
-    def _open(self, clip: Clip, kind: str, part: Part, addresses: Addresses, *, audio: bool) -> Stream | None:
-        """The first address of this kind that gives an MPD and an init segment; None when none answers."""
-        templates = addresses.lan if kind == "lan" else tuple(filter(None, [addresses.wan]))
-        failures: list[Exception] = []
-        for template in templates:
+    def _open(self, kind: str, addresses: Addresses, part: Part, *, audio: bool) -> Stream | None:
+        """The first address of this kind that gives an MPD and an init segment; None when none is reached."""
+        clip, media, failure = self.clip, self.run.media, None
+        for template in addresses.lan if kind == "lan" else filter(None, [addresses.wan]):
             url = template.replace("{START_TIME}", str(clip.fetch_start_sec))
             url = url.replace("{DURATION}", str(clip.fetch_duration_sec))
             try:
-                document = self.media.fetch(kind, url, lambda _: None, mpd_info.MAX_MPD_BYTES)
+                document = media.fetch(kind, url, lambda _: None, mpd_info.MAX_MPD_BYTES)
                 tracks = mpd_info.parse_mpd(document, url, clip.fetch_duration_sec)
-                track = (mpd_info.audio_track(tracks) if audio else mpd_info.video_track(tracks))
+                track = mpd_info.audio_track(tracks) if audio else mpd_info.video_track(tracks)
                 if track is None or not track.init_url:
-                    raise mpd_info.MpdError(f"the MPD has no {'audio' if audio else 'init segment'}")
-                init = self.media.fetch(kind, track.init_url, segment_check(track, init=True))
-            except (TransferError, NotFound, MediaRefused, mpd_info.MpdError) as problem:
-                failures.append(problem)
+                    raise mpd_info.MpdError("the MPD names no init segment")
+                init = media.fetch(kind, track.init_url, segment_check(track, init=True))
+            except Unreachable as problem:
                 log.debug("%s: %s: %s", clip.stem, kind, problem)
                 continue
+            except (TransferError, NotFound, MediaRefused, mpd_info.MpdError) as problem:
+                log.debug("%s: %s: %s", clip.stem, kind, problem)
+                failure = ClipError(str(problem))
+                continue
             part.begin(kind, init, track.segment_count())
-            return Stream(kind, track, part, [])
-        if kind == "lan" and failures and all(isinstance(one, Unreachable) for one in failures):
-            self._lan_dead.add(clip.camera.uuid)
-        if failures and not all(isinstance(one, Unreachable) for one in failures):
-            raise failures[-1] if not isinstance(failures[-1], NotFound) else ClipError("the media host has no such clip (404)")
+            inside = mpd_info.audio_track(tracks) if not audio else None
+            return Stream(kind, track, part, inside=(inside, url) if inside else None)
+        if failure:
+            raise failure
         return None
 
-    # --- fetch and publish
+    # Fetch
 
-    def _fetch(self, clip: Clip, part: Part) -> Outcome:
-        _, anywhere = self._recorded(clip, "wan")
-        reasons = self._reasons(clip, "lan" if self.settings.lan_only else "wan", part)
-        count = clip.fetch_duration_sec // SEGMENT_SEC
-        if len(reasons) == count and set(reasons.values()) == {"not_recorded"} and not part.have():
-            return Outcome(clip, "empty", "no footage recorded")
-        part.note_try(anywhere)
-        if len(reasons) == count and not part.have():
-            return self._nothing(clip, part, reasons)
-        with self.progress.clip(clip, count) as tell:
-            video, audio = self._fetch_streams(clip, part, tell)
-            give_up = self._given_up(clip, part.first_try_at)
-            short = video.unavailable()
-            if not video.have():
-                if short and not give_up:
-                    return Outcome(clip, "failed", video.trouble or "no segment could be had")
-                return self._nothing(clip, part, video.missing)
-            expired = "expired" in video.missing.values()
-            if short and not (give_up or self._only_expired(video)):
-                not_yet = all(video.missing[index] == "not_yet" for index in short)
-                detail = f"kept as {part.path.name}: {len(short)} of {count} segments missing"
-                detail += f" ({video.trouble})" if video.trouble else " (not there yet)" if not_yet else ""
-                return Outcome(clip, "not_yet" if not_yet and self.settings.catch_up else "incomplete", detail)
-            return self._publish(clip, video, audio, partial=bool(short) or expired)
-
-    @staticmethod
-    def _only_expired(video: Stream) -> bool:
-        return not video.unavailable()
-
-    def _nothing(self, clip: Clip, part: Part, reasons: Mapping[int, str]) -> Outcome:
-        """No segment at all: settled when nothing can come any more, else to be tried again."""
-        kinds = set(reasons.values())
-        if kinds <= {"not_recorded", "not_found"}:
-            part.discard()
-            return Outcome(clip, "empty", "no footage recorded")
-        if kinds <= {"expired", "not_recorded", "not_found"} or self._given_up(clip, part.first_try_at):
-            self.ledger.add(clip, "lost", "", 0, "", "")
-            part.discard()
-            return Outcome(clip, "lost", "expired" if "expired" in kinds else "given up after --give_up_after")
-        if "not_yet" in kinds and self.settings.catch_up:
-            return Outcome(clip, "not_yet", "the camera is offline and may deliver it later")
-        where = "only the cloud has it, and --lan_only forbids that" if self.settings.lan_only else (
-            "it lies on the camera, which is offline")  # fmt: skip
-        return Outcome(clip, "incomplete", where)
-
-    def _fetch_streams(self, clip: Clip, part: Part, tell: Callable[[int], None]) -> tuple[Stream, dict[str, Any]]:
-        """Video from the first source that gives all of it, and the audio beside it."""
-        video: Stream | None = None
-        failure: Exception | None = None
-        addresses = self.directory.addresses(clip.camera.address, clip.camera, audio=False)
+    def _fetch(self, tell: Callable[[int], None]) -> tuple[Stream, Sound]:
+        """Video from the first source that gives all of it, else from the last that gave some; the audio beside it."""
+        clip, run = self.clip, self.run
+        addresses = run.directory.addresses(clip.camera.address, clip.camera, audio=False)
         if not addresses.lan and not addresses.wan:
             raise ClipError("the API gives no media addresses for this camera")
-        audio_pool = ThreadPoolExecutor(1, thread_name_prefix=f"{clip.camera.address}-audio")
-        audio: Future[dict[str, Any]] | None = None
-        try:
-            for kind in self._kinds(clip, part):
+        video: Stream | None = None
+        failure: ClipError | None = None
+        with background(f"{clip.camera.address}-audio") as beside:
+            sound: Future[Sound] | None = None
+            for kind in self._kinds():
                 try:
-                    stream = self._open(clip, kind, part, addresses, audio=False)
-                except (TransferError, MediaRefused, ClipError, mpd_info.MpdError) as problem:
-                    failure = problem
-                    stream = None
+                    stream = self._open(kind, addresses, self.part, audio=False)
+                except ClipError as problem:
+                    stream, failure = None, problem
                 if stream is None:
                     if kind == "lan" and not self.settings.lan_only:
+                        run.lan_dead.add(clip.camera.uuid)
                         log.info("%s: no LAN address answers%s, using WAN", clip.stem, f" ({failure})" if failure else "")
                     continue
                 video = stream
-                video.missing = self._reasons(clip, kind, part)
-                video.wanted = [i for i in range(video.track.segment_count()) if i not in video.missing]
-                if clip.audio and audio is None:
-                    audio = audio_pool.submit(self._fetch_audio, clip, kind)
-                self._check_space(clip, video)
-                download(self.context, self.media, video, self._workers(kind), tell)
-                self._mark_not_yet(clip, video)
+                video.missing = self._reasons(kind, video.track.segment_sec, video.track.segment_count())
+                if sound is None:
+                    sound = beside.submit(self._fetch_sound, kind, video)
+                self._check_space(video)
+                download(run.context, run.media, video, self._workers(kind), tell)
+                self._mark_not_yet(video)
                 if not video.unavailable():
                     break
+                log.debug("%s: %s lacks %s segments", clip.stem, kind, len(video.unavailable()))
             if video is None:
-                raise failure or ClipError("Connection timeout: no LAN address of the camera answers; try --usewan"
-                                           if self.settings.lan_only or not addresses.wan else
-                                           "Connection timeout: nothing answers, neither on the LAN nor with --usewan")
-            return video, audio.result() if audio else {"status": "none"}
-        finally:
-            audio_pool.shutdown(wait=False, cancel_futures=True)
+                raise failure or ClipError(f"Connection timeout: nothing answers{self._way_out(addresses)}")
+            return video, sound.result() if sound else Sound()
+
+    def _way_out(self, addresses: Addresses) -> str:
+        if self.settings.usewan or not addresses.wan:
+            return " over WAN (--usewan)" if self.settings.usewan else " on the LAN, and there is no address for --usewan"
+        return " on the LAN; try --usewan" if self.settings.lan_only else ", neither on the LAN nor over WAN (--usewan)"
 
     def _workers(self, kind: str) -> int:
         return self.settings.segment_workers or (8 if kind == "wan" else 2)
 
-    def _mark_not_yet(self, clip: Clip, video: Stream) -> None:
+    def _mark_not_yet(self, video: Stream) -> None:
         """What is missing at the live edge is not there yet; only what is older is a gap."""
         edge = self.settings.now - CLOUD_LAG_SEC
         for index, reason in video.missing.items():
-            if reason == "not_found" and clip.fetch_start_sec + (index + 1) * SEGMENT_SEC > edge:
+            if reason == "not_found" and self.clip.fetch_start_sec + (index + 1) * video.track.segment_sec > edge:
                 video.missing[index] = "not_yet"
 
-    def _fetch_audio(self, clip: Clip, kind: str) -> dict[str, Any]:
-        """Fetch the gateway's audio: {status, stream, …}. Its failures never reach the video."""
-        gateway = clip.camera.gateway
-        assert gateway
-        found: dict[str, Any] = {"status": "failed", "gateway": gateway.uuid, "detail": ""}
-        part: Part | None = None
+    def _fetch_sound(self, kind: str, video: Stream | None) -> Sound:
+        """The audio of the paired gateway, or of a camera that carries its own; failures never reach the video."""
+        gateway = self.clip.camera.gateway
+        inside = video.inside if video else None
+        if self.settings.no_audio or not (self.clip.audio or inside):
+            return Sound()
+        sound = Sound("failed", gateway.uuid if self.clip.audio and gateway else None)
         try:
-            presence = self.directory.presence(gateway.uuid, audio=True)
-            windows = None if presence is None else join_windows(presence["local"] + presence["cloud"])
-            start, count = clip.fetch_start_sec, clip.fetch_duration_sec // SEGMENT_SEC
-            missing = {i: "not_recorded" for i in range(count) if windows is not None
-                       and start + (i + 1) * SEGMENT_SEC < self.settings.now - PRESENCE_LAG_SEC
-                       and not covered(windows, start + i * SEGMENT_SEC, start + (i + 1) * SEGMENT_SEC)}  # fmt: skip
-            if len(missing) == count:
-                return found | {"status": "not_recorded"}
-            part = Part(self.settings.output_dir / f"{clip.file_name(True)}.audio.part")
-            part.note_try(None)
-            addresses = self.directory.addresses(gateway.uuid, clip.camera, audio=True)
-            kinds = ["lan", "wan"] if kind == "lan" and gateway.online and not self.settings.lan_only else [kind]
-            for one in kinds:
-                stream = self._open(clip, one, part, addresses, audio=True)
-                if stream is None:
-                    continue
-                stream.missing = dict(missing)
-                stream.wanted = [i for i in range(stream.track.segment_count()) if i not in missing]
-                download(self.context, self.media, stream, max(1, self._workers(one) // 2), lambda _: None)
-                if stream.have() and (not stream.unavailable() or self._given_up(clip, part.first_try_at)):
-                    return found | {"status": "ok", "stream": stream, "part": part}
-                found["detail"] = stream.trouble or f"{len(stream.unavailable())} of {count} segments missing"
+            if sound.gateway is None:
+                assert inside
+                self._fetch_inside(sound, kind, *inside)
+            else:
+                assert gateway
+                kinds = [kind] if kind == "wan" or self.settings.lan_only else ["lan", "wan"] if gateway.online else ["wan"]
+                self._fetch_gateway(sound, gateway, kinds)
         except (TransferError, MediaRefused, NotFound, ClipError, ApiError, Busy, mpd_info.MpdError) as problem:
-            found["detail"] = str(problem)
-        return found | {"part": part, "detail": found["detail"] or "no address of the gateway answers"}
+            sound.detail = str(problem)
+        return sound
 
-    def _check_space(self, clip: Clip, video: Stream) -> None:
-        """Refuse a clip whose part and final file cannot fit; better here than at the last segment."""
-        rate = UHD_BYTES_PER_SEC if video.track.width >= UHD_WIDTH else HD_BYTES_PER_SEC
-        if video.part.have():
-            rate = (video.part.end - video.part.init_bytes) / (len(video.part.have()) * SEGMENT_SEC)
-        whole = rate * len(video.wanted) * SEGMENT_SEC
-        needed = 2 * whole - video.part.end
-        free = shutil.disk_usage(self.settings.output_dir).free
-        if needed > free and not self.settings.ignore_space and video.part.have():
-            raise ClipError(f"the disk has {size_text(free)} free, this clip needs about {size_text(needed)} more")
+    def _fetch_inside(self, sound: Sound, kind: str, track: mpd_info.Track, _url: str) -> None:
+        if not track.init_url:
+            raise ClipError("the MPD names no init segment for the audio")
+        init = self.run.media.fetch(kind, track.init_url, segment_check(track, init=True))
+        part = self._open_sound_part()
+        part.begin(kind, init, track.segment_count())
+        self._download_sound(sound, Stream(kind, track, part, self._reasons(kind, track.segment_sec, track.segment_count())))
 
-    def _publish(self, clip: Clip, video: Stream, audio: dict[str, Any], *, partial: bool) -> Outcome:
-        """Part to final file: mux, check, sync, rename; then the sidecar, the record, and only then the part goes."""
-        have = video.have()
-        sound: Stream | None = audio.get("stream")
-        final = self.settings.output_dir / clip.file_name(sound is not None, partial)
-        made = self.settings.output_dir / f"{clip.file_name(clip.audio)}.mux.part"
-        created = clip.fetch_start_sec + have[0] * SEGMENT_SEC
-        pictures = video.part.in_order(have)
-        if sound:
-            heard = [index for index in sound.have() if index >= have[0]]
-            if not heard:
-                return self._publish(clip, video, audio | {"status": "not_recorded", "stream": None}, partial=partial)
-            shift = (heard[0] - have[0]) * SEGMENT_SEC + self.settings.audio_offset_sec
-            mux(self.ffmpeg, pictures, sound.part.in_order(heard), shift, self.settings.audio_codec, created, made, self.context)
+    def _fetch_gateway(self, sound: Sound, gateway: Gateway, kinds: Sequence[str]) -> None:
+        clip = self.clip
+        presence = self.run.directory.presence(gateway.uuid, audio=True)
+        windows = None if presence is None else join_windows(presence["local"] + presence["cloud"])
+        count, missing = clip.fetch_duration_sec // SEGMENT_SEC, dict[int, str]()
+        for index in range(count if windows is not None else 0):
+            start = clip.fetch_start_sec + index * SEGMENT_SEC
+            if start + SEGMENT_SEC < self.settings.now - PRESENCE_LAG_SEC and not covered(windows or [], start, start + SEGMENT_SEC):
+                missing[index] = "not_recorded"
+        if len(missing) == count:
+            sound.status = "not_recorded"
+            return
+        part = self._open_sound_part()
+        addresses = self.run.directory.addresses(gateway.uuid, clip.camera, audio=True)
+        for kind in kinds:
+            stream = self._open(kind, addresses, part, audio=True)
+            if stream:
+                stream.missing = dict(missing)
+                self._download_sound(sound, stream)
+            if sound.status == "ok":
+                return
+        sound.detail = sound.detail or "no address of the gateway answers"
+
+    def _open_sound_part(self) -> Part:
+        if not self.sound_part:
+            self.sound_part = Part(self.settings.output_dir / f"{self.clip.file_name(True)}.audio.part")
+            self.sound_part.note_try(None)
+        return self.sound_part
+
+    def _download_sound(self, sound: Sound, stream: Stream) -> None:
+        download(self.run.context, self.run.media, stream, max(1, self._workers(stream.kind) // 2), lambda _: None)
+        given_up = self.settings.now - stream.part.first_try_at > self.settings.give_up_after_sec
+        if not stream.part.have() and not stream.unavailable():
+            sound.status = "not_recorded"
+        elif stream.part.have() and (given_up or not stream.unavailable()):
+            sound.status, sound.stream = "ok", stream
         else:
-            mux(self.ffmpeg, pictures, None, 0, "copy", created, made, self.context)
-        planned = (have[-1] + 1 - have[0]) * video.track.segment_sec
-        length = mp4_duration_sec(made)
-        if length is None or abs(length - planned) > DURATION_SLACK_SEC:
+            sound.detail = stream.trouble or f"{len(stream.unavailable())} of {stream.track.segment_count()} segments missing"
+
+    def _check_space(self, video: Stream) -> None:
+        """Refuse a clip of which part and final file cannot fit: better here than at the last segment."""
+        have, part = len(video.part.have()), video.part
+        planning = UHD_BYTES_PER_SEC if video.track.width >= UHD_WIDTH else HD_BYTES_PER_SEC
+        segment_bytes = (part.end - part.init_bytes) / have if have else planning * video.track.segment_sec
+        needed = 2 * segment_bytes * (video.track.segment_count() - len(video.missing)) - part.end
+        free = shutil.disk_usage(self.settings.output_dir).free
+        if needed > free and not self.settings.ignore_space:
+            raise ClipError(f"{size_text(free)} free, but this clip needs about {size_text(needed)} more (--ignore_space)")
+
+    # Publish
+
+    def _add_audio(self, done: Done) -> Outcome:
+        """A clip that was kept without its audio: fetch that, and put it beside the video that is there."""
+        clip, file = self.clip, self.settings.output_dir / done.file
+        sidecar = read_json(file.with_suffix(".json")) or {}
+        start_ms, held = clip.fetch_start_sec * 1000, sidecar.get("segments") or {}
+        step_ms, missing = int(held.get("length_ms", SEGMENT_SEC * 1000)), set(held.get("missing", ()))
+        reasons = {index: gap["reason"] for gap in sidecar.get("gaps", ()) for index in missing
+                   if gap["start_ms"] <= start_ms + index * step_ms < gap["end_ms"]}  # fmt: skip
+        expected = int(held.get("expected", clip.fetch_duration_sec // SEGMENT_SEC))
+        have = [index for index in range(expected) if index not in missing]
+        contents = Contents(str(sidecar.get("source", "unknown")), step_ms / 1000, expected, have, reasons)
+        sound = self._fetch_sound(self._kinds()[0], None)
+        if sound.status == "failed":
+            return Outcome(clip, "done", f"still no audio: {sound.detail}", file, done.size_bytes, "failed")
+        return self._make(file, contents, sound, partial=False)
+
+    def _publish(self, video: Stream, sound: Sound, *, partial: bool) -> Outcome:
+        have = video.part.have()
+        contents = Contents(video.kind, video.track.segment_sec, video.track.segment_count(), have, video.missing)
+        return self._make(video.part.in_order(have), contents, sound, partial=partial)
+
+    def _make(self, pictures: Path, contents: Contents, sound: Sound, *, partial: bool) -> Outcome:
+        """Mux, check, sync, rename; then the sidecar, the record, and only then the parts go."""
+        clip, settings, have = self.clip, self.settings, contents.have
+        heard = [index for index in sound.stream.part.have() if index >= have[0]] if sound.stream else []
+        if sound.status == "ok" and not heard:
+            sound = Sound("not_recorded", sound.gateway)
+        made = settings.output_dir / f"{clip.file_name(clip.audio)}.mux.part"
+        created_sec = clip.fetch_start_sec + have[0] * contents.segment_sec
+        voice = sound.stream.part.in_order(heard) if sound.stream and heard else None
+        shift_sec = (heard[0] - have[0]) * contents.segment_sec + settings.audio_offset_sec if heard else 0.0
+        mux(self.run.ffmpeg, pictures, voice, shift_sec, settings.audio_codec, created_sec, made, self.run.context)
+        planned_sec, length_sec = (have[-1] + 1 - have[0]) * contents.segment_sec, mp4_duration_sec(made)
+        if length_sec is None or abs(length_sec - planned_sec) > DURATION_SLACK_SEC:
             made.unlink(missing_ok=True)
-            raise ClipError(f"the finished file lasts {length or 0:.1f} s instead of {planned:.1f} s, kept as {video.part.path.name}")
-        with ThreadPoolExecutor(1) as pool:
-            synced = pool.submit(sync_file, made)
+            raise ClipError(f"the finished file lasts {length_sec or 0:.1f} s instead of {planned_sec:.1f} s; "
+                            f"kept as {self.part.path.name}")  # fmt: skip
+        with background("sync") as beside:
+            synced = beside.submit(sync_file, made)
             sha256 = sha256_of(made)
             synced.result()
-        return self._finish(clip, video, audio, made, final, sha256, partial=partial)
+        return self._finish(made, sha256, contents, sound, partial)
 
-    def _finish(self, clip: Clip, video: Stream, audio: dict[str, Any], made: Path, final: Path, sha256: str, *,
-                partial: bool) -> Outcome:  # fmt: skip
-        before = self.ledger.find(clip)
-        if final.exists() and not self.settings.overwrite and not (before and before.file == final.name) and (
-            sha256_of(final) != sha256
-        ):
+    def _finish(self, made: Path, sha256: str, contents: Contents, sound: Sound, partial: bool) -> Outcome:
+        clip, settings, ledger = self.clip, self.settings, self.run.ledger
+        final = settings.output_dir / clip.file_name(sound.status == "ok", partial)
+        ours = (before := ledger.find(clip)) and before.file == final.name
+        if final.exists() and not settings.overwrite and not ours and sha256_of(final) != sha256:
             made.unlink()
             return Outcome(clip, "conflict", f"{final.name} exists with other content; move it away, or use --overwrite")
         made.replace(final)
         fsync_folder(final.parent)
-        status, size_bytes = str(audio["status"]), final.stat().st_size
-        write_json(final.with_suffix(".json"), sidecar_of(clip, final, sha256, video, self.settings.audio_offset_sec,
-                                                          audio, complete=not partial))  # fmt: skip
-        self.ledger.add(clip, "partial" if partial else "done", final.name, size_bytes, sha256, status)
-        for with_audio in (True, False):  # an earlier form of the same footage, which holds no more than this one
-            for was_partial in (True, False):
-                earlier = final.with_name(clip.file_name(with_audio, was_partial))
-                if earlier != final and (status == "ok" or not with_audio) and (was_partial or not partial):
-                    earlier.unlink(missing_ok=True)
-                    earlier.with_suffix(".json").unlink(missing_ok=True)
-        if audio.get("part") and status != "failed":
-            audio["part"].discard()
-        video.part.discard()
-        detail = f"no audio: {audio['detail']}" if status == "failed" else ""
-        gaps = sum(last - first for first, last in runs_of(sorted(video.missing))) * SEGMENT_SEC
-        detail += f"{'; ' if detail and gaps else ''}{f'{gaps} s without footage' if gaps else ''}"
-        return Outcome(clip, "partial" if partial else "done", detail, final, size_bytes, status)
+        size_bytes = final.stat().st_size
+        about = {"status": sound.status, "gateway": sound.gateway, "offset_ms": round(settings.audio_offset_sec * 1000)}
+        write_json(final.with_suffix(".json"), sidecar_of(clip, final, sha256, contents, about, not partial))
+        ledger.add(clip, "partial" if partial else "done", final.name, size_bytes, sha256, sound.status)
+        for earlier in self._earlier_forms(final, sound.status == "ok", partial):
+            earlier.unlink(missing_ok=True)
+            earlier.with_suffix(".json").unlink(missing_ok=True)
+        self.part.discard()
+        if self.sound_part and sound.status != "failed":
+            self.sound_part.discard()
+        detail = [f"no audio: {sound.detail}"] if sound.status == "failed" else []
+        if contents.missing:
+            detail.append(f"{duration_text(len(contents.missing) * contents.segment_sec)} without footage")
+        return Outcome(clip, "partial" if partial else "done", "; ".join(detail), final, size_bytes, sound.status)
+
+    def _earlier_forms(self, final: Path, with_audio: bool, partial: bool) -> Iterator[Path]:
+        """Our own earlier files of the same footage that hold no more than `final` does."""
+        for earlier_audio in (False, True) if with_audio else (False,):
+            for earlier_partial in (True,) if partial else (True, False):
+                path = final.with_name(self.clip.file_name(earlier_audio, earlier_partial))
+                if path != final:
+                    yield path
 
 
-def sidecar_of(clip: Clip, file: Path, sha256: str, video: Stream | None, offset_sec: float | None,
-               audio: Mapping[str, Any], *, complete: bool) -> dict[str, Any]:  # fmt: skip
-    """The sidecar of a finished clip (schema 1); `video` None when the file was adopted and only checked."""
-    start_ms, step = clip.fetch_start_sec * 1000, SEGMENT_SEC * 1000
-    camera, alert = clip.camera, clip.alert
-    missing = sorted(video.missing.items()) if video else []
-    have = video.have() if video else list(range(clip.fetch_duration_sec // SEGMENT_SEC))
-    gaps = []
-    for reason in sorted({reason for _, reason in missing}):
-        for first, last in runs_of(index for index, why in missing if why == reason):
-            gaps.append({"start_ms": start_ms + first * step, "end_ms": start_ms + last * step, "reason": reason})
+@contextmanager
+def background(name: str) -> Iterator[ThreadPoolExecutor]:
+    """One thread beside this one; whatever happens here, nobody waits for it."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def sidecar_of(clip: Clip, file: Path, sha256: str, contents: Contents, audio: Mapping[str, Any],
+               complete: bool) -> dict[str, Any]:  # fmt: skip
+    """The sidecar of a finished clip, schema 1; times in epoch milliseconds, segments by index from `obtained`'s plan."""
+    start_ms, step_ms = clip.fetch_start_sec * 1000, round(contents.segment_sec * 1000)
+    camera, have = clip.camera, contents.have
+    gaps = [{"start_ms": start_ms + first * step_ms, "end_ms": start_ms + last * step_ms, "reason": reason}
+            for reason in sorted(set(contents.missing.values()))
+            for first, last in runs_of(sorted(index for index, why in contents.missing.items() if why == reason))]  # fmt: skip
     return {
         "schema": 1,
         "camera": {"uuid": camera.uuid, "facet": camera.facet or "v0", "name": camera.name, "location": camera.location},
-        "kind": "alert" if alert else "manual",
+        "kind": "alert" if clip.alert else "manual",
         "requested": {"start_ms": clip.start_sec * 1000, "end_ms": clip.end_sec * 1000},
-        "obtained": {"start_ms": start_ms + have[0] * step, "end_ms": start_ms + (have[-1] + 1) * step},
-        "source": video.kind if video else "unknown",
-        "segments": {"length_ms": step, "expected": clip.fetch_duration_sec // SEGMENT_SEC, "received": len(have),
-                     "missing": [index for index, _ in missing]},
-        "gaps": sorted(gaps, key=lambda gap: (gap["start_ms"], gap["reason"])),
-        "audio": {"status": audio["status"], "gateway": audio.get("gateway"), "offset_ms": round((offset_sec or 0) * 1000)},
-        "alert": asdict(alert) if alert else None,
-        "complete": complete, "file": file.name, "bytes": file.stat().st_size, "sha256": sha256,
-        "created_at": clock_text(time.time()),
+        "obtained": {"start_ms": start_ms + have[0] * step_ms, "end_ms": start_ms + (have[-1] + 1) * step_ms},
+        "source": contents.source,
+        "segments": {"length_ms": step_ms, "expected": contents.expected, "received": len(have),
+                     "missing": sorted(contents.missing)},
+        "gaps": sorted(gaps, key=lambda gap: int(str(gap["start_ms"]))),
+        "audio": dict(audio), "alert": asdict(clip.alert) if clip.alert else None, "complete": complete,
+        "file": file.name, "bytes": file.stat().st_size, "sha256": sha256, "created_at": clock_text(time.time()),
     }  # fmt: skip
 
 

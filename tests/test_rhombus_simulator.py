@@ -22,7 +22,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 import rhombus_simulator as rs
 from rhombus_simulator import DELETE, Alert, Camera, Fault, Gateway, Location, MediaKit, Simulator, World, ruuid
 
-urllib3.disable_warnings()
 NOW = 1_754_400_000.0  # an even second
 START = int(NOW) - 7200
 CAMERA, DOORBELL, GATEWAY, SITE, SUB = (ruuid(n) for n in ("cam", "bell", "mic", "site", "sub"))
@@ -404,6 +403,9 @@ def test_the_same_time_shows_the_same_picture_in_every_request_and_facets_differ
     early, late, odd, other = (pictures(CAMERA + facet, START + offset)
                                for facet, offset in (("", 0), ("", 4), ("", 5), (".v1", 0)))
     assert early[40:] == late[:40] and odd == late and not set(early) & set(other)
+    sim.switches.timestamps = "absolute"
+    first = decode(whole(sim, CAMERA, False, START + 5, 2), tmp_path / "x.mp4")[0]
+    assert int(first.split(",")[2]) == (START + 4) * 10  # an odd start is rounded down
 
 
 @pytest.mark.parametrize("device", [CAMERA, GATEWAY])
@@ -614,6 +616,7 @@ def tls_uris(sim: Simulator) -> dict[str, Any]:
     return dict(json.loads(answer.data))
 
 
+@pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
 def test_the_api_and_the_wan_are_certified_and_a_device_signs_for_itself(tls_sim: Simulator) -> None:
     addresses = tls_uris(tls_sim)
     wan, lan = base(addresses["wanVodMpdUriTemplate"]), addresses["lanCheckUrls"][0]
