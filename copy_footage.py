@@ -205,6 +205,16 @@ class Gateway:
 
 
 @dataclass(frozen=True)
+class Place:
+    """A location or sub-location; `chain` is its own UUID and those of all above it."""
+
+    uuid: str
+    name: str
+    tz: str
+    chain: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Camera:
     """One video channel (facet) of a device. `facet` is "" for the only or first channel, else "v1", "v2" …"""
 
@@ -415,7 +425,7 @@ def alert_stem(camera: Camera, alert: Alert, start_sec: int, zone: tzinfo) -> st
 
 
 def read_cameras(states: Sequence[Any], gateways: Sequence[Any], locations: Mapping[str, str]) -> list[Camera]:
-    """Every video channel of every camera in the API's answers, each with its audio gateway; every field may be null."""
+    """Every video channel of every camera in the API's answers, with its audio gateway; any field may be null."""
     paired: dict[str, list[Gateway]] = {}
     for state in gateways:
         if isinstance(state, dict) and state.get("uuid"):
@@ -440,12 +450,12 @@ def read_cameras(states: Sequence[Any], gateways: Sequence[Any], locations: Mapp
     return cameras
 
 
-def flatten_locations(locations: Iterable[Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, str, str, tuple[str, ...]]]:
-    """(uuid, name, tz, the location itself and all above it) for locations and sub-locations."""
+def flatten_locations(locations: Iterable[Any], above: tuple[str, ...] = ()) -> Iterator[Place]:
+    """Locations and their sub-locations, depth first."""
     for place in locations or []:
         if isinstance(place, dict) and place.get("uuid"):
             chain = (str(place["uuid"]), *above)
-            yield chain[0], str(place.get("name") or ""), str(place.get("tz") or ""), chain
+            yield Place(chain[0], str(place.get("name") or ""), str(place.get("tz") or ""), chain)
             yield from flatten_locations(place.get("subLocations") or [], chain)
 
 
@@ -466,15 +476,15 @@ def resolve(wanted: str, known: Sequence[tuple[str, str]], what: str) -> str:
 
 
 def choose_cameras(
-    cameras: Sequence[Camera], places: Sequence[tuple[str, str, str, tuple[str, ...]]], settings: Settings
+    cameras: Sequence[Camera], places: Sequence[Place], settings: Settings
 ) -> tuple[list[Camera], list[str]]:
     """The cameras that the filters leave, and the location UUIDs (with all below them) that were asked for."""
     below: list[str] = []
     if settings.locations:
-        pairs = [(uuid, name) for uuid, name, _, _ in places]
+        pairs = [(place.uuid, place.name) for place in places]
         pairs += [(one.location_uuid, "") for one in cameras if one.location_uuid]
         asked = {resolve(wanted, pairs, "--location_uuid") for wanted in settings.locations}
-        below = sorted(asked | {uuid for uuid, _, _, chain in places if asked & set(chain)})
+        below = sorted(asked | {place.uuid for place in places if asked & set(place.chain)})
         cameras = [camera for camera in cameras if camera.location_uuid in below]
     if not settings.cameras:
         return list(cameras), below
@@ -666,9 +676,8 @@ class Api:
         for attempt in range(API_TRIES):
             self.context.wait_turn("api")
             try:
-                answer = self.session.post(
-                    f"{self.settings.api_url}/api/{operation}", json=body, timeout=API_TIMEOUT_SEC, allow_redirects=False
-                )
+                url = f"{self.settings.api_url}/api/{operation}"
+                answer = self.session.post(url, json=body, timeout=API_TIMEOUT_SEC, allow_redirects=False)
             except requests.exceptions.SSLError as problem:
                 raise ApiError(f"{operation}: TLS to {self.settings.api_url} failed: {problem}") from problem
             except requests.RequestException as problem:
@@ -806,7 +815,8 @@ class Directory:
         """Note which device is needed for which time, so that one presence query covers all its clips."""
         for clip in clips:
             start, end = clip.fetch_start_sec, clip.fetch_start_sec + clip.fetch_duration_sec
-            for device in [clip.camera.uuid] + ([clip.camera.gateway.uuid] if clip.audio and clip.camera.gateway else []):
+            gateway = clip.camera.gateway.uuid if clip.audio and clip.camera.gateway else None
+            for device in filter(None, (clip.camera.uuid, gateway)):
                 low, high = self.ranges.get(device, (start, end))
                 self.ranges[device] = min(low, start), max(high, end)
 
@@ -815,13 +825,13 @@ class Directory:
         for at in range(0, len(devices), BULK_DEVICES):
             batch = list(devices[at : at + BULK_DEVICES])
             try:
-                details = self.api.call("mediadevice/getBulkMediaDeviceDetails", devices=batch).get("mediaDeviceDetails")
+                answer = self.api.call("mediadevice/getBulkMediaDeviceDetails", devices=batch)
             except ApiError as problem:
                 log.debug("no addresses in bulk (%s), asking for each device", problem)
                 return
-            for device in batch:
-                detail = (details or {}).get(device) or (details or {}).get(f"{strip_facet(device)}.v0" if "." not in device else "")
-                detail = detail or (details or {}).get(f"{device}.a0")
+            details = answer.get("mediaDeviceDetails") or {}
+            for device in batch:  # the answer may name the first channel where the question left it out
+                detail = details.get(device) or details.get(f"{device}.v0") or details.get(f"{device}.a0")
                 if isinstance(detail, dict):
                     self._addresses[device] = read_addresses(detail)
 
@@ -860,7 +870,8 @@ class Directory:
     def _ask_presence(self, device: str, audio: bool) -> dict[str, Windows] | None:
         start, end = self.ranges[device]
         kind, name = ("audiogateway", "deviceUuid") if audio else ("camera", "cameraUuid")
-        answer = self.api.call(f"{kind}/getPresenceWindows", **{name: device}, startTimeSec=start, durationSec=end - start)
+        span = {"startTimeSec": start, "durationSec": end - start}
+        answer = self.api.call(f"{kind}/getPresenceWindows", **{name: device}, **span)
         windows = answer.get("presenceWindows")
         if not isinstance(windows, dict):
             raise ApiError(f"{kind}/getPresenceWindows: answered without presenceWindows")
@@ -914,7 +925,8 @@ class MediaClient:
         import certifi
         import urllib3
 
-        proxy = getproxies().get("https") if kind == "wan" and not is_loopback(host) and not proxy_bypass(host) else None
+        direct = kind == "lan" or is_loopback(host) or proxy_bypass(host)
+        proxy = None if direct else getproxies().get("https")
         name = f"{kind} {proxy or ''}"
         with self._lock:
             if name not in self._managers:
@@ -972,7 +984,9 @@ class MediaClient:
                 raise MediaRefused(f"{host} refuses our credentials ({status})")
         raise TransferError(f"{host} keeps asking for a pause (429)")
 
-    def _request(self, kind: str, url: str, scheme: str, token: str, limit_bytes: int) -> tuple[int, Mapping[str, str], bytes]:
+    def _request(
+        self, kind: str, url: str, scheme: str, token: str, limit_bytes: int
+    ) -> tuple[int, Mapping[str, str], bytes]:
         import urllib3
 
         headers = {"Accept-Encoding": "identity"}
@@ -1265,7 +1279,8 @@ class Part:
         old_path = self.path.with_name(self.path.name.removesuffix(".part") + ".old.part")
         spare = self.path.with_name(self.path.name.removesuffix(".part") + ".spare.part")
         had_old = old_path.exists()
-        for mine, other, third in ((self.path, old_path, spare), (self.record_path, record_path(old_path), record_path(spare))):
+        records = (self.record_path, record_path(old_path), record_path(spare))
+        for mine, other, third in ((self.path, old_path, spare), records):
             mine.replace(third)
             if had_old and other.exists():
                 other.replace(mine)
@@ -1556,7 +1571,7 @@ class Copier:
         return done.audio == "failed" and self.settings.now - done.made_at <= self.settings.give_up_after_sec
 
     def _adopt(self, clip: Clip) -> Done | None:
-        """A finished file that no record speaks of: believed on its sidecar, else on its length; never fetched again."""
+        """A finished file without a record: believed on its sidecar, else on its length; never fetched again."""
         for with_audio in (True, False):
             file = self.settings.output_dir / clip.file_name(with_audio)
             if not file.exists() or record_path(part_path(self.settings, clip)).exists():
@@ -1760,7 +1775,8 @@ class Job:
                 if stream is None:
                     if kind == "lan" and not self.settings.lan_only:
                         run.lan_dead.add(clip.camera.uuid)
-                        log.info("%s: no LAN address answers%s, using WAN", clip.stem, f" ({failure})" if failure else "")
+                        why = f" ({failure})" if failure else ""
+                        log.info("%s: no LAN address answers%s, using WAN", clip.stem, why)
                     continue
                 video = stream
                 video.missing = self._reasons(kind, video.track.segment_sec, video.track.segment_count())
@@ -1778,7 +1794,7 @@ class Job:
 
     def _way_out(self, addresses: Addresses) -> str:
         if self.settings.usewan or not addresses.wan:
-            return " over WAN (--usewan)" if self.settings.usewan else " on the LAN, and there is no address for --usewan"
+            return " over WAN (--usewan)" if self.settings.usewan else " on the LAN; there is no address for --usewan"
         return " on the LAN; try --usewan" if self.settings.lan_only else ", neither on the LAN nor over WAN (--usewan)"
 
     def _workers(self, kind: str) -> int:
@@ -1804,8 +1820,8 @@ class Job:
                 self._fetch_inside(sound, kind, *inside)
             else:
                 assert gateway
-                kinds = [kind] if kind == "wan" or self.settings.lan_only else ["lan", "wan"] if gateway.online else ["wan"]
-                self._fetch_gateway(sound, gateway, kinds)
+                lan = ["lan"] if kind == "lan" and gateway.online else []
+                self._fetch_gateway(sound, gateway, lan if self.settings.lan_only else [*lan, "wan"])
         except (TransferError, MediaRefused, NotFound, ClipError, ApiError, Busy, mpd_info.MpdError) as problem:
             sound.detail = str(problem)
         return sound
@@ -1816,7 +1832,8 @@ class Job:
         init = self.run.media.fetch(kind, track.init_url, segment_check(track, init=True))
         part = self._open_sound_part()
         part.begin(kind, init, track.segment_count())
-        self._download_sound(sound, Stream(kind, track, part, self._reasons(kind, track.segment_sec, track.segment_count())))
+        reasons = self._reasons(kind, track.segment_sec, track.segment_count())
+        self._download_sound(sound, Stream(kind, track, part, reasons))
 
     def _fetch_gateway(self, sound: Sound, gateway: Gateway, kinds: Sequence[str]) -> None:
         clip = self.clip
@@ -1824,8 +1841,8 @@ class Job:
         windows = None if presence is None else join_windows(presence["local"] + presence["cloud"])
         count, missing = clip.fetch_duration_sec // SEGMENT_SEC, dict[int, str]()
         for index in range(count if windows is not None else 0):
-            start = clip.fetch_start_sec + index * SEGMENT_SEC
-            if start + SEGMENT_SEC < self.settings.now - PRESENCE_LAG_SEC and not covered(windows or [], start, start + SEGMENT_SEC):
+            start, end = clip.fetch_start_sec + index * SEGMENT_SEC, clip.fetch_start_sec + (index + 1) * SEGMENT_SEC
+            if end < self.settings.now - PRESENCE_LAG_SEC and not covered(windows or [], start, end):
                 missing[index] = "not_recorded"
         if len(missing) == count:
             sound.status = "not_recorded"
@@ -1855,7 +1872,8 @@ class Job:
         elif stream.part.have() and (given_up or not stream.unavailable()):
             sound.status, sound.stream = "ok", stream
         else:
-            sound.detail = stream.trouble or f"{len(stream.unavailable())} of {stream.track.segment_count()} segments missing"
+            short = f"{len(stream.unavailable())} of {stream.track.segment_count()} segments missing"
+            sound.detail = stream.trouble or short
 
     def _check_space(self, video: Stream) -> None:
         """Refuse a clip of which part and final file cannot fit: better here than at the last segment."""
@@ -1865,7 +1883,7 @@ class Job:
         needed = 2 * segment_bytes * (video.track.segment_count() - len(video.missing)) - part.end
         free = shutil.disk_usage(self.settings.output_dir).free
         if needed > free and not self.settings.ignore_space:
-            raise ClipError(f"{size_text(free)} free, but this clip needs about {size_text(needed)} more (--ignore_space)")
+            raise ClipError(f"only {size_text(free)} free, but about {size_text(needed)} needed (--ignore_space)")
 
     # Publish
 
@@ -1918,7 +1936,7 @@ class Job:
         ours = (before := ledger.find(clip)) and before.file == final.name
         if final.exists() and not settings.overwrite and not ours and sha256_of(final) != sha256:
             made.unlink()
-            return Outcome(clip, "conflict", f"{final.name} exists with other content; move it away, or use --overwrite")
+            return Outcome(clip, "conflict", f"{final.name} has other content; move it away, or use --overwrite")
         made.replace(final)
         fsync_folder(final.parent)
         size_bytes = final.stat().st_size
@@ -1957,15 +1975,16 @@ def background(name: str) -> Iterator[ThreadPoolExecutor]:
 
 def sidecar_of(clip: Clip, file: Path, sha256: str, contents: Contents, audio: Mapping[str, Any],
                complete: bool) -> dict[str, Any]:  # fmt: skip
-    """The sidecar of a finished clip, schema 1; times in epoch milliseconds, segments by index from `obtained`'s plan."""
+    """The sidecar of a finished clip, schema 1; times in epoch milliseconds, segments by their index in the plan."""
     start_ms, step_ms = clip.fetch_start_sec * 1000, round(contents.segment_sec * 1000)
     camera, have = clip.camera, contents.have
     gaps = [{"start_ms": start_ms + first * step_ms, "end_ms": start_ms + last * step_ms, "reason": reason}
-            for reason in sorted(set(contents.missing.values()))
-            for first, last in runs_of(sorted(index for index, why in contents.missing.items() if why == reason))]  # fmt: skip
+            for reason in set(contents.missing.values())
+            for first, last in runs_of(sorted(i for i, why in contents.missing.items() if why == reason))]  # fmt: skip
     return {
         "schema": 1,
-        "camera": {"uuid": camera.uuid, "facet": camera.facet or "v0", "name": camera.name, "location": camera.location},
+        "camera": {"uuid": camera.uuid, "facet": camera.facet or "v0", "name": camera.name,
+                   "location": camera.location},
         "kind": "alert" if clip.alert else "manual",
         "requested": {"start_ms": clip.start_sec * 1000, "end_ms": clip.end_sec * 1000},
         "obtained": {"start_ms": start_ms + have[0] * step_ms, "end_ms": start_ms + (have[-1] + 1) * step_ms},
@@ -1993,8 +2012,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def query_words(settings: Settings) -> str:
     """What makes two runs the same query, in words: for the state file, the lock, and the subject of mails."""
     words = ["alerts" if settings.alerts else "manual", *(f"loc={one}" for one in sorted(settings.locations)),
-             *(f"cam={one}" for one in sorted(settings.cameras)), *([f"org={settings.org_uuid}"] if settings.org_uuid else [])]  # fmt: skip
-    return " ".join(words)
+             *(f"cam={one}" for one in sorted(settings.cameras))]  # fmt: skip
+    return " ".join([*words, f"org={settings.org_uuid}"] if settings.org_uuid else words)
 
 
 class CatchUp:
@@ -2056,7 +2075,8 @@ class CatchUp:
         for alert in alerts:
             mine = {"start_ms": alert.start_ms, "end_ms": alert.end_ms, "finalized": alert.finalized}
             if state["seen"].get(alert.id) != mine:
-                pending[alert.id] = {"alert": asdict(alert), "since": pending.get(alert.id, {}).get("since", settings.now)}
+                since = pending.get(alert.id, {}).get("since", settings.now)
+                pending[alert.id] = {"alert": asdict(alert), "since": since}
             state["seen"][alert.id] = mine
             state["marks"]["alerts"] = max(state["marks"].get("alerts", 0), alert.start_ms / 1000)
         oldest_ms = (state["marks"].get("alerts", settings.now) - settings.lookback_sec - 86400) * 1000
@@ -2064,7 +2084,8 @@ class CatchUp:
         state["pending"] = sorted(pending.values(), key=lambda entry: entry["alert"]["start_ms"])
         self.save()
         lag_sec = settings.lag_sec if settings.lag_sec is not None else CLOUD_LAG_SEC
-        waiting = [Alert(**entry["alert"] | {"devices": tuple(entry["alert"]["devices"])}) for entry in state["pending"]]
+        waiting = [Alert(**{**entry["alert"], "devices": tuple(entry["alert"]["devices"])})
+                   for entry in state["pending"]]  # fmt: skip
         ripe = [alert for alert in waiting if alert_window(alert, settings)[1] <= settings.now - lag_sec]
         if len(ripe) > settings.max_alerts:
             log.warning("%s more alerts wait for the next run (--max_alerts)", len(ripe) - settings.max_alerts)
@@ -2080,8 +2101,8 @@ class CatchUp:
                 open_reasons[key] = outcome.detail or outcome.state
             elif outcome.state in ("lost", "partial"):
                 self.state["lost"].append({"clip": clip.stem, "state": outcome.state, "at": self.settings.now})
-        tried = {alert.id for alert in taken} | {
-            (outcome.clip.camera.address, outcome.clip.start_sec) for outcome in outcomes if not outcome.clip.alert}  # fmt: skip
+        tried: set[Any] = {alert.id for alert in taken}
+        tried |= {(one.clip.camera.address, one.clip.start_sec) for one in outcomes if not one.clip.alert}
         kept = []
         for entry in self.state["pending"]:
             key = entry["alert"]["id"] if "alert" in entry else (entry["camera"], entry["start"])
@@ -2110,9 +2131,9 @@ class Progress:
             from rich import progress
             from rich.console import Console
 
-            self.bars = progress.Progress(
-                progress.TextColumn("{task.description}"), progress.BarColumn(), progress.DownloadColumn(),
-                progress.TransferSpeedColumn(), progress.TimeRemainingColumn(), console=Console(stderr=True))  # fmt: skip
+            columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.DownloadColumn(),
+                       progress.TransferSpeedColumn(), progress.TimeRemainingColumn())  # fmt: skip
+            self.bars = progress.Progress(*columns, console=Console(stderr=True))
             self.bars.start()
 
     @contextmanager
@@ -2136,10 +2157,12 @@ class Progress:
     def line(self, outcome: Outcome) -> None:
         self.finished += 1
         level = logging.ERROR if fails_run(outcome) else logging.DEBUG if outcome.state == "already" else logging.INFO
-        words = {"done": f"saved {size_text(outcome.size_bytes)}", "partial": f"published as it is, {size_text(outcome.size_bytes)}",
-                 "already": "already there", "not_yet": "not there yet"}.get(outcome.state, outcome.state.replace("_", " "))  # fmt: skip
+        size = size_text(outcome.size_bytes)
+        words = {"done": f"saved {size}", "partial": f"published as it is, {size}", "already": "already there"}
+        said = words.get(outcome.state, outcome.state.replace("_", " "))
+        said += f" ({outcome.detail})" if outcome.detail else ""
         name = outcome.file.name if outcome.file else outcome.clip.stem
-        log.log(level, "[%s/%s] %s: %s%s", self.finished, self.total, name, words, f" ({outcome.detail})" if outcome.detail else "")
+        log.log(level, "[%s/%s] %s: %s", self.finished, self.total, name, said)
 
     def close(self) -> None:
         if self.bars:
@@ -2148,9 +2171,10 @@ class Progress:
 
 def summary_of(outcomes: Sequence[Outcome], notes: Mapping[str, int]) -> dict[str, Any]:
     counts = {state: sum(outcome.state == state for outcome in outcomes) for state in OUTCOMES}
+    size_bytes = sum(outcome.size_bytes for outcome in outcomes if outcome.state in ("done", "partial"))
+    silent = sum(outcome.audio == "failed" and outcome.state == "done" for outcome in outcomes)
     return {"clips": len(outcomes), **{state: count for state, count in counts.items() if count},
-            "audio_failed": sum(outcome.audio == "failed" and outcome.state == "done" for outcome in outcomes),
-            "bytes": sum(outcome.size_bytes for outcome in outcomes if outcome.state in ("done", "partial")), **notes}  # fmt: skip
+            "audio_failed": silent, "bytes": size_bytes, **notes}  # fmt: skip
 
 
 def summary_text(summary: Mapping[str, Any]) -> str:
@@ -2193,19 +2217,20 @@ def check_space(clips: Sequence[Clip], settings: Settings, ledger: Ledger) -> No
     sizes = sorted((estimate_bytes(clip, rates) for clip in clips), reverse=True)
     needed, free = sum(sizes) + sum(sizes[: settings.workers]), shutil.disk_usage(settings.output_dir).free
     if needed > free and not settings.ignore_space:
-        raise CannotStart(f"{settings.output_dir}: {size_text(free)} free, but the clips need about {size_text(needed)}; "
-                          "ask for less, make room, or use --ignore_space")  # fmt: skip
+        raise CannotStart(f"{settings.output_dir}: {size_text(free)} free, but the clips need about "
+                          f"{size_text(needed)}; ask for less, make room, or use --ignore_space")  # fmt: skip
 
 
 def show_plan(clips: Sequence[Clip], settings: Settings, ledger: Ledger) -> None:
     rates = ledger.bytes_per_sec()
-    rows = [{"clip": clip.file_name(clip.audio), "camera": clip.camera.name, "start": clock_text(clip.start_sec, settings.zone),
+    sizes = [round(estimate_bytes(clip, rates)) for clip in clips]
+    rows = [{"clip": clip.file_name(clip.audio), "camera": clip.camera.name,
+             "start": clock_text(clip.start_sec, settings.zone),
              "duration": duration_text(clip.end_sec - clip.start_sec),
-             "estimate": round(estimate_bytes(clip, rates)) if settings.as_json else size_text(estimate_bytes(clip, rates))}
-            for clip in clips]  # fmt: skip
+             "estimate": size if settings.as_json else size_text(size)}
+            for clip, size in zip(clips, sizes, strict=True)]  # fmt: skip
     print_rows(rows, settings.as_json)
-    total = sum(estimate_bytes(clip, rates) for clip in clips)
-    log.info("dry run: %s clips, about %s, nothing was downloaded", len(clips), size_text(total))
+    log.info("dry run: %s clips, about %s, nothing was downloaded", len(clips), size_text(sum(sizes)))
 
 
 def show_status(settings: Settings) -> int:
@@ -2247,7 +2272,7 @@ class World:
 
     cameras: list[Camera]
     chosen: list[Camera]
-    places: list[tuple[str, str, str, tuple[str, ...]]]
+    places: list[Place]
     location_filter: list[str]
 
 
@@ -2273,7 +2298,7 @@ def load_world(api: Api, settings: Settings) -> World:
                 raise CannotStart(f"no list of locations to filter by: {problem}") from problem
             log.warning("going on without %s: %s", "audio" if name[0] == "a" else "names of locations", problem)
     places = list(flatten_locations(listed["locations"]))
-    known = read_cameras(states, listed["audioGatewayStates"], {uuid: name for uuid, name, _, _ in places})
+    known = read_cameras(states, listed["audioGatewayStates"], {place.uuid: place.name for place in places})
     chosen, below = choose_cameras(known, places, settings)
     return World(known, chosen, places, below)
 
@@ -2295,7 +2320,8 @@ def fetch_alerts(api: Api, world: World, settings: Settings, after_sec: float | 
         else:
             alerts.append(alert)
     if more:
-        log.warning("%s%s more not taken: only the newest %s are (--max_alerts)", "at least " if at_least else "", more, most)
+        least = "at least " if at_least else ""
+        log.warning("%s%s more not taken: only the newest %s are (--max_alerts)", least, more, most)
         notes["alerts_not_taken"] = more
     return alerts
 
@@ -2308,8 +2334,8 @@ def clips_of_alerts(alerts: Sequence[Alert], world: World, settings: Settings, n
     clips = []
     for alert in alerts:
         if not known.intersection(alert.devices):
-            log.info("alert %s (%s): skipped, %s is no camera", safe_word(alert.id, ID_CHARACTERS), safe_word(alert.kind, TYPE_CHARACTERS),
-                     alert.device_type or "what raised it")  # fmt: skip
+            words = safe_word(alert.id, ID_CHARACTERS), safe_word(alert.kind, TYPE_CHARACTERS)
+            log.info("alert %s (%s): skipped, %s is no camera", *words, alert.device_type or "what raised it")
             notes["alerts_of_no_camera"] = notes.get("alerts_of_no_camera", 0) + 1
         clips += alert_clips(alert, chosen, settings)
     return clips
@@ -2396,7 +2422,9 @@ def work(settings: Settings, quiet: bool) -> tuple[int, str, bool]:
     return status, "\n".join([summary_text(summary), "", *lines]), bool(notes)
 
 
-def act(settings: Settings, context: Context, api: Api, ledger: Ledger, clips: Sequence[Clip], quiet: bool) -> list[Outcome]:
+def act(
+    settings: Settings, context: Context, api: Api, ledger: Ledger, clips: Sequence[Clip], quiet: bool
+) -> list[Outcome]:
     """Skip what is there, ask for addresses in bulk, check the space, and copy the rest."""
     media = MediaClient(api, context, SessionToken(api))
     directory = Directory(api, context)
@@ -2442,9 +2470,9 @@ def show_list(api: Api, settings: Settings, what: str) -> int:
                  "audio": camera.gateway.name or camera.gateway.uuid if camera.gateway else ""}
                 for camera in world.chosen]  # fmt: skip
     elif what == "locations":
-        rows = [{"uuid": uuid, "name": " / ".join([name] if len(chain) == 1 else ["…"] * (len(chain) - 1) + [name]), "tz": tz,
-                 "cameras": sum(camera.location_uuid == uuid for camera in world.cameras)}
-                for uuid, name, tz, chain in world.places]  # fmt: skip
+        rows = [{"uuid": place.uuid, "name": place.name, "within": place.chain[1] if len(place.chain) > 1 else "",
+                 "tz": place.tz, "cameras": sum(camera.location_uuid == place.uuid for camera in world.cameras)}
+                for place in world.places]  # fmt: skip
     else:
         for alert in fetch_alerts(api, world, settings, settings.after_sec, settings.max_alerts, {}):
             rows.append({"time": clock_text(alert.start_ms / 1000, settings.zone), "id": alert.id, "type": alert.kind,
@@ -2458,7 +2486,7 @@ def show_list(api: Api, settings: Settings, what: str) -> int:
 
 
 def show_check(api: Api, settings: Settings) -> int:
-    """--check: key, region, rights, FFmpeg, space and the LAN reach of every camera; PARTIAL when something is amiss."""
+    """--check: key, region, rights, FFmpeg, space, LAN reach of every camera; PARTIAL when something is amiss."""
     rows: list[dict[str, Any]] = []
 
     def note(what: str, result: str, detail: str = "") -> None:
@@ -2480,8 +2508,10 @@ def show_check(api: Api, settings: Settings) -> int:
             note(what, "slower" if "bulk" in what else "FAILED", str(problem))
     try:
         ffmpeg = find_ffmpeg("making MP4 files")
-        words = subprocess.run([ffmpeg, "-version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20)
-        note("FFmpeg", "ok" if words.returncode == 0 else "FAILED", words.stdout.partition("Copyright")[0].strip() or ffmpeg)
+        quiet = {"stdin": subprocess.DEVNULL, "capture_output": True, "timeout": 20}
+        said = subprocess.run([ffmpeg, "-version"], text=True, **quiet)  # type: ignore[call-overload]
+        version = said.stdout.partition("Copyright")[0].strip() or ffmpeg
+        note("FFmpeg", "ok" if said.returncode == 0 else "FAILED", version)
     except (CannotStart, OSError, subprocess.TimeoutExpired) as problem:
         note("FFmpeg", "FAILED", str(problem))
     note("space", "ok", f"{size_text(shutil.disk_usage(settings.output_dir).free)} free in {settings.output_dir}")
@@ -2531,7 +2561,7 @@ def demo(arguments: argparse.Namespace) -> int:
         try:
             ready = json.loads(process.stdout.readline() or "{}")
             if "api_url" not in ready:
-                raise CannotStart("the simulator did not start; run it by hand to see why: python tests/rhombus_simulator.py")
+                raise CannotStart("the simulator did not start; see why: python tests/rhombus_simulator.py")
             folder = str(arguments.output_dir or "demo_footage")
             Path(folder).mkdir(parents=True, exist_ok=True)
             statuses = []
@@ -2571,11 +2601,12 @@ def build_parser() -> argparse.ArgumentParser:
     flag(what, "-ab", "--alert_buffer", metavar="SEC", help="before and after each alert (default: 30)")
     flag(what, "-loc", "--location_uuid", metavar="ID", action="append",
          help="only this location and what is below it: UUID or exact name; repeatable")  # fmt: skip
-    flag(what, "-cam", "--camera_uuid", metavar="ID", action="append", help="only this camera: UUID or exact name; repeatable")
+    flag(what, "-cam", "--camera_uuid", metavar="ID", action="append",
+         help="only this camera: UUID or exact name; repeatable")  # fmt: skip
     flag(what, "--clip_length", metavar="SEC", help="cut a range into clips of this length (default: 0, one clip)")
     flag(what, "--timezone", metavar="ZONE", help="of times without a zone and of alert names (default: the host's)")
     who = parser.add_argument_group("account")
-    flag(who, "-a", "--api_key", metavar="KEY", help="better given as RHOMBUS_API_KEY or in config.yaml: others can see flags")
+    flag(who, "-a", "--api_key", metavar="KEY", help="API key; others can see flags, so better RHOMBUS_API_KEY")
     flag(who, "-c", "--cert", metavar="FILE", help="client certificate (PEM) of a certificate key")
     flag(who, "-p", "--private_key", metavar="FILE", help="private key (PEM) of --cert")
     flag(who, "--api_url", metavar="URL", help="us, eu, or an address (default: RHOMBUS_API_URL, else us)")
@@ -2586,17 +2617,17 @@ def build_parser() -> argparse.ArgumentParser:
     flag(how, "--lan_only", help="over LAN only")
     flag(how, "--verify_lan", help="verify the TLS certificates of LAN devices, which are mostly self-signed")
     flag(how, "--workers", metavar="N", type=int, help="clips side by side (default: 4)")
-    flag(how, "--segment_workers", metavar="N", type=int, help="requests side by side within a clip (default: 0: WAN 8, LAN 2)")
+    flag(how, "--segment_workers", metavar="N", type=int, help="requests at once in a clip (default: 0: WAN 8, LAN 2)")
     flag(how, "--no_audio", help="video only")
-    flag(how, "--audio_offset", metavar="SEC", type=float, help="move audio against video, positive is later (default: 0)")
+    flag(how, "--audio_offset", metavar="SEC", type=float, help="audio so much later (default: 0)")
     flag(how, "--audio_codec", choices=("copy", "aac"), help="copy keeps Opus, aac suits old players (default: copy)")
-    flag(how, "--bwlimit", metavar="RATE", help="at most this many bytes a second, such as 500K or 10M (default: 0, no limit)")
-    flag(how, "--max_duration", metavar="SEC", help="end the run after this time, parts are kept (default: 0, no limit)")
+    flag(how, "--bwlimit", metavar="RATE", help="bytes a second, such as 500K or 10M (default: 0, no limit)")
+    flag(how, "--max_duration", metavar="SEC", help="end the run after so long, keep parts (default: 0, no limit)")
     flag(how, "--overwrite", help="fetch again and replace what is there")
     flag(how, "--ignore_space", help="start although the estimate says that the disk is too small")
     cron = parser.add_argument_group("catching up, for cron")
     flag(cron, "--catch_up", help="go on where the last run of the same query ended")
-    flag(cron, "--lag", metavar="SEC", help="leave the newest footage for later (default: 5m in the cloud, 10 on the LAN)")
+    flag(cron, "--lag", metavar="SEC", help="leave the newest footage for later (default: cloud 5m, LAN 10)")
     flag(cron, "--lookback", metavar="SEC", help="list alerts again so far back (default: 72h)")
     flag(cron, "--give_up_after", metavar="SEC", help="publish what there is after trying so long (default: 7d)")
     show = parser.add_argument_group("looking")

@@ -282,6 +282,8 @@ def _check_map(where: str, values: Any, known: Mapping[str, Key], used: bool, mi
     if not isinstance(values, dict):
         mistakes.append(f"{where}: expected a map of keys")
         return
+    if True in values:  # YAML 1.1 reads the bare key `on:` as true
+        values["on"] = values.pop(True)
     for name, value in list(values.items()):
         key = known.get(str(name))
         if key is None:
@@ -501,8 +503,8 @@ def notify(settings: Mapping[str, Any], state_file: Path, key: str, status: int,
     told = told if isinstance(told, dict) else {}
     told.pop(key, None)
     if failed:
-        since_before = before or {"since": now, "told_at": 0}
-        told[key] = {"since": since_before["since"], "status": status, "told_at": now if due else since_before["told_at"]}
+        first = before or {"since": now, "told_at": 0}
+        told[key] = {"since": first["since"], "status": status, "told_at": now if due else first["told_at"]}
     if failed or before:
         try:
             write_json(state_file, told)

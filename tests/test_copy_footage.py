@@ -1,0 +1,655 @@
+"""copy_footage.py, manual and alert mode: what it asks for, what it leaves behind, and what it says."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from copy_footage_helpers import (
+    CAMERA,
+    GATEWAY,
+    NOW,
+    SITE,
+    SUB,
+    Cloud,
+    Clouds,
+    close_to,
+    content,
+    duration_sec,
+    frames,
+    media_info,
+    one_camera,
+    packets,
+    sidecar,
+    silent_camera,
+    top_boxes,
+)
+from rhombus_simulator import DELETE, Alert, Camera, Fault, Gateway, Location, Simulator, Switches, World, ruuid
+
+
+@pytest.fixture
+def clouds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Clouds]:
+    with Clouds(tmp_path, monkeypatch, capsys) as found:
+        yield found
+
+
+def nobody(cloud: Cloud) -> str:
+    """An address at which nobody listens."""
+    return cloud.sim.lan_urls(Camera(lan=False))[0]
+
+
+# --- manual mode: sources ---
+
+
+def test_a_range_comes_over_lan_with_its_sound(clouds: Clouds) -> None:
+    cloud = clouds()
+    run = cloud.clip(20)
+    file = cloud.only()
+    assert file.name == f"LoadingDockEast_{CAMERA}_{cloud.start}_videoWithAudio.mp4"
+    assert run.out == f"{file}\n"
+    assert cloud.asked("^wan") == []
+    close_to(frames(file), cloud.pictures(cloud.start, cloud.start + 20))
+    close_to(packets(file), cloud.sounds(cloud.start, cloud.start + 20), slack_sec=0.021)
+    side = sidecar(file)
+    assert side["source"] == "lan" and side["complete"] is True and side["gaps"] == []
+    assert side["audio"] == {"status": "ok", "gateway": GATEWAY, "offset_ms": 0}
+    assert side["camera"] == {"uuid": CAMERA, "facet": "v0", "name": "Loading Dock / East", "location": "Site"}
+    assert side["requested"] == side["obtained"] == {"start_ms": cloud.start * 1000, "end_ms": (cloud.start + 20) * 1000}
+    assert side["segments"] == {"length_ms": 2000, "expected": 10, "received": 10, "missing": []}
+    assert cloud.files() == [file.with_suffix(".json").name, file.name]
+
+
+def test_a_finished_file_is_plain_and_seekable_and_knows_when_it_began(clouds: Clouds) -> None:
+    cloud = clouds()
+    cloud.clip(20)
+    file = cloud.only()
+    boxes = top_boxes(file)
+    assert boxes.index("moov") < boxes.index("mdat") and "moof" not in boxes
+    said = media_info(file)
+    assert "creation_time   : 2025-08-05T11:20:00.000000Z" in said
+    assert "Lavf" not in said, "the name and version of a program would make the bytes vary"
+    assert abs(duration_sec(file) - 20) < 0.05
+
+
+def test_usewan_asks_no_lan_device(clouds: Clouds) -> None:
+    cloud = clouds()
+    cloud.clip(20, "-w")
+    assert cloud.asked("^lan") == []
+    assert sidecar(cloud.only())["source"] == "wan"
+    close_to(frames(cloud.only()), cloud.pictures(cloud.start, cloud.start + 20))
+
+
+def test_lan_and_wan_give_the_same_bytes(clouds: Clouds) -> None:
+    lan, wan = clouds(), clouds()
+    lan.clip(20)
+    wan.clip(20, "--usewan")
+    assert content(lan) == content(wan)
+
+
+def test_an_offline_camera_is_copied_from_the_cloud_and_one_line_says_so(clouds: Clouds) -> None:
+    cloud = clouds(silent_camera(status="RED"))
+    run = cloud.clip(20)
+    assert cloud.asked("^lan") == []
+    assert len([line for line in run.err.splitlines() if "offline" in line and "WAN" in line]) == 1
+    close_to(frames(cloud.only()), cloud.pictures(cloud.start, cloud.start + 20))
+
+
+def test_where_no_lan_address_answers_the_wan_is_used_and_one_line_says_so(clouds: Clouds) -> None:
+    cloud = clouds(one_camera(lan=False))
+    run = cloud.clip(20)
+    assert len([line for line in run.err.splitlines() if "WAN" in line]) == 1
+    assert sidecar(cloud.only())["source"] == "wan"
+
+
+@pytest.mark.parametrize("dead", ["refused", "silent"])
+def test_lan_only_without_an_answer_says_connection_timeout_and_names_usewan(clouds: Clouds, dead: str) -> None:
+    cloud = clouds(silent_camera(lan=False), dead_lan=dead)
+    run = cloud.clip(20, "--lan_only", ok=1)
+    assert "Connection timeout" in run.err and "--usewan" in run.err
+    assert cloud.asked("^wan") == [] and cloud.files("*.mp4") == []
+
+
+def test_when_nothing_answers_the_run_says_connection_timeout(clouds: Clouds) -> None:
+    cloud = clouds(silent_camera(lan=False))
+    cloud.sim.wan_url = nobody(cloud)
+    run = cloud.clip(20, ok=1)
+    assert "Connection timeout" in run.err and "--usewan" in run.err
+
+
+@pytest.mark.parametrize("dead", ["refused", "silent"])
+def test_every_lan_address_is_tried(clouds: Clouds, dead: str) -> None:
+    cloud = clouds(one_camera(lan_addresses=3, lan_dead_addresses=2), dead_lan=dead)
+    cloud.clip(20)
+    assert cloud.asked("^wan") == []
+    assert sidecar(cloud.only())["source"] == "lan"
+
+
+def test_lan_only_fetches_nothing_over_wan_not_even_the_sound(clouds: Clouds) -> None:
+    world = one_camera()
+    world.gateways[0].lan = False
+    cloud = clouds(world)
+    cloud.clip(20, "--lan_only", ok=1)
+    assert cloud.asked("^wan") == []
+    assert cloud.files("*.mp4") == [f"LoadingDockEast_{CAMERA}_{cloud.start}_video.mp4"]
+
+
+def test_old_firmware_takes_the_cookie_and_new_firmware_the_token(clouds: Clouds) -> None:
+    for mode in ("cookie", "federated-only", "federated"):
+        cloud = clouds(lan_auth=mode)
+        cloud.clip(6)
+        assert sidecar(cloud.only())["source"] == "lan", mode
+        assert cloud.sim.leaks == []
+
+
+@pytest.mark.parametrize("timestamps", ["zero", "absolute"])
+@pytest.mark.parametrize("first", [0, 1, 100])
+def test_numbering_and_timestamps_of_the_device_do_not_matter(clouds: Clouds, timestamps: str, first: int) -> None:
+    cloud = clouds(timestamps=timestamps, lan_start_number=first)
+    cloud.clip(12)
+    assert cloud.segments("m4v", "lan") == list(range(first, first + 6))
+    close_to(frames(cloud.only()), cloud.pictures(cloud.start, cloud.start + 12))
+    close_to(packets(cloud.only()), cloud.sounds(cloud.start, cloud.start + 12), slack_sec=0.021)
+
+
+# --- manual mode: cameras and names ---
+
+
+def test_a_multi_sensor_camera_gives_a_clip_per_facet(clouds: Clouds) -> None:
+    cloud = clouds(silent_camera(name="Lobby", facets=["v0", "v1", "v2"]))
+    cloud.clip(10)
+    assert len(cloud.files("*.mp4")) == 3
+    for facet, address in enumerate([CAMERA, f"{CAMERA}.v1", f"{CAMERA}.v2"]):
+        (file,) = cloud.folder.glob(f"*_{address}_{cloud.start}_video.mp4")
+        close_to(frames(file), cloud.pictures(cloud.start, cloud.start + 10, facet))
+        assert sidecar(file)["camera"]["facet"] == f"v{facet}"
+
+
+def test_one_facet_can_be_asked_for(clouds: Clouds) -> None:
+    cloud = clouds(silent_camera(facets=["v0", "v1"]))
+    cloud.clip(10, "-cam", f"{CAMERA}.v1")
+    close_to(frames(cloud.only()), cloud.pictures(cloud.start, cloud.start + 10, 1))
+
+
+def test_a_doorbell_brings_its_own_sound(clouds: Clouds) -> None:
+    cloud = clouds(silent_camera(own_audio=True, hw_variation="DOORBELL_CAMERA_DR40"))
+    cloud.clip(10)
+    file = cloud.only("*_videoWithAudio.mp4")
+    close_to(frames(file), cloud.pictures(cloud.start, cloud.start + 10))
+    close_to(packets(file), cloud.sounds(cloud.start, cloud.start + 10), slack_sec=0.021)
+
+
+@pytest.mark.parametrize(("name", "shown"), [
+    ("", "camera"), (None, "camera"), ("../../x", "x"), ("/etc/passwd", "etcpasswd"), ("Käse 入口 №7", "Kse7"), ("入口", "camera"),
+    ("a\0b\nc\td", "abcd"), ("x" * 300, "x" * 60), ("-rf *", "rf"), ("$(reboot)", "reboot"), ("CON", "CON")])  # fmt: skip
+def test_a_hostile_camera_name_stays_a_harmless_file_name(clouds: Clouds, name: str | None, shown: str) -> None:
+    cloud = clouds(silent_camera(name=name))
+    before = sorted(path for path in cloud.work.parent.rglob("*") if cloud.folder not in path.parents)
+    cloud.clip(4)
+    assert cloud.files("*.mp4") == [f"{shown}_{CAMERA}_{cloud.start}_video.mp4"]
+    after = sorted(path for path in cloud.work.parent.rglob("*") if cloud.folder not in path.parents)
+    assert [path for path in after if path not in before] == [cloud.folder], "nothing is written elsewhere"
+
+
+def test_two_cameras_of_one_name_stay_two(clouds: Clouds) -> None:
+    other = ruuid("other")
+    cloud = clouds(World([Camera(CAMERA, "Door"), Camera(other, "Door")]))
+    cloud.clip(4)
+    assert cloud.files("*.mp4") == sorted(f"Door_{uuid}_{cloud.start}_video.mp4" for uuid in (CAMERA, other))
+
+
+@pytest.mark.parametrize("uuid", ["-GwAbCdEfGhIjKlMnOpQrQ", "_GwAbCdEfGhIjKlMnOpQrQ", "--wAbCdEfGhIjKlMnOpQrQ"])
+def test_an_identifier_may_begin_with_a_dash(clouds: Clouds, uuid: str) -> None:
+    cloud = clouds(World([Camera(uuid, "Door"), Camera(ruuid("other"), "Gate")]))
+    cloud.clip(4, "-cam", uuid)
+    cloud.clip(4, "--camera_uuid", uuid, "-w")
+    cloud.clip(4, "-cam", f"{uuid}.v0")
+    assert cloud.files("*.mp4") == [f"Door_{uuid}_{cloud.start}_video.mp4"]
+
+
+def test_a_location_whose_identifier_begins_with_a_dash_can_be_asked_for(clouds: Clouds) -> None:
+    place = "-LocbCdEfGhIjKlMnOpQrQ"
+    cloud = clouds(World([Camera(CAMERA, "Door", place), Camera(ruuid("other"), "Gate", SITE)],
+                         locations=[Location(place, "Here"), Location(SITE, "There")]))
+    cloud.clip(4, "-loc", place)
+    assert cloud.files("*.mp4") == [f"Door_{CAMERA}_{cloud.start}_video.mp4"]
+
+
+def test_a_camera_is_found_by_its_exact_name(clouds: Clouds) -> None:
+    cloud = clouds(World([Camera(CAMERA, "Door 1"), Camera(ruuid("other"), "Door 2")]))
+    cloud.clip(4, "-cam", "Door 1")
+    assert cloud.files("*.mp4") == [f"Door1_{CAMERA}_{cloud.start}_video.mp4"]
+
+
+def test_a_location_includes_what_is_below_it(clouds: Clouds) -> None:
+    below, beside = ruuid("below"), ruuid("beside")
+    world = one_camera(audio=False)
+    world.cameras += [Camera(below, "Freezer", SUB), Camera(beside, "Elsewhere", ruuid("another site"))]
+    for wanted in (SITE, "Site"):
+        cloud = clouds(world)
+        cloud.clip(4, "-loc", wanted)
+        assert {one["camera"] for one in cloud.ledger()} == {CAMERA, below}
+
+
+@pytest.mark.parametrize(("words", "status", "said"), [
+    (["-cam", "Dor 1"], 2, ["'Dor 1'", "Door 1"]), (["-cam", "Twin"], 2, ["'Twin'", ruuid("t1"), ruuid("t2")]),
+    (["-cam", "A" * 22], 2, ["not known"]), (["-loc", "Sitte"], 2, ["'Sitte'", "Site"]), (["-cam", ""], 2, [])])
+def test_an_unknown_or_ambiguous_name_is_refused_with_what_is_near(
+        clouds: Clouds, words: list[str], status: int, said: list[str]) -> None:
+    cloud = clouds(World([Camera(CAMERA, "Door 1", SITE), Camera(ruuid("t1"), "Twin"), Camera(ruuid("t2"), "Twin")],
+                         locations=[Location(SITE, "Site")]))
+    run = cloud.clip(4, *words, ok=status)
+    sentence = run.sentence()
+    assert all(one in sentence for one in said), sentence
+    assert cloud.media() == [] and cloud.files() == []
+
+
+def test_a_retired_camera_and_null_fields_are_no_obstacle(clouds: Clouds) -> None:
+    world = silent_camera(null_fields=True)
+    world.gateways = [Gateway(GATEWAY, None, cameras=[CAMERA], null_fields=True)]
+    cloud = clouds(world)
+    cloud.clip(4)
+    close_to(frames(cloud.only()), cloud.pictures(cloud.start, cloud.start + 4))
+
+
+# --- manual mode: range ---
+
+
+def test_an_odd_start_keeps_its_name_and_loses_no_frame(clouds: Clouds) -> None:
+    cloud = clouds(silent_camera())
+    start = cloud.start + 1
+    cloud.clip(10, start=start)
+    file = cloud.only()
+    assert f"_{start}_" in file.name
+    side = sidecar(file)
+    assert side["requested"] == {"start_ms": start * 1000, "end_ms": (start + 10) * 1000}
+    assert side["obtained"] == {"start_ms": (start - 1) * 1000, "end_ms": (start + 11) * 1000}
+    close_to(frames(file), cloud.pictures(start - 1, start + 11))
+    assert "creation_time   : 2025-08-05T11:20:00.000000Z" in media_info(file)
+
+
+def test_a_long_range_becomes_clips_of_the_length_asked_for(clouds: Clouds) -> None:
+    cloud = clouds(silent_camera())
+    cloud.clip(25, "--clip_length", "10")
+    starts = [cloud.start, cloud.start + 10, cloud.start + 20]
+    assert cloud.files("*.mp4") == [f"LoadingDockEast_{CAMERA}_{start}_video.mp4" for start in starts]
+    for start, end in zip(starts, [*starts[1:], cloud.start + 26], strict=True):
+        close_to(frames(cloud.folder / f"LoadingDockEast_{CAMERA}_{start}_video.mp4"), cloud.pictures(start, end))
+
+
+def test_one_presence_query_covers_all_clips_of_a_camera(clouds: Clouds) -> None:
+    cloud = clouds()
+    cloud.clip(60, "--clip_length", "20")
+    (video,) = [record for record in cloud.sim.requests if record.path == "/api/camera/getPresenceWindows"]
+    assert json.loads(video.body) == {"cameraUuid": CAMERA, "startTimeSec": cloud.start, "durationSec": 60}
+    assert len(cloud.asked("audiogateway/getPresenceWindows")) == 1
+
+
+def test_a_range_that_reaches_into_the_future_ends_where_footage_ends(clouds: Clouds) -> None:
+    cloud = clouds(silent_camera())
+    run = cloud.clip(3600, start=int(NOW) - 30)
+    end_ms = sidecar(cloud.only())["requested"]["end_ms"]
+    assert int(NOW) - 40 <= end_ms / 1000 <= int(NOW)
+    assert "not there yet" in run.err
+
+
+@pytest.mark.parametrize(("start", "length", "first", "count"), [
+    ("2025-08-05T11:20:00Z", "20", 0, 10), ("2025-08-05T11:20", "20s", 0, 10), ("2025-08-05T13:20:00+02:00", "20", 0, 10),
+    ("2025-08-05 11:20:10", "1m", 10, 30), ("2 hours ago", "20", 0, 10), ("1754392800", "20", 0, 10),
+    ("today 11:20", "10", 0, 5), ("20250805T112000Z", "4", 0, 2)])
+def test_times_are_epoch_seconds_iso_or_words(clouds: Clouds, start: str, length: str, first: int, count: int) -> None:
+    cloud = clouds(silent_camera())
+    run = cloud.copy("-s", start, "-u", length, "--dry_run", "--json")
+    (plan,) = run.lines[:-1]
+    assert plan["clip"].endswith(f"_{cloud.start + first}_video.mp4")
+    cloud.copy("-s", start, "-u", length)
+    assert sidecar(cloud.only())["segments"]["received"] == count
+
+
+def test_naive_times_are_in_the_time_zone_asked_for(clouds: Clouds) -> None:
+    cloud = clouds(silent_camera())
+    cloud.copy("-s", "2025-08-05T07:20", "-u", "4", "--timezone", "America/New_York")
+    assert cloud.only().name.split("_")[-2] == str(cloud.start)
+
+
+def test_without_a_range_the_last_hour_is_copied(clouds: Clouds) -> None:
+    cloud = clouds(silent_camera())
+    run = cloud.copy("--dry_run", "--json", "--lag", "0")
+    (plan,) = run.lines[:-1]
+    assert f"_{int(NOW) - 3600}_" in plan["clip"] and plan["duration"] == "1h"
+
+
+# --- manual mode: what was recorded ---
+
+
+def test_where_nothing_was_recorded_there_is_no_file_and_no_failure(clouds: Clouds) -> None:
+    cloud = clouds(one_camera(local=[], cloud=[]))
+    run = cloud.clip(20)
+    assert "no footage recorded" in run.err
+    assert cloud.files() == [] and cloud.media() == []
+
+
+def gap_world(cloud_start: int, audio: bool = False) -> World:
+    """Recorded but for the seconds 10 to 20."""
+    windows = [(cloud_start - 600, cloud_start + 10), (cloud_start + 20, cloud_start + 600)]
+    return one_camera(audio=audio, local=windows, cloud=windows)
+
+
+def test_what_was_never_recorded_is_a_gap_and_placeholders_are_not_footage(clouds: Clouds) -> None:
+    start = int(NOW) - 7200
+    cloud = clouds(gap_world(start, audio=True))
+    cloud.clip(30)
+    file = cloud.only()
+    side = sidecar(file)
+    gap = {"start_ms": (start + 10) * 1000, "end_ms": (start + 20) * 1000, "reason": "not_recorded"}
+    assert side["gaps"] == [gap] and side["complete"] is True
+    assert side["segments"]["missing"] == [5, 6, 7, 8, 9]
+    assert cloud.segments("m4v") == [0, 1, 2, 3, 4, 10, 11, 12, 13, 14], "no placeholder is asked for"
+    close_to(frames(file), cloud.pictures(start, start + 30, gaps=[(start + 10, start + 20)]))
+    close_to(packets(file), cloud.sounds(start, start + 30), slack_sec=0.021)
+    assert abs(duration_sec(file) - 30) < 0.1
+
+
+def test_footage_that_begins_late_says_so_and_starts_at_its_first_frame(clouds: Clouds) -> None:
+    start = int(NOW) - 7200
+    cloud = clouds(one_camera(local=[(start + 8, start + 600)], cloud=[(start + 8, start + 600)]))
+    cloud.clip(20)
+    side = sidecar(cloud.only())
+    assert side["obtained"] == {"start_ms": (start + 8) * 1000, "end_ms": (start + 20) * 1000}
+    assert side["gaps"] == [{"start_ms": start * 1000, "end_ms": (start + 8) * 1000, "reason": "not_recorded"}]
+    close_to(frames(cloud.only()), cloud.pictures(start + 8, start + 20))
+    close_to(packets(cloud.only()), cloud.sounds(start + 8, start + 20), slack_sec=0.021)
+    assert "creation_time   : 2025-08-05T11:20:08.000000Z" in media_info(cloud.only())
+
+
+@pytest.mark.parametrize("presence", [False, "null"])
+def test_when_presence_is_unknown_the_download_goes_on(clouds: Clouds, presence: bool | str) -> None:
+    cloud = clouds(presence=presence)
+    run = cloud.clip(10)
+    assert "WARNING" in run.err and "going on" in run.err
+    close_to(frames(cloud.only()), cloud.pictures(cloud.start, cloud.start + 10))
+
+
+def test_a_confirmed_404_is_a_gap_in_a_complete_clip(clouds: Clouds) -> None:
+    start = int(NOW) - 7200
+    cloud = clouds(gap_world(start), presence=False, lan_missing="404")
+    cloud.clip(30)
+    side = sidecar(cloud.only())
+    assert side["gaps"] == [{"start_ms": (start + 10) * 1000, "end_ms": (start + 20) * 1000, "reason": "not_found"}]
+    assert side["complete"] is True
+    assert cloud.segments().count(7) == 3, "a 404 is believed after two more tries"
+    close_to(frames(cloud.only()), cloud.pictures(start, start + 30, gaps=[(start + 10, start + 20)]))
+
+
+def test_what_only_the_cloud_still_has_comes_over_wan(clouds: Clouds) -> None:
+    start = int(NOW) - 7200
+    cloud = clouds(silent_camera(local=[(start + 10, int(NOW))]))
+    cloud.clip(20)
+    side = sidecar(cloud.only())
+    assert side["source"] == "wan" and side["gaps"] == []
+    close_to(frames(cloud.only()), cloud.pictures(start, start + 20))
+
+
+def test_what_only_an_offline_camera_has_is_not_called_unrecorded(clouds: Clouds) -> None:
+    start = int(NOW) - 7200
+    cloud = clouds(silent_camera(status="RED", cloud=[(start - 60, start + 10)]))
+    run = cloud.clip(20, ok=1)
+    assert "no footage recorded" not in run.err
+    assert cloud.files("*.mp4") == [] and len(cloud.files("*.mp4.part")) == 1
+    cloud.sim.world.cameras[0].cloud = None
+    cloud.sim.clear()
+    cloud.clip(20)
+    close_to(frames(cloud.only()), cloud.pictures(start, start + 20))
+    assert cloud.segments() == [6, 7, 8, 9, 10], "what was there is not fetched again"
+
+
+# --- sound ---
+
+
+def test_no_audio_asks_no_gateway(clouds: Clouds) -> None:
+    cloud = clouds()
+    cloud.clip(10, "--no_audio")
+    assert cloud.only().name.endswith("_video.mp4")
+    assert "Audio:" not in media_info(cloud.only()) and cloud.segments("webm") == []
+
+
+def test_when_the_sound_fails_the_picture_is_kept_and_the_next_run_adds_the_sound(clouds: Clouds) -> None:
+    cloud, undisturbed = clouds(), clouds()
+    undisturbed.clip(20)
+    cloud.sim.add_fault(Fault(r"seg_7\.webm", "status", times=-1))
+    run = cloud.clip(20, ok=1)
+    stem = f"LoadingDockEast_{CAMERA}_{cloud.start}"
+    assert cloud.files("*.mp4") == [f"{stem}_video.mp4"]
+    assert "audio" in run.err and " ERROR " in run.err
+    assert sidecar(cloud.folder / f"{stem}_video.mp4")["audio"]["status"] == "failed"
+    close_to(frames(cloud.folder / f"{stem}_video.mp4"), cloud.pictures(cloud.start, cloud.start + 20))
+    cloud.sim.faults.clear()
+    cloud.sim.clear()
+    cloud.clip(20)
+    assert cloud.segments("m4v") == [], "the picture is not fetched again"
+    assert cloud.segments("webm") == [7], "nor the sound that is there"
+    assert cloud.files() == [f"{stem}_videoWithAudio.json", f"{stem}_videoWithAudio.mp4"]
+    assert content(cloud) == content(undisturbed)
+    assert sidecar(cloud.only())["audio"]["status"] == "ok"
+
+
+def test_sound_whose_beginning_is_missing_stays_in_time(clouds: Clouds) -> None:
+    start = int(NOW) - 7200
+    for presence in (True, False):
+        world = one_camera()
+        world.gateways[0].local = world.gateways[0].cloud = [(start + 8, int(NOW))]
+        cloud = clouds(world, presence=presence, lan_missing="404", missing="404")
+        cloud.clip(20)
+        found = packets(cloud.only("*_videoWithAudio.mp4"))
+        close_to(found, [(at + 8, one) for at, one in cloud.sounds(start + 8, start + 20)], slack_sec=0.021)
+        close_to(frames(cloud.only()), cloud.pictures(start, start + 20))
+
+
+def test_where_the_gateway_recorded_nothing_there_is_a_picture_and_no_failure(clouds: Clouds) -> None:
+    world = one_camera()
+    world.gateways[0].local = world.gateways[0].cloud = []
+    cloud = clouds(world)
+    cloud.clip(10)
+    side = sidecar(cloud.only("*_video.mp4"))
+    assert side["audio"]["status"] == "not_recorded" and side["complete"] is True
+    cloud.sim.clear()
+    cloud.clip(10)
+    assert cloud.media() == []
+
+
+@pytest.mark.parametrize("offset", [1.5, -0.5])
+def test_audio_offset_moves_the_sound_against_the_picture(clouds: Clouds, offset: float) -> None:
+    cloud, plain = clouds(), clouds()
+    cloud.clip(20, "--audio_offset", offset)
+    plain.clip(20)
+    moved, still = packets(cloud.only()), packets(plain.only())
+    common = [(at, was) for at, one in moved for was, other in still if one == other]
+    assert common and all(abs(at - was - offset) < 0.03 for at, was in common)
+    assert sidecar(cloud.only())["audio"]["offset_ms"] == offset * 1000
+    close_to(frames(cloud.only()), cloud.pictures(cloud.start, cloud.start + 20))
+
+
+def test_audio_codec_aac_suits_older_players(clouds: Clouds) -> None:
+    cloud = clouds()
+    cloud.clip(20, "--audio_codec", "aac")
+    said = media_info(cloud.only("*_videoWithAudio.mp4"))
+    assert "Audio: aac" in said and "Video: h264" in said
+    close_to(frames(cloud.only()), cloud.pictures(cloud.start, cloud.start + 20))
+    times = [at for at, _ in packets(cloud.only())]
+    assert times[-1] - times[0] > 19.8
+
+
+# --- what is there already ---
+
+
+def test_a_finished_clip_is_skipped_without_a_media_request(clouds: Clouds) -> None:
+    cloud = clouds()
+    cloud.clip(10)
+    before = content(cloud)
+    cloud.sim.clear()
+    run = cloud.clip(10, "--json")
+    assert cloud.media() == [] and cloud.asked("Presence|MediaUris|Federated") == []
+    assert run.summary["already"] == 1 and content(cloud) == before
+
+
+def test_a_clip_that_has_moved_to_the_archive_is_not_fetched_again(clouds: Clouds) -> None:
+    cloud = clouds()
+    cloud.clip(10)
+    cloud.only().unlink()
+    cloud.sim.clear()
+    cloud.clip(10)
+    assert cloud.media() == [] and cloud.files("*.mp4") == []
+
+
+def test_a_renamed_camera_does_not_make_its_clips_new(clouds: Clouds) -> None:
+    cloud = clouds()
+    cloud.clip(10)
+    cloud.sim.world.cameras[0].name = "New name"
+    cloud.sim.clear()
+    cloud.clip(10)
+    assert cloud.media() == [] and len(cloud.files("*.mp4")) == 1
+
+
+def test_overwrite_fetches_again_and_replaces(clouds: Clouds) -> None:
+    cloud = clouds()
+    cloud.clip(10)
+    file = cloud.only()
+    before = content(cloud)
+    file.write_bytes(b"spoilt")
+    cloud.sim.clear()
+    cloud.clip(10, "--overwrite")
+    assert cloud.segments() == [0, 1, 2, 3, 4]
+    assert content(cloud) == before
+
+
+def test_a_longer_range_with_the_same_start_replaces_the_shorter_one(clouds: Clouds) -> None:
+    cloud, whole = clouds(), clouds()
+    whole.clip(30)
+    cloud.clip(10)
+    cloud.clip(30)
+    assert content(cloud) == content(whole)
+    assert sidecar(cloud.only())["requested"]["end_ms"] == (cloud.start + 30) * 1000
+    cloud.sim.clear()
+    cloud.clip(30)
+    cloud.clip(10)
+    cloud.clip(20)
+    assert cloud.media() == [] and content(cloud) == content(whole), "a shorter range lies within it"
+
+
+def test_a_longer_range_that_holds_less_does_not_replace(clouds: Clouds) -> None:
+    """Never less than before: footage that has expired meanwhile is only in the file that is here."""
+    start = int(NOW) - 7200
+    cloud = clouds(silent_camera())
+    cloud.clip(10)
+    before = content(cloud)
+    cloud.sim.world.cameras[0].local = cloud.sim.world.cameras[0].cloud = [(start + 6, int(NOW))]
+    run = cloud.clip(20, ok=1)
+    assert content(cloud) == before, "the only copy of the first six seconds is kept"
+    assert cloud.only().name in run.err
+
+
+def test_a_foreign_file_of_that_name_is_a_conflict_and_stays_untouched(clouds: Clouds) -> None:
+    cloud = clouds(silent_camera())
+    cloud.folder.mkdir()
+    file = cloud.folder / f"LoadingDockEast_{CAMERA}_{cloud.start}_video.mp4"
+    file.write_bytes(b"not ours")
+    run = cloud.clip(10, ok=1)
+    assert file.read_bytes() == b"not ours" and file.name in run.err
+    assert cloud.media() == []
+    assert cloud.files() == [file.name]
+
+
+def test_a_finished_clip_that_was_changed_is_a_conflict(clouds: Clouds) -> None:
+    cloud = clouds(silent_camera())
+    cloud.clip(10)
+    with cloud.only().open("ab") as handle:
+        handle.write(b"more")
+    before = content(cloud)
+    run = cloud.clip(10, ok=1)
+    assert content(cloud) == before and "--overwrite" in run.err
+
+
+def test_a_conflict_does_not_stop_the_other_clips(clouds: Clouds) -> None:
+    cloud = clouds(silent_camera())
+    cloud.folder.mkdir()
+    (cloud.folder / f"LoadingDockEast_{CAMERA}_{cloud.start}_video.mp4").write_bytes(b"not ours")
+    run = cloud.clip(20, "--clip_length", 10, "--json", ok=1)
+    assert run.summary["conflict"] == 1 and run.summary["done"] == 1
+
+
+# --- looking ---
+
+
+def test_a_dry_run_names_the_clips_and_changes_nothing(clouds: Clouds) -> None:
+    cloud = clouds()
+    run = cloud.clip(60, "--dry_run", "--clip_length", 30)
+    stem = f"LoadingDockEast_{CAMERA}"
+    assert f"{stem}_{cloud.start}_videoWithAudio.mp4" in run.out and f"{stem}_{cloud.start + 30}_videoWithAudio.mp4" in run.out
+    assert cloud.files() == [] and cloud.media() == []
+    assert cloud.asked("Presence|Federated") == []
+    for line in cloud.clip(60, "--dry_run", "--json").lines[:-1]:
+        assert line["estimate"] > 0
+
+
+def test_list_shows_cameras_locations_and_alerts(clouds: Clouds) -> None:
+    world = one_camera()
+    world.alerts = [Alert(ruuid("a"), int(NOW - 4000) * 1000, device_uuid=CAMERA)]
+    cloud = clouds(world)
+    cameras = cloud.copy("--list", "cameras")
+    assert CAMERA in cameras.out and "Loading Dock / East" in cameras.out and "Dock mic" in cameras.out
+    (place, below) = cloud.copy("--list", "locations", "--json").lines[:-1]
+    assert place["uuid"] == SITE and place["cameras"] == 1 and below["uuid"] == SUB and "Cold store" in below["name"]
+    (alert,) = cloud.copy("--list", "alerts", "--json").lines[:-1]
+    assert alert["id"] == ruuid("a") and alert["camera"] == "Loading Dock / East"
+    assert alert["time"] == "2025-08-05T12:13:20Z" and alert["type"] == "MOTION_HUMAN"
+    assert cloud.media() == []
+
+
+def test_check_looks_at_everything_a_run_needs(clouds: Clouds) -> None:
+    world = one_camera()
+    world.cameras += [Camera(ruuid("far"), "Far", lan=False), Camera(ruuid("off"), "Off", status="RED")]
+    cloud = clouds(world)
+    rows = {row["check"]: row for row in cloud.copy("--check", "--json").lines[:-1]}
+    assert rows["API key and region"]["result"] == "ok" and rows["FFmpeg"]["result"] == "ok"
+    reach = {name.split(":")[1].split("(")[0].strip(): row["result"] for name, row in rows.items() if name.startswith("LAN")}
+    assert reach == {"Loading Dock / East": "ok", "Far": "WAN only", "Off": "WAN only"}
+    assert cloud.files() == []
+
+
+def test_check_names_the_rights_that_a_key_lacks(clouds: Clouds) -> None:
+    cloud = clouds()
+    run = cloud.copy("--check", key=cloud.sim.no_alerts_key, ok=1)
+    assert re.search(r"alerts\s+FAILED", run.out) and "alerts" in run.sentence()
+    run = cloud.copy("--check", key=cloud.sim.no_bulk_key)
+    assert re.search(r"bulk\s+slower", run.out)
+
+
+def test_every_line_of_json_is_json_and_the_last_is_the_summary(clouds: Clouds) -> None:
+    cloud = clouds()
+    for words in (["-s", cloud.start, "-u", 10], ["-s", cloud.start, "-u", 10], ["--list", "cameras"], ["--check"],
+                  ["-s", cloud.start, "-u", 20, "--dry_run"], ["--alerts"], ["--status"]):
+        assert cloud.copy(*words, "--json").summary is not None, words
+    (line,) = cloud.clip(10, "--json", start=cloud.start + 100).lines[:-1]
+    assert line["state"] == "done" and line["audio"] == "ok" and line["camera"] == CAMERA
+    assert Path(line["file"]).stat().st_size == line["bytes"]
+
+
+def test_a_key_without_the_right_to_bulk_asks_for_each_device(clouds: Clouds) -> None:
+    cloud = clouds(bulk=False)
+    cloud.clip(10)
+    close_to(frames(cloud.only("*_videoWithAudio.mp4")), cloud.pictures(cloud.start, cloud.start + 10))
+    assert len(cloud.asked("api/camera/getMediaUris")) == 1 and len(cloud.asked("audiogateway/getMediaUris")) == 1
+
+
+def test_many_devices_are_asked_for_in_one_call(clouds: Clouds) -> None:
+    cloud = clouds(World([Camera(ruuid(str(n)), f"Camera {n}") for n in range(5)]))
+    cloud.clip(4)
+    assert len(cloud.files("*.mp4")) == 5
+    assert len(cloud.asked("getBulkMediaDeviceDetails")) == 1 and cloud.asked("getMediaUris") == []
