@@ -300,7 +300,7 @@ class Outcome:
 OUTCOMES = {
     "done": (False, True), "already": (False, True), "empty": (False, True), "partial": (False, True),
     "lost": (False, True), "elsewhere": (False, False), "not_yet": (False, False), "incomplete": (True, False),
-    "failed": (True, False), "conflict": (True, False), "not_started": (True, False),
+    "failed": (True, False), "conflict": (True, False), "stopped": (True, False),
 }  # fmt: skip
 
 
@@ -933,6 +933,7 @@ class MediaClient:
                 bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE") or certifi.where()
                 tls = ssl.create_default_context(cafile=bundle)
                 if kind == "lan" and not self.settings.verify_lan:
+                    urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
                     tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
                 if kind == "wan" and self.settings.cert:
                     tls.load_cert_chain(self.settings.cert, self.settings.private_key)
@@ -1369,7 +1370,7 @@ class Stream:
     part: Part
     missing: dict[int, str] = field(default_factory=dict)
     trouble: str = ""
-    inside: tuple[mpd_info.Track, str] | None = None  # audio that the camera carries in its own MPD
+    inside: mpd_info.Track | None = None  # audio that the camera carries in its own MPD
 
     def unavailable(self) -> list[int]:
         """Segments that exist, or may, but could not be had."""
@@ -1449,8 +1450,10 @@ def mux(ffmpeg: str, video: Path, audio: Path | None, shift_sec: float, codec: s
                 f"creation_time={clock_text(created_sec)}", "-strict", "experimental", "-movflags", "+faststart",
                 "-f", "mp4", str(target)]  # fmt: skip
     log.debug("ffmpeg: %s", " ".join(command))
+    target.unlink(missing_ok=True)  # an FFmpeg that outlived a killed run goes on writing to its own, nameless file
     try:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
     except OSError as problem:
         raise ClipError(f"FFmpeg cannot be started: {problem}") from problem
     try:
@@ -1537,7 +1540,7 @@ class Copier:
                 self.ledger.refresh()  # another run may have finished it while we waited for the lock
                 return self.settled(clip) or job.copy()
         except Stopped as stop:
-            return Outcome(clip, "not_started", str(stop))
+            return Outcome(clip, "stopped", str(stop))
         except Busy as busy:
             return Outcome(clip, "elsewhere", str(busy))
         except (ClipError, ApiError, TransferError, MediaRefused, mpd_info.MpdError) as problem:
@@ -1702,7 +1705,11 @@ class Job:
         late = settings.catch_up and not clip.camera.online and clip.end_sec > settings.now - settings.lookback_sec
         for index in range(count):
             start, end = clip.fetch_start_sec + index * step_sec, clip.fetch_start_sec + (index + 1) * step_sec
-            if end > settings.now - PRESENCE_LAG_SEC or covered(here, start, end):
+            if covered(here, start, end):
+                continue
+            if end > settings.now - PRESENCE_LAG_SEC:  # unknown: ask a device; the cloud would show a placeholder
+                if kind == "wan":
+                    missing[index] = "not_yet"
                 continue
             if covered(anywhere, start, end):
                 missing[index] = "unavailable"
@@ -1728,9 +1735,10 @@ class Job:
             return ["wan"]
         return ["lan", "wan"]
 
-    def _open(self, kind: str, addresses: Addresses, part: Part, *, audio: bool) -> Stream | None:
-        """The first address of this kind that gives an MPD and an init segment; None when none is reached."""
-        clip, media, failure = self.clip, self.run.media, None
+    def _open(self, kind: str, addresses: Addresses, part: Part, *, audio: bool) -> Stream:
+        """The first address of this kind that gives an MPD and an init segment. Raises ClipError, Unreachable."""
+        clip, media = self.clip, self.run.media
+        failure: Exception = Unreachable(f"there is no {kind.upper()} address")
         for template in addresses.lan if kind == "lan" else filter(None, [addresses.wan]):
             url = template.replace("{START_TIME}", str(clip.fetch_start_sec))
             url = url.replace("{DURATION}", str(clip.fetch_duration_sec))
@@ -1741,19 +1749,13 @@ class Job:
                 if track is None or not track.init_url:
                     raise mpd_info.MpdError("the MPD names no init segment")
                 init = media.fetch(kind, track.init_url, segment_check(track, init=True))
-            except Unreachable as problem:
-                log.debug("%s: %s: %s", clip.stem, kind, problem)
-                continue
             except (TransferError, NotFound, MediaRefused, mpd_info.MpdError) as problem:
                 log.debug("%s: %s: %s", clip.stem, kind, problem)
-                failure = ClipError(str(problem))
+                failure = problem if isinstance(problem, Unreachable) else ClipError(str(problem))
                 continue
             part.begin(kind, init, track.segment_count())
-            inside = mpd_info.audio_track(tracks) if not audio else None
-            return Stream(kind, track, part, inside=(inside, url) if inside else None)
-        if failure:
-            raise failure
-        return None
+            return Stream(kind, track, part, inside=None if audio else mpd_info.audio_track(tracks))
+        raise failure
 
     # Fetch
 
@@ -1764,21 +1766,18 @@ class Job:
         if not addresses.lan and not addresses.wan:
             raise ClipError("the API gives no media addresses for this camera")
         video: Stream | None = None
-        failure: ClipError | None = None
+        failures: list[Exception] = []
         with background(f"{clip.camera.address}-audio") as beside:
             sound: Future[Sound] | None = None
             for kind in self._kinds():
                 try:
-                    stream = self._open(kind, addresses, self.part, audio=False)
-                except ClipError as problem:
-                    stream, failure = None, problem
-                if stream is None:
+                    video = self._open(kind, addresses, self.part, audio=False)
+                except (ClipError, Unreachable) as problem:
+                    failures.append(problem)
                     if kind == "lan" and not self.settings.lan_only:
                         run.lan_dead.add(clip.camera.uuid)
-                        why = f" ({failure})" if failure else ""
-                        log.info("%s: no LAN address answers%s, using WAN", clip.stem, why)
+                        log.info("%s: no answer on the LAN (%s), using WAN", clip.stem, problem)
                     continue
-                video = stream
                 video.missing = self._reasons(kind, video.track.segment_sec, video.track.segment_count())
                 if sound is None:
                     sound = beside.submit(self._fetch_sound, kind, video)
@@ -1789,7 +1788,9 @@ class Job:
                     break
                 log.debug("%s: %s lacks %s segments", clip.stem, kind, len(video.unavailable()))
             if video is None:
-                raise failure or ClipError(f"Connection timeout: nothing answers{self._way_out(addresses)}")
+                refused = [one for one in failures if not isinstance(one, Unreachable)]
+                raise refused[-1] if refused else ClipError(
+                    f"Connection timeout: nothing answers{self._way_out(addresses)} ({failures[-1]})")  # fmt: skip
             return video, sound.result() if sound else Sound()
 
     def _way_out(self, addresses: Addresses) -> str:
@@ -1817,7 +1818,7 @@ class Job:
         try:
             if sound.gateway is None:
                 assert inside
-                self._fetch_inside(sound, kind, *inside)
+                self._fetch_inside(sound, kind, inside)
             else:
                 assert gateway
                 lan = ["lan"] if kind == "lan" and gateway.online else []
@@ -1826,7 +1827,7 @@ class Job:
             sound.detail = str(problem)
         return sound
 
-    def _fetch_inside(self, sound: Sound, kind: str, track: mpd_info.Track, _url: str) -> None:
+    def _fetch_inside(self, sound: Sound, kind: str, track: mpd_info.Track) -> None:
         if not track.init_url:
             raise ClipError("the MPD names no init segment for the audio")
         init = self.run.media.fetch(kind, track.init_url, segment_check(track, init=True))
@@ -1850,13 +1851,15 @@ class Job:
         part = self._open_sound_part()
         addresses = self.run.directory.addresses(gateway.uuid, clip.camera, audio=True)
         for kind in kinds:
-            stream = self._open(kind, addresses, part, audio=True)
-            if stream:
-                stream.missing = dict(missing)
-                self._download_sound(sound, stream)
-            if sound.status == "ok":
+            try:
+                stream = self._open(kind, addresses, part, audio=True)
+            except (ClipError, Unreachable) as problem:
+                sound.detail = sound.detail or str(problem)
+                continue
+            stream.missing = dict(missing)
+            self._download_sound(sound, stream)
+            if sound.status != "failed":
                 return
-        sound.detail = sound.detail or "no address of the gateway answers"
 
     def _open_sound_part(self) -> Part:
         if not self.sound_part:
@@ -1881,7 +1884,7 @@ class Job:
         planning = UHD_BYTES_PER_SEC if video.track.width >= UHD_WIDTH else HD_BYTES_PER_SEC
         segment_bytes = (part.end - part.init_bytes) / have if have else planning * video.track.segment_sec
         needed = 2 * segment_bytes * (video.track.segment_count() - len(video.missing)) - part.end
-        free = shutil.disk_usage(self.settings.output_dir).free
+        free = disk_free(self.settings.output_dir)
         if needed > free and not self.settings.ignore_space:
             raise ClipError(f"only {size_text(free)} free, but about {size_text(needed)} needed (--ignore_space)")
 
@@ -2030,8 +2033,7 @@ class CatchUp:
         self.state: dict[str, Any] = {}
 
     def load(self) -> None:
-        """Read the state under the query's lock."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        """Read the state, under the query's lock."""
         found = read_json(self.path)
         if found is None and self.path.exists():
             raise CannotStart(f"{self.path}: cannot be read as state; move it away to begin anew from --after_time")
@@ -2133,7 +2135,8 @@ class Progress:
 
             columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.DownloadColumn(),
                        progress.TransferSpeedColumn(), progress.TimeRemainingColumn())  # fmt: skip
-            self.bars = progress.Progress(*columns, console=Console(stderr=True))
+            both = sys.stdout.isatty()  # else stdout carries results to a file or a pipe, and rich must not touch it
+            self.bars = progress.Progress(*columns, console=Console(stderr=True), redirect_stdout=both)
             self.bars.start()
 
     @contextmanager
@@ -2211,11 +2214,16 @@ def estimate_bytes(clip: Clip, rates: Mapping[str, float]) -> float:
     return (rate + AUDIO_BYTES_PER_SEC * clip.audio) * (clip.end_sec - clip.start_sec)
 
 
+def disk_free(folder: Path) -> int:
+    """Free bytes where `folder` lies, or will lie."""
+    return shutil.disk_usage(next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())).free
+
+
 def check_space(clips: Sequence[Clip], settings: Settings, ledger: Ledger) -> None:
     """CannotStart when parts and final files cannot fit, by what the cameras took before, else by planning figures."""
     rates = ledger.bytes_per_sec()
     sizes = sorted((estimate_bytes(clip, rates) for clip in clips), reverse=True)
-    needed, free = sum(sizes) + sum(sizes[: settings.workers]), shutil.disk_usage(settings.output_dir).free
+    needed, free = sum(sizes) + sum(sizes[: settings.workers]), disk_free(settings.output_dir)
     if needed > free and not settings.ignore_space:
         raise CannotStart(f"{settings.output_dir}: {size_text(free)} free, but the clips need about "
                           f"{size_text(needed)}; ask for less, make room, or use --ignore_space")  # fmt: skip
@@ -2253,7 +2261,7 @@ def show_status(settings: Settings) -> int:
             bad.append(f"{row['query']}: {len(pending)} pending")
         if len(lost) > settings.status_max_lost:
             bad.append(f"{row['query']}: {len(lost)} lost: {', '.join(one['clip'] for one in lost[:3])}")
-    free = shutil.disk_usage(settings.output_dir).free
+    free = disk_free(settings.output_dir)
     if free < settings.status_min_free_bytes:
         bad.append(f"{settings.output_dir}: only {size_text(free)} free")
     print_rows(rows, settings.as_json)
@@ -2279,7 +2287,8 @@ class World:
 def load_world(api: Api, settings: Settings) -> World:
     """Cameras, gateways and locations, asked for side by side. CannotStart when the cameras cannot be had."""
     with ThreadPoolExecutor(3) as pool:
-        cameras = pool.submit(api.call, "camera/getMinimalCameraStateList")
+        retired = {"includeMummified": True} if settings.cameras else {}  # a named camera may be a retired one
+        cameras = pool.submit(api.call, "camera/getMinimalCameraStateList", **retired)
         gateways = pool.submit(api.call, "audiogateway/getMinimalAudioGatewayStateList")
         locations = pool.submit(api.call, "location/getLocations", subLocationsIncluded=True)
     try:
@@ -2351,7 +2360,7 @@ def plan_ranges(world: World, settings: Settings) -> list[Clip]:
         if end > settings.start_sec:
             clips += [manual_clip(camera, start, stop, settings)
                       for start, stop in split_range(settings.start_sec, end, settings.clip_length_sec)]  # fmt: skip
-    return clips
+    return sorted(clips, key=lambda clip: clip.start_sec)  # cameras take turns
 
 
 def copy_all(copier: Copier, clips: Sequence[Clip], settings: Settings, progress: Progress) -> list[Outcome]:
@@ -2514,7 +2523,7 @@ def show_check(api: Api, settings: Settings) -> int:
         note("FFmpeg", "ok" if said.returncode == 0 else "FAILED", version)
     except (CannotStart, OSError, subprocess.TimeoutExpired) as problem:
         note("FFmpeg", "FAILED", str(problem))
-    note("space", "ok", f"{size_text(shutil.disk_usage(settings.output_dir).free)} free in {settings.output_dir}")
+    note("space", "ok", f"{size_text(disk_free(settings.output_dir))} free in {settings.output_dir}")
     media = MediaClient(api, Context(settings), SessionToken(api))
     directory = Directory(api, media.context)
     with ThreadPoolExecutor(8) as pool:
@@ -2746,9 +2755,13 @@ def perform(settings: Settings, arguments: argparse.Namespace) -> tuple[int, str
     if arguments.list or arguments.check:
         api = Api(settings, Context(settings))
         return (show_list(api, settings, arguments.list) if arguments.list else show_check(api, settings)), "", False
+    if not settings.dry_run:
+        output_folder(settings)
     if not settings.catch_up:
         return work(settings, arguments.quiet)
     catch_up = CatchUp(settings.output_dir / STATE_FOLDER, settings)
+    if settings.dry_run:
+        return work(settings, arguments.quiet)
     with run_lock(catch_up.path.with_suffix(".lock"), f"--catch_up of {catch_up.words!r}"):
         return work(settings, arguments.quiet)
 
@@ -2769,7 +2782,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not settings.api_key and not arguments.status:
         raise UsageError("no API key: give --api_key, set RHOMBUS_API_KEY, or put rhombus.api_key into config.yaml; "
                          "--demo works without one")  # fmt: skip
-    output_folder(settings)
     told, key = settings.output_dir / STATE_FOLDER / "notified.json", f"copy_footage {query_words(settings)}"
     looking = arguments.list or arguments.check or arguments.status or arguments.dry_run
     try:

@@ -13,6 +13,7 @@ import argparse
 import json
 import logging
 import os
+import platform
 import re
 import shutil
 import signal
@@ -507,6 +508,7 @@ def notify(settings: Mapping[str, Any], state_file: Path, key: str, status: int,
         told[key] = {"since": first["since"], "status": status, "told_at": now if due else first["told_at"]}
     if failed or before:
         try:
+            state_file.parent.mkdir(parents=True, exist_ok=True)
             write_json(state_file, told)
         except OSError as problem:
             log.warning("%s: not written: %s", state_file, problem.strerror)
@@ -538,7 +540,7 @@ def _send_mail(settings: Mapping[str, Any], subject: str, body: str) -> None:
     host, port, user = str(settings["smtp_host"]), int(settings["smtp_port"]), settings["smtp_user"]
     message = EmailMessage()
     message["Subject"] = subject
-    message["From"] = user if user and "@" in str(user) else f"camera-archive@{os.uname().nodename}"
+    message["From"] = user if user and "@" in str(user) else f"camera-archive@{platform.node()}"
     message["To"] = ", ".join(settings["alert_to"])
     message.set_content(body or subject)
     tls = ssl.create_default_context()
