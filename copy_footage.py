@@ -782,8 +782,10 @@ def list_alerts(api: Api, settings: Settings, devices: Sequence[str], locations:
         entries |= fresh
         extra_pages += most is not None and len(entries) > most
         more_pages = bool(fresh) and not (after_sec is not None and stamps[-1] < after_sec * 1000 and is_sorted)
-        if fresh:
-            body |= {"lastTimestampMs": stamps[-1], "lastUuid": str(page[-1].get("uuid") or page[-1].get("alertId"))}
+        cursor = [one for one in page if alert_stamp(one) and (one.get("uuid") or one.get("alertId"))][-1:]
+        for last in cursor:
+            body |= {"lastTimestampMs": alert_stamp(last), "lastUuid": str(last.get("uuid") or last.get("alertId"))}
+        more_pages = more_pages and bool(cursor)
     low, high = (after_sec or 0) * 1000, (settings.before_sec or LATEST_SEC) * 1000
     kept = [entry for entry in entries.values() if low <= alert_stamp(entry) <= high or not alert_stamp(entry)]
     kept.sort(key=alert_stamp, reverse=True)
@@ -793,7 +795,7 @@ def list_alerts(api: Api, settings: Settings, devices: Sequence[str], locations:
 
 def alert_stamp(entry: Mapping[str, Any]) -> int:
     stamp = entry.get("timestampMs") or entry.get("eventStartMs")
-    return int(stamp) if isinstance(stamp, (int, float)) else 0
+    return int(stamp) if isinstance(stamp, (int, float)) and math.isfinite(stamp) else 0
 
 
 def alert_identity(entry: Mapping[str, Any]) -> str:
@@ -1936,10 +1938,15 @@ class Job:
     def _finish(self, made: Path, sha256: str, contents: Contents, sound: Sound, partial: bool) -> Outcome:
         clip, settings, ledger = self.clip, self.settings, self.run.ledger
         final = settings.output_dir / clip.file_name(sound.status == "ok", partial)
-        ours = (before := ledger.find(clip)) and before.file == final.name
-        if final.exists() and not settings.overwrite and not ours and sha256_of(final) != sha256:
+        before = ledger.find(clip)
+        clash = ""
+        if before and before.state == "done" and self._lost_since(before, contents):
+            clash = f"{before.file} holds footage that is gone now, so the longer range does not replace it"
+        elif final.exists() and not (before and before.file == final.name) and sha256_of(final) != sha256:
+            clash = f"{final.name} has other content; move it away, or use --overwrite"
+        if clash and not settings.overwrite:
             made.unlink()
-            return Outcome(clip, "conflict", f"{final.name} has other content; move it away, or use --overwrite")
+            return Outcome(clip, "conflict", clash)
         made.replace(final)
         fsync_folder(final.parent)
         size_bytes = final.stat().st_size
@@ -1956,6 +1963,12 @@ class Job:
         if contents.missing:
             detail.append(f"{duration_text(len(contents.missing) * contents.segment_sec)} without footage")
         return Outcome(clip, "partial" if partial else "done", "; ".join(detail), final, size_bytes, sound.status)
+
+    def _lost_since(self, before: Done, contents: Contents) -> bool:
+        """Does the file of an earlier run hold segments that this one has not?"""
+        held = (read_json((self.settings.output_dir / before.file).with_suffix(".json")) or {}).get("segments") or {}
+        earlier = set(range(int(held.get("expected", 0)))) - set(held.get("missing", ()))
+        return bool(earlier - set(contents.have))
 
     def _earlier_forms(self, final: Path, with_audio: bool, partial: bool) -> Iterator[Path]:
         """Our own earlier files of the same footage that hold no more than `final` does."""
