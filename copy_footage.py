@@ -785,6 +785,8 @@ def list_alerts(api: Api, settings: Settings, devices: Sequence[str], locations:
         cursor = [one for one in page if alert_stamp(one) and (one.get("uuid") or one.get("alertId"))][-1:]
         for last in cursor:
             body |= {"lastTimestampMs": alert_stamp(last), "lastUuid": str(last.get("uuid") or last.get("alertId"))}
+        if fresh and not cursor:
+            log.warning("a page of alerts carries neither times nor ids to go on from; older ones may be missing")
         more_pages = more_pages and bool(cursor)
     low, high = (after_sec or 0) * 1000, (settings.before_sec or LATEST_SEC) * 1000
     kept = [entry for entry in entries.values() if low <= alert_stamp(entry) <= high or not alert_stamp(entry)]
@@ -1098,6 +1100,16 @@ def check_webm(body: bytes, first: bytes) -> None:
         raise BadBody("an empty body" if not body else "a body that is not a whole WebM segment")
 
 
+def mpd_check(url: str) -> Callable[[bytes], None]:
+    def check(body: bytes) -> None:
+        try:
+            mpd_info.parse_mpd(body, url, SEGMENT_SEC)
+        except mpd_info.MpdError as problem:
+            raise BadBody(str(problem)) from problem
+
+    return check
+
+
 def segment_check(track: mpd_info.Track, *, init: bool) -> Callable[[bytes], None]:
     if "webm" in track.mime_type or (track.kind == "audio" and "mp4" not in track.mime_type):
         return lambda body: check_webm(body, WEBM_EBML if init else WEBM_CLUSTER)
@@ -1185,6 +1197,7 @@ class Part:
         self.first_try_at = time.time()
         self.recorded: list[list[float]] | None = None
         self.source, self.init_crc, self.init_bytes, self.end = "", 0, 0, 0
+        self.step_sec = float(SEGMENT_SEC)
         self.offsets, self.lengths = array.array("q"), array.array("q")
         self._fresh: list[list[int]] = []
         self._synced_at = time.monotonic()
@@ -1225,10 +1238,11 @@ class Part:
         if "source" in line:
             self.source, self.init_crc = str(line["source"]), int(line["init_crc32"])
             self.init_bytes = self.end = int(line["init_bytes"])
+            self.step_sec = float(line["length_ms"]) / 1000
             self.resize(int(line["segments"]))
         for index, offset, length, crc in line.get("have", ()):
-            self.resize(index + 1)
-            if self._intact(offset, length, crc):
+            if 0 <= index < mpd_info.MAX_SEGMENTS and self._intact(offset, length, crc):
+                self.resize(index + 1)
                 self.offsets[index], self.lengths[index] = offset, length
                 self.end = max(self.end, offset + length)
 
@@ -1251,10 +1265,11 @@ class Part:
     def has(self, index: int) -> bool:
         return index < len(self.offsets) and self.offsets[index] >= 0
 
-    def have(self) -> list[int]:
-        return [index for index, offset in enumerate(self.offsets) if offset >= 0]
+    def have(self, count: int | None = None) -> list[int]:
+        """The segments that are there, in order; with `count` only those of a plan of so many."""
+        return [index for index, offset in enumerate(self.offsets[:count]) if offset >= 0]
 
-    def begin(self, source: str, init: bytes, count: int) -> None:
+    def begin(self, source: str, init: bytes, count: int, step_sec: float) -> None:
         """Make ready for segments of `source`: go on where the part has the same source and init, else start anew.
 
         A part of another source is set aside as `*.old.part` until the new one is longer: sources are never mixed.
@@ -1271,16 +1286,16 @@ class Part:
         self.handle.write(init)
         self.handle.flush()
         os.fsync(self.handle.fileno())
-        self.source, self.init_crc, self.init_bytes, self.end = source, zlib.crc32(init), len(init), len(init)
+        self.source, self.step_sec = source, step_sec
+        self.init_crc, self.init_bytes, self.end = zlib.crc32(init), len(init), len(init)
         self.offsets, self.lengths = array.array("q"), array.array("q")
         self.resize(count)
         self._write_head(source=source, init_bytes=len(init), init_crc32=self.init_crc, segments=count,
-                         length_ms=SEGMENT_SEC * 1000)  # fmt: skip
+                         length_ms=round(step_sec * 1000))  # fmt: skip
 
     def _set_aside(self) -> None:
-        """Exchange this part with `*.old.part`; of two older ones the longer is kept."""
-        old_path = self.path.with_name(self.path.name.removesuffix(".part") + ".old.part")
-        spare = self.path.with_name(self.path.name.removesuffix(".part") + ".spare.part")
+        """Exchange this part with `*.old.part`, if there is one; what an older one held is then ours to go on with."""
+        old_path, spare = self._sibling(".old.part"), self._sibling(".spare.part")
         had_old = old_path.exists()
         records = (self.record_path, record_path(old_path), record_path(spare))
         for mine, other, third in ((self.path, old_path, spare), records):
@@ -1290,6 +1305,17 @@ class Part:
             third.replace(other)
         self.handle.close()
         self.__init__(self.path)  # type: ignore[misc]
+
+    def prefer_longer(self) -> None:
+        """Take the part of the other source, where that has more: for when waiting is over."""
+        mine = len(self.have())
+        if self._sibling(".old.part").exists():
+            self._set_aside()
+            if len(self.have()) <= mine:
+                self._set_aside()
+
+    def _sibling(self, ending: str) -> Path:
+        return self.path.with_name(self.path.name.removesuffix(".part") + ending)
 
     def note_try(self, recorded: Sequence[tuple[float, float]] | None) -> None:
         """Remember when this clip was first tried, and what was recorded then, so that waiting has an end."""
@@ -1330,7 +1356,7 @@ class Part:
         offsets = [self.offsets[index] for index in indexes]
         if offsets == sorted(offsets) and len(indexes) == len(self.have()) and self._is_dense(indexes):
             return self.path
-        ordered = self.path.with_name(self.path.name.removesuffix(".part") + ".ordered.part")
+        ordered = self._sibling(".ordered.part")
         with ordered.open("wb") as target:
             for offset, length in [(0, self.init_bytes)] + [(self.offsets[i], self.lengths[i]) for i in indexes]:
                 self.handle.seek(offset)
@@ -1343,14 +1369,15 @@ class Part:
     def close(self) -> None:
         """Let go of the part; one that holds nothing and was never noted leaves nothing behind."""
         if not self.record_path.exists() and not self.handle.closed:
-            self.path.unlink(missing_ok=True)
+            self.discard()
         self.handle.close()
 
     def discard(self) -> None:
         """Remove the part and its leftovers; the lock goes with it."""
-        base = self.path.name.removesuffix(".part")
-        for name in (".part", ".old.part", ".ordered.part", ".mux.part"):
-            path = self.path.with_name(base + name)
+        if os.name == "nt":  # an open file cannot be removed there; elsewhere the lock is held until it is gone
+            self.handle.close()
+        for ending in (".old.part", ".spare.part", ".ordered.part", ".mux.part", ".part"):
+            path = self._sibling(ending)
             record_path(path).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
         self.handle.close()
@@ -1361,6 +1388,9 @@ def record_path(part: Path) -> Path:
 
 
 # --- download ----------------------------------------------------------------------------------------------------
+
+
+UNAVAILABLE = frozenset({"unavailable", "invalid", "not_yet"})  # reasons that another run may overcome
 
 
 @dataclass
@@ -1376,7 +1406,7 @@ class Stream:
 
     def unavailable(self) -> list[int]:
         """Segments that exist, or may, but could not be had."""
-        return [index for index, reason in self.missing.items() if reason in ("unavailable", "invalid", "not_yet")]
+        return [index for index, reason in self.missing.items() if reason in UNAVAILABLE]
 
 
 def download(context: Context, media: MediaClient, stream: Stream, workers: int, tell: Callable[[int], None]) -> None:
@@ -1647,22 +1677,40 @@ class Job:
         if len(reasons) == count and not self.part.have():
             return self._nothing(reasons)
         self.part.note_try(self._windows("wan")[1])
+        trouble: ClipError | TransferError | MediaRefused | None = None
         with self.run.progress.clip(clip, count) as tell:
-            video, sound = self._fetch(tell)
-            if not video.part.have():
-                return self._nothing(video.missing, video.trouble)
-            short, give_up = video.unavailable(), self._given_up()
-            if short and not give_up:
-                return self._kept(video, short)
-            return self._publish(video, sound, partial=bool(short) or "expired" in video.missing.values())
+            try:
+                video, sound = self._fetch(tell)
+            except (ClipError, TransferError, MediaRefused) as problem:
+                trouble, sound = problem, None
+            else:
+                reasons, count = video.missing, video.track.segment_count()
+            if self._given_up():
+                self.part.prefer_longer()
+            missing = {i: reasons.get(i, "unavailable") for i in range(count) if not self.part.has(i)}
+            if trouble and not (self._given_up() or self._complete(missing)):
+                raise trouble
+            if len(missing) == count:
+                return self._nothing(missing, video.trouble if not trouble else str(trouble))
+            if not self._complete(missing) and not self._given_up():
+                return self._kept(missing, count, video.trouble)
+            sound = sound or self._fetch_sound(self.part.source, None)
+            contents = Contents(self.part.source, self.part.step_sec, count, self.part.have(count), missing)
+            return self._make(self.part.in_order(contents.have), contents, sound)
+
+    @staticmethod
+    def _complete(missing: Mapping[int, str]) -> bool:
+        """Is nothing missing that may still be had?"""
+        return not UNAVAILABLE & set(missing.values())
 
     def _given_up(self) -> bool:
         return self.settings.now - self.part.first_try_at > self.settings.give_up_after_sec
 
-    def _kept(self, video: Stream, short: list[int]) -> Outcome:
-        not_yet = all(video.missing[index] == "not_yet" for index in short)
-        why = video.trouble or ("not there yet" if not_yet else "")
-        detail = f"kept as {self.part.path.name}: {len(short)} of {video.track.segment_count()} segments missing"
+    def _kept(self, missing: Mapping[int, str], count: int, trouble: str) -> Outcome:
+        short = [reason for reason in missing.values() if reason in UNAVAILABLE]
+        not_yet = set(short) == {"not_yet"}
+        why = trouble or ("not there yet" if not_yet else "")
+        detail = f"kept as {self.part.path.name}: {len(short)} of {count} segments missing"
         state = "not_yet" if not_yet and self.settings.catch_up else "incomplete"
         return Outcome(self.clip, state, f"{detail}, {why}" if why else detail)
 
@@ -1745,7 +1793,7 @@ class Job:
             url = template.replace("{START_TIME}", str(clip.fetch_start_sec))
             url = url.replace("{DURATION}", str(clip.fetch_duration_sec))
             try:
-                document = media.fetch(kind, url, lambda _: None, mpd_info.MAX_MPD_BYTES)
+                document = media.fetch(kind, url, mpd_check(url), mpd_info.MAX_MPD_BYTES)
                 tracks = mpd_info.parse_mpd(document, url, clip.fetch_duration_sec)
                 track = mpd_info.audio_track(tracks) if audio else mpd_info.video_track(tracks)
                 if track is None or not track.init_url:
@@ -1755,7 +1803,7 @@ class Job:
                 log.debug("%s: %s: %s", clip.stem, kind, problem)
                 failure = problem if isinstance(problem, Unreachable) else ClipError(str(problem))
                 continue
-            part.begin(kind, init, track.segment_count())
+            part.begin(kind, init, track.segment_count(), track.segment_sec)
             return Stream(kind, track, part, inside=None if audio else mpd_info.audio_track(tracks))
         raise failure
 
@@ -1834,7 +1882,7 @@ class Job:
             raise ClipError("the MPD names no init segment for the audio")
         init = self.run.media.fetch(kind, track.init_url, segment_check(track, init=True))
         part = self._open_sound_part()
-        part.begin(kind, init, track.segment_count())
+        part.begin(kind, init, track.segment_count(), track.segment_sec)
         reasons = self._reasons(kind, track.segment_sec, track.segment_count())
         self._download_sound(sound, Stream(kind, track, part, reasons))
 
@@ -1906,17 +1954,14 @@ class Job:
         sound = self._fetch_sound(self._kinds()[0], None)
         if sound.status == "failed":
             return Outcome(clip, "done", f"still no audio: {sound.detail}", file, done.size_bytes, "failed")
-        return self._make(file, contents, sound, partial=False)
+        return self._make(file, contents, sound)
 
-    def _publish(self, video: Stream, sound: Sound, *, partial: bool) -> Outcome:
-        have = video.part.have()
-        contents = Contents(video.kind, video.track.segment_sec, video.track.segment_count(), have, video.missing)
-        return self._make(video.part.in_order(have), contents, sound, partial=partial)
-
-    def _make(self, pictures: Path, contents: Contents, sound: Sound, *, partial: bool) -> Outcome:
+    def _make(self, pictures: Path, contents: Contents, sound: Sound) -> Outcome:
         """Mux, check, sync, rename; then the sidecar, the record, and only then the parts go."""
         clip, settings, have = self.clip, self.settings, contents.have
-        heard = [index for index in sound.stream.part.have() if index >= have[0]] if sound.stream else []
+        heard = []
+        if sound.stream:
+            heard = [i for i in sound.stream.part.have(sound.stream.track.segment_count()) if i >= have[0]]
         if sound.status == "ok" and not heard:
             sound = Sound("not_recorded", sound.gateway)
         made = settings.output_dir / f"{clip.file_name(clip.audio)}.mux.part"
@@ -1933,10 +1978,11 @@ class Job:
             synced = beside.submit(sync_file, made)
             sha256 = sha256_of(made)
             synced.result()
-        return self._finish(made, sha256, contents, sound, partial)
+        return self._finish(made, sha256, contents, sound)
 
-    def _finish(self, made: Path, sha256: str, contents: Contents, sound: Sound, partial: bool) -> Outcome:
+    def _finish(self, made: Path, sha256: str, contents: Contents, sound: Sound) -> Outcome:
         clip, settings, ledger = self.clip, self.settings, self.run.ledger
+        partial = bool((UNAVAILABLE | {"expired"}) & set(contents.missing.values()))
         final = settings.output_dir / clip.file_name(sound.status == "ok", partial)
         before = ledger.find(clip)
         clash = ""

@@ -29,10 +29,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import rhombus_simulator as rs
-from rhombus_logging import ProgramError
 from rhombus_simulator import Camera, Gateway, Location, Simulator, Switches, World, ruuid
 
 import copy_footage
+from rhombus_logging import ProgramError
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = ROOT / "copy_footage.py"
@@ -134,9 +134,15 @@ class Cloud:
 
     def spawn(self, *words: Any, **environment: str) -> subprocess.Popen[str]:
         """Start the program as a process of its own."""
-        return subprocess.Popen([sys.executable, str(PROGRAM), *self.words(*words)], env=self.environment(**environment),
-                                cwd=self.work, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            [sys.executable, str(PROGRAM), *self.words(*words)],
+            env=self.environment(**environment),
+            cwd=self.work,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def finish(self, process: subprocess.Popen[str], ok: int | None = 0, timeout: float = 60) -> Run:
         try:
@@ -144,7 +150,7 @@ class Cloud:
         except subprocess.TimeoutExpired:
             process.kill()
             raise
-        return self.checked(Run(process.returncode, out, err), ok)
+        return self.checked(Run(process.returncode, out or "", err), ok)
 
     def checked(self, run: Run, ok: int | None) -> Run:
         self.secrets |= {*self.sim.keys, *self.sim.tokens}
@@ -182,7 +188,9 @@ class Cloud:
 
     # what a camera recorded
 
-    def pictures(self, start: int, end: int, facet: int = 0, gaps: Iterable[tuple[int, int]] = ()) -> list[tuple[float, str]]:
+    def pictures(
+        self, start: int, end: int, facet: int = 0, gaps: Iterable[tuple[int, int]] = ()
+    ) -> list[tuple[float, str]]:
         """(seconds since `start`, hash) of every frame recorded in [start, end), without what lies in `gaps`."""
         bank, per_segment = frame_bank(), round(SEGMENT_SEC / FRAME_SEC)
         found = []
@@ -195,8 +203,11 @@ class Cloud:
     def sounds(self, start: int, end: int) -> list[tuple[float, str]]:
         """(seconds since `start`, hash) of every Opus packet recorded in [start, end)."""
         bank = packet_bank(self.sim.media)
-        return [(at - start + n * 0.02, packet) for at in range(start, end, SEGMENT_SEC)
-                for n, packet in enumerate(bank[at // SEGMENT_SEC % len(bank)])]
+        return [
+            (at - start + n * 0.02, packet)
+            for at in range(start, end, SEGMENT_SEC)
+            for n, packet in enumerate(bank[at // SEGMENT_SEC % len(bank)])
+        ]
 
 
 class Clouds:
@@ -213,10 +224,19 @@ class Clouds:
     def __exit__(self, *exc_info: object) -> None:
         self._open.close()
         logging.getLogger().handlers[:] = [
-            handler for handler in logging.getLogger().handlers if type(handler).__module__ != "rhombus_logging"]
+            handler for handler in logging.getLogger().handlers if type(handler).__module__ != "rhombus_logging"
+        ]
 
-    def __call__(self, world: World | None = None, switches: Switches | None = None, *, clock: Clock | None = None,
-                 real: bool = False, tls: bool = False, **changes: Any) -> Cloud:
+    def __call__(
+        self,
+        world: World | None = None,
+        switches: Switches | None = None,
+        *,
+        clock: Clock | None = None,
+        real: bool = False,
+        tls: bool = False,
+        **changes: Any,
+    ) -> Cloud:
         """A cloud with `world`; `changes` are switches. The program's clock is set to the cloud's, unless `real`."""
         now: Callable[[], float] = real_time if real else clock or Clock(NOW)
         if not real:
@@ -278,7 +298,9 @@ def ffmpeg(*words: str, status: int | None = 0) -> str:
 
 def hashes(text: str) -> list[tuple[float, str]]:
     """(presentation time in seconds, hash) of the lines of FFmpeg's framemd5."""
-    base = next(tuple(map(int, line.split(":")[1].strip().split("/"))) for line in text.splitlines() if line.startswith("#tb"))
+    base = next(
+        tuple(map(int, line.split(":")[1].strip().split("/"))) for line in text.splitlines() if line.startswith("#tb")
+    )
     rows = [line.split(",") for line in text.splitlines() if line and line[0] != "#"]
     return [(int(row[2]) * base[0] / base[1], row[5].strip()) for row in rows]
 
@@ -320,8 +342,21 @@ def top_boxes(file: Path) -> list[str]:
 def frame_bank() -> list[str]:
     """Hashes of the frames of the simulator's bank, in order."""
     media = rs.MediaKit().load()
-    data = media.video_init + b"".join(bytes(piece) for n, one in enumerate(media.video) for piece in one.at(n + 1, 2 * n))
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", "-", "-fps_mode", "passthrough", "-f", "framemd5", "-"]
+    data = media.video_init + b"".join(
+        bytes(piece) for n, one in enumerate(media.video) for piece in one.at(n + 1, 2 * n)
+    )
+    command = [
+        imageio_ffmpeg.get_ffmpeg_exe(),
+        "-v",
+        "error",
+        "-i",
+        "-",
+        "-fps_mode",
+        "passthrough",
+        "-f",
+        "framemd5",
+        "-",
+    ]
     done = subprocess.run(command, input=data, capture_output=True, check=True)
     found = [one for _, one in hashes(done.stdout.decode())]
     assert len(found) == rs.MediaKit.bank * SEGMENT_SEC * rs.MediaKit.fps

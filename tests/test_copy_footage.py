@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +19,7 @@ from copy_footage_helpers import (
     CAMERA,
     GATEWAY,
     NOW,
+    PROGRAM,
     SITE,
     SUB,
     Cloud,
@@ -32,7 +35,7 @@ from copy_footage_helpers import (
     silent_camera,
     top_boxes,
 )
-from rhombus_simulator import DELETE, Alert, Camera, Fault, Gateway, Location, Simulator, Switches, World, ruuid
+from rhombus_simulator import DELETE, Alert, Camera, Fault, Gateway, Location, World, ruuid
 
 
 @pytest.fixture
@@ -62,7 +65,9 @@ def test_a_range_comes_over_lan_with_its_sound(clouds: Clouds) -> None:
     assert side["source"] == "lan" and side["complete"] is True and side["gaps"] == []
     assert side["audio"] == {"status": "ok", "gateway": GATEWAY, "offset_ms": 0}
     assert side["camera"] == {"uuid": CAMERA, "facet": "v0", "name": "Loading Dock / East", "location": "Site"}
-    assert side["requested"] == side["obtained"] == {"start_ms": cloud.start * 1000, "end_ms": (cloud.start + 20) * 1000}
+    assert (
+        side["requested"] == side["obtained"] == {"start_ms": cloud.start * 1000, "end_ms": (cloud.start + 20) * 1000}
+    )
     assert side["segments"] == {"length_ms": 2000, "expected": 10, "received": 10, "missing": []}
     assert cloud.files() == [file.with_suffix(".json").name, file.name]
 
@@ -187,8 +192,9 @@ def test_a_doorbell_brings_its_own_sound(clouds: Clouds) -> None:
 
 
 @pytest.mark.parametrize(("name", "shown"), [
-    ("", "camera"), (None, "camera"), ("../../x", "x"), ("/etc/passwd", "etcpasswd"), ("Käse 入口 №7", "Kse7"), ("入口", "camera"),
-    ("a\0b\nc\td", "abcd"), ("x" * 300, "x" * 60), ("-rf *", "rf"), ("$(reboot)", "reboot"), ("CON", "CON")])  # fmt: skip
+    ("", "camera"), (None, "camera"), ("../../x", "x"), ("/etc/passwd", "etcpasswd"), ("Käse 入口 №7", "Kse7"),
+    ("入口", "camera"), ("a\0b\nc\td", "abcd"), ("x" * 300, "x" * 60), ("-rf *", "rf"), ("$(reboot)", "reboot"),
+    ("CON", "CON")])  # fmt: skip
 def test_a_hostile_camera_name_stays_a_harmless_file_name(clouds: Clouds, name: str | None, shown: str) -> None:
     cloud = clouds(silent_camera(name=name))
     before = sorted(path for path in cloud.work.parent.rglob("*") if cloud.folder not in path.parents)
@@ -216,8 +222,12 @@ def test_an_identifier_may_begin_with_a_dash(clouds: Clouds, uuid: str) -> None:
 
 def test_a_location_whose_identifier_begins_with_a_dash_can_be_asked_for(clouds: Clouds) -> None:
     place = "-LocbCdEfGhIjKlMnOpQrQ"
-    cloud = clouds(World([Camera(CAMERA, "Door", place), Camera(ruuid("other"), "Gate", SITE)],
-                         locations=[Location(place, "Here"), Location(SITE, "There")]))
+    cloud = clouds(
+        World(
+            [Camera(CAMERA, "Door", place), Camera(ruuid("other"), "Gate", SITE)],
+            locations=[Location(place, "Here"), Location(SITE, "There")],
+        )
+    )
     cloud.clip(4, "-loc", place)
     assert cloud.files("*.mp4") == [f"Door_{CAMERA}_{cloud.start}_video.mp4"]
 
@@ -238,13 +248,25 @@ def test_a_location_includes_what_is_below_it(clouds: Clouds) -> None:
         assert {one["camera"] for one in cloud.ledger()} == {CAMERA, below}
 
 
-@pytest.mark.parametrize(("words", "status", "said"), [
-    (["-cam", "Dor 1"], 2, ["'Dor 1'", "Door 1"]), (["-cam", "Twin"], 2, ["'Twin'", ruuid("t1"), ruuid("t2")]),
-    (["-cam", "A" * 22], 2, ["not known"]), (["-loc", "Sitte"], 2, ["'Sitte'", "Site"]), (["-cam", ""], 2, [])])
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["-cam", "Dor 1"], 2, ["'Dor 1'", "Door 1"]),
+        (["-cam", "Twin"], 2, ["'Twin'", ruuid("t1"), ruuid("t2")]),
+        (["-cam", "A" * 22], 2, ["not known"]),
+        (["-loc", "Sitte"], 2, ["'Sitte'", "Site"]),
+        (["-cam", ""], 2, []),
+    ],
+)
 def test_an_unknown_or_ambiguous_name_is_refused_with_what_is_near(
-        clouds: Clouds, words: list[str], status: int, said: list[str]) -> None:
-    cloud = clouds(World([Camera(CAMERA, "Door 1", SITE), Camera(ruuid("t1"), "Twin"), Camera(ruuid("t2"), "Twin")],
-                         locations=[Location(SITE, "Site")]))
+    clouds: Clouds, words: list[str], status: int, said: list[str]
+) -> None:
+    cloud = clouds(
+        World(
+            [Camera(CAMERA, "Door 1", SITE), Camera(ruuid("t1"), "Twin"), Camera(ruuid("t2"), "Twin")],
+            locations=[Location(SITE, "Site")],
+        )
+    )
     run = cloud.clip(4, *words, ok=status)
     sentence = run.sentence()
     assert all(one in sentence for one in said), sentence
@@ -300,10 +322,19 @@ def test_a_range_that_reaches_into_the_future_ends_where_footage_ends(clouds: Cl
     assert "not there yet" in run.err
 
 
-@pytest.mark.parametrize(("start", "length", "first", "count"), [
-    ("2025-08-05T11:20:00Z", "20", 0, 10), ("2025-08-05T11:20", "20s", 0, 10), ("2025-08-05T13:20:00+02:00", "20", 0, 10),
-    ("2025-08-05 11:20:10", "1m", 10, 30), ("2 hours ago", "20", 0, 10), ("1754392800", "20", 0, 10),
-    ("today 11:20", "10", 0, 5), ("20250805T112000Z", "4", 0, 2)])
+@pytest.mark.parametrize(
+    ("start", "length", "first", "count"),
+    [
+        ("2025-08-05T11:20:00Z", "20", 0, 10),
+        ("2025-08-05T11:20", "20s", 0, 10),
+        ("2025-08-05T13:20:00+02:00", "20", 0, 10),
+        ("2025-08-05 11:20:10", "1m", 10, 30),
+        ("2 hours ago", "20", 0, 10),
+        ("1754392800", "20", 0, 10),
+        ("today 11:20", "10", 0, 5),
+        ("20250805T112000Z", "4", 0, 2),
+    ],
+)
 def test_times_are_epoch_seconds_iso_or_words(clouds: Clouds, start: str, length: str, first: int, count: int) -> None:
     cloud = clouds(silent_camera())
     run = cloud.copy("-s", start, "-u", length, "--dry_run", "--json")
@@ -593,7 +624,10 @@ def test_a_dry_run_names_the_clips_and_changes_nothing(clouds: Clouds) -> None:
     cloud = clouds()
     run = cloud.clip(60, "--dry_run", "--clip_length", 30)
     stem = f"LoadingDockEast_{CAMERA}"
-    assert f"{stem}_{cloud.start}_videoWithAudio.mp4" in run.out and f"{stem}_{cloud.start + 30}_videoWithAudio.mp4" in run.out
+    assert (
+        f"{stem}_{cloud.start}_videoWithAudio.mp4" in run.out
+        and f"{stem}_{cloud.start + 30}_videoWithAudio.mp4" in run.out
+    )
     assert cloud.files() == [] and cloud.media() == []
     assert cloud.asked("Presence|Federated") == []
     for line in cloud.clip(60, "--dry_run", "--json").lines[:-1]:
@@ -620,7 +654,9 @@ def test_check_looks_at_everything_a_run_needs(clouds: Clouds) -> None:
     cloud = clouds(world)
     rows = {row["check"]: row for row in cloud.copy("--check", "--json").lines[:-1]}
     assert rows["API key and region"]["result"] == "ok" and rows["FFmpeg"]["result"] == "ok"
-    reach = {name.split(":")[1].split("(")[0].strip(): row["result"] for name, row in rows.items() if name.startswith("LAN")}
+    reach = {
+        name.split(":")[1].split("(")[0].strip(): row["result"] for name, row in rows.items() if name.startswith("LAN")
+    }
     assert reach == {"Loading Dock / East": "ok", "Far": "WAN only", "Off": "WAN only"}
     assert cloud.files() == []
 
@@ -635,8 +671,15 @@ def test_check_names_the_rights_that_a_key_lacks(clouds: Clouds) -> None:
 
 def test_every_line_of_json_is_json_and_the_last_is_the_summary(clouds: Clouds) -> None:
     cloud = clouds()
-    for words in (["-s", cloud.start, "-u", 10], ["-s", cloud.start, "-u", 10], ["--list", "cameras"], ["--check"],
-                  ["-s", cloud.start, "-u", 20, "--dry_run"], ["--alerts"], ["--status"]):
+    for words in (
+        ["-s", cloud.start, "-u", 10],
+        ["-s", cloud.start, "-u", 10],
+        ["--list", "cameras"],
+        ["--check"],
+        ["-s", cloud.start, "-u", 20, "--dry_run"],
+        ["--alerts"],
+        ["--status"],
+    ):
         assert cloud.copy(*words, "--json").summary is not None, words
     (line,) = cloud.clip(10, "--json", start=cloud.start + 100).lines[:-1]
     assert line["state"] == "done" and line["audio"] == "ok" and line["camera"] == CAMERA
@@ -711,9 +754,15 @@ def test_the_name_of_the_camera_comes_from_the_camera_list(clouds: Clouds) -> No
     assert cloud.only().name.startswith("LoadingDockEast_")
 
 
-@pytest.mark.parametrize(("zone", "stamp"), [
-    ("Europe/Berlin", "20250805_141930"), ("America/New_York", "20250805_081930"), ("UTC", "20250805_121930"),
-    ("Asia/Kolkata", "20250805_174930")])
+@pytest.mark.parametrize(
+    ("zone", "stamp"),
+    [
+        ("Europe/Berlin", "20250805_141930"),
+        ("America/New_York", "20250805_081930"),
+        ("UTC", "20250805_121930"),
+        ("Asia/Kolkata", "20250805_174930"),
+    ],
+)
 def test_alert_names_carry_the_local_time_of_the_clips_start(clouds: Clouds, zone: str, stamp: str) -> None:
     cloud = clouds(with_alerts(alert("person")))
     cloud.copy("--alerts", "--timezone", zone)
@@ -749,8 +798,16 @@ def test_bounds_are_inclusive_whatever_the_api_thinks(clouds: Clouds, edges: str
 
 def test_a_door_alert_gives_a_clip_of_every_camera_in_its_map(clouds: Clouds) -> None:
     second = ruuid("second")
-    world = with_alerts(alert("door", device=None, door=True, triggers=["AC_DPI_DOOR_FORCED_OPEN"],
-                              clip_devices=[CAMERA, f"{second}.v0"], duration_sec=4))
+    world = with_alerts(
+        alert(
+            "door",
+            device=None,
+            door=True,
+            triggers=["AC_DPI_DOOR_FORCED_OPEN"],
+            clip_devices=[CAMERA, f"{second}.v0"],
+            duration_sec=4,
+        )
+    )
     world.cameras.append(Camera(second, "Gate"))
     cloud = clouds(world)
     cloud.copy("--alerts", "-ab", 0)
@@ -761,8 +818,11 @@ def test_a_door_alert_gives_a_clip_of_every_camera_in_its_map(clouds: Clouds) ->
 
 
 def test_an_alert_of_something_that_is_no_camera_is_skipped_by_name_and_reason(clouds: Clouds) -> None:
-    world = with_alerts(alert("noise", device=GATEWAY, device_type="AUDIO_GATEWAY", triggers=["SOUND_LOUD"]),
-                        alert("person", 3000), audio=True)
+    world = with_alerts(
+        alert("noise", device=GATEWAY, device_type="AUDIO_GATEWAY", triggers=["SOUND_LOUD"]),
+        alert("person", 3000),
+        audio=True,
+    )
     cloud = clouds(world)
     run = cloud.copy("--alerts", "-ab", 0, "--json")
     (line,) = [line for line in run.err.splitlines() if ruuid("noise") in line]
@@ -772,9 +832,14 @@ def test_an_alert_of_something_that_is_no_camera_is_skipped_by_name_and_reason(c
 
 
 def test_an_alert_without_a_time_is_skipped_and_counted(clouds: Clouds) -> None:
-    cloud = clouds(with_alerts(alert("person"), alert("nowhen", 3500, extra={"timestampMs": DELETE}),
-                               alert("never", 3400, extra={"timestampMs": None}),
-                               alert("words", 3300, extra={"timestampMs": "yesterday"})))
+    cloud = clouds(
+        with_alerts(
+            alert("person"),
+            alert("nowhen", 3500, extra={"timestampMs": DELETE}),
+            alert("never", 3400, extra={"timestampMs": None}),
+            alert("words", 3300, extra={"timestampMs": "yesterday"}),
+        )
+    )
     run = cloud.copy("--alerts", "-ab", 0, "--json")
     assert run.err.count("Alert missing timestamp") == 3
     assert run.summary["alerts_without_time"] == 3 and run.summary["done"] == 1
@@ -785,12 +850,19 @@ def test_no_alerts_are_no_failure(clouds: Clouds) -> None:
     assert "No policy alerts found" in run.err and run.out == ""
 
 
-@pytest.mark.parametrize(("fault", "key"), [
-    (Fault("getPolicyAlerts", "status", status=500, times=-1), ""), (Fault("getPolicyAlerts", "html", times=-1), ""),
-    (Fault("getPolicyAlerts", "in_band", times=-1), ""), (Fault("getPolicyAlerts", "reset", times=-1), ""),
-    (Fault("getPolicyAlerts", "body", times=-1, body='{"policyAlerts": null}'), ""),
-    (Fault("getPolicyAlerts", "body", times=-1, body="[]"), ""), (Fault("getPolicyAlerts", "empty", times=-1), ""),
-    (None, "no_alerts_key")])
+@pytest.mark.parametrize(
+    ("fault", "key"),
+    [
+        (Fault("getPolicyAlerts", "status", status=500, times=-1), ""),
+        (Fault("getPolicyAlerts", "html", times=-1), ""),
+        (Fault("getPolicyAlerts", "in_band", times=-1), ""),
+        (Fault("getPolicyAlerts", "reset", times=-1), ""),
+        (Fault("getPolicyAlerts", "body", times=-1, body='{"policyAlerts": null}'), ""),
+        (Fault("getPolicyAlerts", "body", times=-1, body="[]"), ""),
+        (Fault("getPolicyAlerts", "empty", times=-1), ""),
+        (None, "no_alerts_key"),
+    ],
+)
 def test_a_failure_of_the_api_is_never_no_alerts(clouds: Clouds, fault: Fault | None, key: str) -> None:
     cloud = clouds(with_alerts(alert("person")))
     if fault:
@@ -803,8 +875,11 @@ def test_a_failure_of_the_api_is_never_no_alerts(clouds: Clouds, fault: Fault | 
 
 def test_filters_go_out_as_arrays_and_sub_locations_are_among_them(clouds: Clouds) -> None:
     below = ruuid("below")
-    world = with_alerts(alert("here", location_uuid=SITE), alert("below", 3500, below, location_uuid=SUB),
-                        alert("elsewhere", 3400, ruuid("far"), location_uuid=ruuid("far away")))
+    world = with_alerts(
+        alert("here", location_uuid=SITE),
+        alert("below", 3500, below, location_uuid=SUB),
+        alert("elsewhere", 3400, ruuid("far"), location_uuid=ruuid("far away")),
+    )
     world.cameras += [Camera(below, "Freezer", SUB), Camera(ruuid("far"), "Far", ruuid("far away"))]
     cloud = clouds(world)
     run = cloud.copy("--alerts", "-loc", "Site", "-ab", 0, "--json")
@@ -841,8 +916,17 @@ def test_a_camera_filter_with_the_name_of_none_is_refused_with_the_nearest(cloud
 
 def entry(identity: str, **more: object) -> dict[str, object]:
     """An alert of four seconds as the API words it, with an identifier that the simulator would not give."""
-    return {"type": "POLICY_ALERT_V2", "uuid": identity, "deviceUuid": CAMERA, "deviceType": "CAMERA", "durationSec": 4,
-            "timestampMs": int(NOW - 3600) * 1000, "policyAlertTriggers": ["MOTION_HUMAN"], "finalized": True, **more}
+    return {
+        "type": "POLICY_ALERT_V2",
+        "uuid": identity,
+        "deviceUuid": CAMERA,
+        "deviceType": "CAMERA",
+        "durationSec": 4,
+        "timestampMs": int(NOW - 3600) * 1000,
+        "policyAlertTriggers": ["MOTION_HUMAN"],
+        "finalized": True,
+        **more,
+    }
 
 
 def serve_alerts(cloud: Cloud, *entries: dict[str, object]) -> None:
@@ -854,9 +938,18 @@ def serve_alerts(cloud: Cloud, *entries: dict[str, object]) -> None:
 NAME = re.compile(r"[A-Za-z0-9]+_[\w-]{22}(\.v[1-9])?_\d{8}_\d{6}_alert_[\w-]+_(video|combined)\.mp4", re.ASCII)
 
 
-@pytest.mark.parametrize(("identity", "triggers"), [
-    ("../../etc/passwd", ["MOTION_HUMAN"]), ("a" * 400, ["M" * 300]), ("ä/ö\0\n", ["MOTION HUMAN", "../.."]), ("x", ["A"] * 60),
-    ("x", []), ("%2e%2e%2f", ["*?<>|:"]), (".", ["入口"])])
+@pytest.mark.parametrize(
+    ("identity", "triggers"),
+    [
+        ("../../etc/passwd", ["MOTION_HUMAN"]),
+        ("a" * 400, ["M" * 300]),
+        ("ä/ö\0\n", ["MOTION HUMAN", "../.."]),
+        ("x", ["A"] * 60),
+        ("x", []),
+        ("%2e%2e%2f", ["*?<>|:"]),
+        (".", ["入口"]),
+    ],
+)
 def test_hostile_and_long_alert_names_stay_valid_file_names(clouds: Clouds, identity: str, triggers: list[str]) -> None:
     cloud = clouds(silent_camera(name="N" * 200))
     serve_alerts(cloud, entry(identity, policyAlertTriggers=triggers))
@@ -916,10 +1009,23 @@ def test_a_rerun_over_the_same_alerts_asks_no_media_host(clouds: Clouds) -> None
     assert cloud.media() == [] and run.summary["already"] == 2
 
 
-@pytest.mark.parametrize("entry", [
-    {"durationSec": -5}, {"durationSec": "long"}, {"durationSec": None}, {"durationSec": 1e300}, {"clipLocationMap": None},
-    {"policyAlertTriggers": None}, {"policyAlertTriggers": "MOTION"}, {"deviceType": 7}, {"uuid": None}, {"finalized": "maybe"},
-    {"clipLocationMap": []}, {"policyAlertTriggers": [None, 3]}])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"durationSec": -5},
+        {"durationSec": "long"},
+        {"durationSec": None},
+        {"durationSec": 1e300},
+        {"clipLocationMap": None},
+        {"policyAlertTriggers": None},
+        {"policyAlertTriggers": "MOTION"},
+        {"deviceType": 7},
+        {"uuid": None},
+        {"finalized": "maybe"},
+        {"clipLocationMap": []},
+        {"policyAlertTriggers": [None, 3]},
+    ],
+)
 def test_odd_fields_of_an_alert_do_not_stop_it(clouds: Clouds, entry: dict[str, object]) -> None:
     cloud = clouds(with_alerts(alert("odd", extra=entry, duration_sec=4), alert("good", 3000, duration_sec=4)))
     run = cloud.copy("--alerts", "-ab", 0, "--json")
@@ -928,6 +1034,508 @@ def test_odd_fields_of_an_alert_do_not_stop_it(clouds: Clouds, entry: dict[str, 
 
 @pytest.mark.parametrize("stamp", [0, -1, 10**18, 1e400, float("nan"), True, [], "x", 1_754_396_400])
 def test_an_absurd_time_of_an_alert_does_not_stop_the_others(clouds: Clouds, stamp: object) -> None:
-    cloud = clouds(with_alerts(alert("odd", extra={"timestampMs": stamp}, duration_sec=4), alert("good", 3000, duration_sec=4)))
+    cloud = clouds(
+        with_alerts(alert("odd", extra={"timestampMs": stamp}, duration_sec=4), alert("good", 3000, duration_sec=4))
+    )
     run = cloud.copy("--alerts", "-ab", 0, "--json")
     assert run.summary["done"] == 1
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-u", "0"], "--duration"),
+        (["-u", "-5"], "--duration"),
+        (["-u", "500d"], "--duration"),
+        (["-u", "ten"], "--duration"),
+        (["-u", ""], "--duration"),
+        (["-u", "nan"], "--duration"),
+        (["-u", "1e3"], "--duration"),
+        (["-s", "in 2 hours"], "--start_time"),
+        (["-s", "2099-01-01"], "--start_time"),
+        (["-s", "12"], "--start_time"),
+        (["-s", "1754392800000"], "milliseconds"),
+        (["-s", "gibberish"], "--start_time"),
+        (["-s", "-3600"], "--start_time"),
+        (["-s", ""], "--start_time"),
+        (["-s", "1" * 400], "--start_time"),
+        (["--alerts", "-at", "now", "-bt", "1 hour ago"], "--after_time"),
+        (["--alerts", "-ab", "2d"], "--alert_buffer"),
+        (["--alerts", "-ma", "0"], "--max_alerts"),
+        (["--workers", "0"], "--workers"),
+        (["--workers", "-1"], "--workers"),
+        (["--segment_workers", "-1"], "--segment_workers"),
+        (["--bwlimit", "10"], "--bwlimit"),
+        (["--bwlimit", "fast"], "--bwlimit"),
+        (["--timezone", "Mars/Olympus"], "--timezone"),
+        (["--timezone", "../../etc/passwd"], "--timezone"),
+        (["--usewan", "--lan_only"], "--lan_only"),
+        (["--api_url", "ftp://x"], "--api_url"),
+        (["--api_url", "http://example.org"], "https"),
+        (["--api_url", "mars"], "--api_url"),
+        (["--cert", "nowhere.pem"], "--private_key"),
+        (["--private_key", "nowhere.pem"], "--cert"),
+        (["--cert", "nowhere.pem", "--private_key", "nowhere.key"], "nowhere.pem"),
+        (["--clip_length", "x"], "--clip_length"),
+        (["--max_duration", "x"], "--max_duration"),
+        (["--lag", "x"], "--lag"),
+        (["--lookback", "x"], "--lookback"),
+        (["--give_up_after", "x"], "--give_up_after"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_with_the_name_of_the_flag(clouds: Clouds, words: list[str], said: str) -> None:
+    cloud = clouds()
+    assert said in cloud.copy(*words, ok=2).sentence()
+    assert cloud.sim.requests == [] and not cloud.folder.exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--nonsense"],
+        ["--dura", "5"],
+        ["-u"],
+        ["--max_alerts", "many"],
+        ["--audio_codec", "mp3"],
+        ["--list", "dogs"],
+        ["--audio_offset", "late"],
+        ["stray"],
+    ],
+)
+def test_a_flag_that_does_not_exist_or_fit_ends_with_2(clouds: Clouds, words: list[str]) -> None:
+    cloud = clouds()
+    run = cloud.copy(*words, ok=2)
+    assert "usage:" in run.err and cloud.sim.requests == []
+
+
+def test_without_a_key_the_sentence_names_the_three_ways_and_the_demo(clouds: Clouds) -> None:
+    cloud = clouds()
+    sentence = cloud.copy(key="", ok=2).sentence()
+    assert all(way in sentence for way in ("--api_key", "RHOMBUS_API_KEY", "rhombus.api_key", "--demo"))
+    assert cloud.sim.requests == []
+
+
+def test_a_key_on_the_command_line_works_and_is_warned_about(clouds: Clouds) -> None:
+    cloud = clouds(silent_camera())
+    run = cloud.clip(4, "-a", cloud.sim.api_key)
+    assert len([line for line in run.err.splitlines() if "WARNING" in line and "RHOMBUS_API_KEY" in line]) == 1
+
+
+def test_a_key_in_the_config_file_works(clouds: Clouds) -> None:
+    cloud = clouds(silent_camera())
+    words = ["-s", cloud.start, "-u", 4]
+    config = cloud.work.parent / "with_key.yaml"
+    config.write_text(json.dumps({"rhombus": {"api_key": cloud.sim.api_key}}))
+    config.chmod(0o600)
+    cloud.config = config
+    run = cloud.copy(*words, key="")
+    assert "WARNING" not in run.err and len(cloud.files("*.mp4")) == 1
+    config.chmod(0o644)
+    run = cloud.copy(*words, key="")
+    assert "others can read rhombus.api_key" in run.err and f"chmod o-r {config}" in run.err
+    cloud.monkeypatch.setenv("INVOCATION_ID", "systemd sets this")
+    assert "others can read" in cloud.copy(*words, key="", ok=2).sentence()
+
+
+@pytest.mark.parametrize(("key", "said"), [("other_region_key", "region"), ("nonsense", "refuses the key")])
+def test_a_refused_key_ends_the_run_with_3_and_says_what_it_may_be(clouds: Clouds, key: str, said: str) -> None:
+    cloud = clouds()
+    sentence = cloud.clip(10, ok=None) and cloud.copy(key=getattr(cloud.sim, key, "A" * 22), ok=3).sentence()
+    assert said in sentence and "permission" in sentence
+
+
+def test_an_api_that_is_down_ends_the_run_with_3(clouds: Clouds) -> None:
+    cloud = clouds()
+    cloud.sim.api_url = nobody(cloud)
+    assert "does not answer" in cloud.copy(ok=3).sentence()
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (Fault("api", "html"), "text/html"),
+        (Fault("api", "in_band"), "simulated failure"),
+        (Fault("api", "empty"), "JSON"),
+        (Fault("api", "status", status=500), "500"),
+        (Fault("api", "status", status=404), "404"),
+        (Fault("api", "status", status=302, headers={"Location": "https://example.org/"}), "302"),
+        (Fault("api", "reset"), "does not answer"),
+        (Fault("api", "body", body="[1, 2]"), "JSON"),
+        (Fault("api", "body", body="null"), "JSON"),
+        (Fault("api", "garbage"), "JSON"),
+        (Fault("api", "status", status=401, body='{"authenticationFailed": true}'), "401"),
+    ],
+)
+def test_an_api_that_talks_nonsense_ends_the_run_with_3(clouds: Clouds, fault: Fault, said: str) -> None:
+    cloud = clouds()
+    fault.times = -1
+    cloud.sim.faults[:] = [fault]
+    run = cloud.copy(ok=3)
+    assert said in run.sentence() or said == "JSON"
+    assert cloud.media() == [] and cloud.files() == []
+
+
+@pytest.mark.parametrize(
+    "body", ['{"cameraStates": null}', '{"cameraStates": []}', "{}", '{"cameraStates": [null, 3, {}, {"uuid": null}]}']
+)
+def test_an_account_without_cameras_has_nothing_to_do(clouds: Clouds, body: str) -> None:
+    cloud = clouds()
+    cloud.sim.add_fault(Fault("getMinimalCameraStateList", "body", body=body))
+    cloud.copy(ok=0)
+    assert cloud.media() == [] and cloud.files() == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"cameraStates": {"a": 1}}',
+        '{"cameraStates": "x"}',
+        '{"cameraStates": 5}',
+        '{"cameraStates": [{"uuid": "x", "facetNameMap": [], "supportedFacets": "v0"}]}',
+    ],
+)
+def test_a_camera_list_of_another_shape_ends_with_a_sentence(clouds: Clouds, body: str) -> None:
+    cloud = clouds()
+    cloud.sim.add_fault(Fault("getMinimalCameraStateList", "body", body=body, times=-1))
+    run = cloud.copy("--list", "cameras", ok=None)
+    assert run.status in (0, 3) and "Traceback" not in run.err
+
+
+WAN_PATH = "{START_TIME}/{DURATION}/vod/file.mpd"
+
+
+@pytest.mark.parametrize("uuid", ["../../../../tmp/evil", "a/b", "x" * 300, "\0", "..", "ü"])
+def test_a_hostile_identifier_of_a_camera_reaches_no_path(clouds: Clouds, uuid: str) -> None:
+    cloud = clouds()
+    body = json.dumps({"cameraStates": [{"uuid": uuid, "name": "Evil", "connectionStatus": "GREEN"}]})
+    cloud.sim.add_fault(Fault("getMinimalCameraStateList", "body", body=body))
+    for operation in ("getMediaUris", "Bulk"):
+        cloud.sim.add_fault(
+            Fault(
+                operation,
+                "body",
+                times=-1,
+                body=json.dumps({"wanVodMpdUriTemplate": f"{cloud.sim.wan_url}/dash/api/{CAMERA}.v0/" + WAN_PATH}),
+            )
+        )
+    before = sorted(path for path in cloud.work.parent.rglob("*") if cloud.folder not in path.parents)
+    run = cloud.clip(4, ok=None)
+    after = sorted(path for path in cloud.work.parent.rglob("*") if cloud.folder not in path.parents)
+    assert [path for path in after if path not in before] in ([], [cloud.folder])
+    assert "Traceback" not in run.err and not Path("/tmp/evil").exists()
+    assert all(re.fullmatch(r"Evil_[\w.-]+", name, re.ASCII) for name in cloud.files("*.mp4"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("rhombus: [", ["valid YAML", "line"]),
+        ("just words", ["rhombus:"]),
+        ("- a\n- b", ["rhombus:"]),
+        ("rhombus: 3", ["rhombus"]),
+        ("rhombos:\n  api_key: x", ["rhombos", "did you mean rhombus"]),
+        ("rhombus:\n  workes: 3", ["rhombus.workes", "did you mean workers"]),
+        ("rhombus:\n  workers: many", ["rhombus.workers", "whole number"]),
+        ("rhombus:\n  usewan: 'yes please'", ["rhombus.usewan"]),
+        ("rhombus:\n  output_dir: [a]", ["rhombus.output_dir"]),
+        ("rhombus:\n  api_key: YOUR_API_KEY", ["rhombus.api_key", "YOUR_API_KEY"]),
+        ("rhombus:\n  api_key: ${NO_SUCH_NAME}", ["NO_SUCH_NAME"]),
+        ("rhombus:\n  retry_wait: soon", ["retry_wait"]),
+        ("rhombus:\n  clip_length: -1", ["clip_length"]),
+        ("rhombus: {workers: true}", ["rhombus.workers"]),
+        ("a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a]\n", ["a:"]),
+        ("\xff\xfe", ["valid YAML"]),
+        ("!!python/object/apply:os.system ['true']", ["valid YAML"]),
+        ("rhombus: {tries: 0}", ["tries"]),
+        ("notify: {on: sometimes}", ["notify.on"]),
+        ("notify: {smtp_port: high}", ["notify.smtp_port"]),
+    ],
+)
+def test_a_config_that_is_wrong_is_refused_with_file_section_and_key(
+    clouds: Clouds, text: str, said: list[str]
+) -> None:
+    cloud = clouds()
+    cloud.config.write_bytes(text.encode("latin-1"))
+    sentence = cloud.clip(4, ok=2).sentence()
+    assert all(one in sentence for one in said), sentence
+    assert cloud.sim.requests == []
+
+
+def test_all_mistakes_of_a_config_are_named_at_once(clouds: Clouds) -> None:
+    cloud = clouds()
+    cloud.config.write_text(
+        "rhombus: {workers: x, usewan: 5, api_kee: 1}\nnotify: {smtp_prt: 1}\nnas_target: {}\n"
+        "cameras: [{name: a, rstp_url: b}]\n"
+    )
+    sentence = cloud.clip(4, ok=2).sentence()
+    for name in (
+        str(cloud.config),
+        "rhombus.workers",
+        "rhombus.usewan",
+        "rhombus.api_kee",
+        "notify.smtp_prt",
+        "nas_target",
+        "rstp_url",
+    ):
+        assert name in sentence, name
+
+
+def test_a_config_that_cannot_be_read_is_named(clouds: Clouds) -> None:
+    cloud = clouds()
+    for path in (cloud.work / "nowhere.yaml", cloud.work):
+        cloud.config = path
+        assert str(path) in cloud.clip(4, ok=2).sentence()
+
+
+def test_flags_stand_above_the_config_and_the_config_above_defaults(clouds: Clouds) -> None:
+    cloud = clouds(silent_camera())
+    cloud.configure(usewan=True, clip_length=10)
+    cloud.clip(20)
+    assert cloud.asked("^lan") == [] and len(cloud.files("*.mp4")) == 2
+    cloud.clip(20, "--clip_length", 0, start=cloud.start + 100)
+    assert len(cloud.files("*.mp4")) == 3
+
+
+def test_footage_beyond_retention_is_no_footage(clouds: Clouds) -> None:
+    cloud = clouds(silent_camera())
+    assert "no footage recorded" in cloud.clip(20, start=int(NOW) - 90 * 86400).err
+    assert cloud.files() == [] and cloud.media() == []
+
+
+HEAD = '<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period><AdaptationSet mimeType="video/mp4">'
+TAIL = '<Representation id="v0"/></AdaptationSet></Period></MPD>'
+
+
+def mpd(initialization: str = "seg_init.mp4", media: str = "seg_$Number$.m4v", more: str = "", before: str = "") -> str:
+    return (
+        f'{before}{HEAD}{more}<SegmentTemplate timescale="1000" duration="2000" startNumber="1" '
+        f'initialization="{initialization}" media="{media}"/>{TAIL}'
+    )
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        "",
+        " ",
+        "<MPD",
+        "not xml",
+        "<html><body>Please sign in</body></html>",
+        "<feed/>",
+        "<MPD/>",
+        HEAD + TAIL,
+        mpd(before='<!DOCTYPE MPD [<!ENTITY a "b">]>'),
+        mpd(before='<!DOCTYPE x [<!ENTITY f SYSTEM "file:///etc/passwd">]>', more="&f;"),
+        mpd(more="<BaseURL>file:///etc/</BaseURL>"),
+        mpd(more="<BaseURL>http://127.0.0.1:9/</BaseURL>"),
+        mpd(more="<BaseURL>//evil.example/</BaseURL>"),
+        mpd("https://evil.example/init.mp4"),
+        mpd(media="https://evil.example/$Number$"),
+        mpd(media="file:///etc/passwd?$Number$"),
+        mpd(media="seg.m4v"),
+        mpd(media="seg_$Number%09999999d$.m4v"),
+        mpd().replace('duration="2000"', 'duration="0"'),
+        mpd().replace('timescale="1000"', 'timescale="-1"'),
+        mpd().replace('duration="2000"', 'duration="1"').replace('timescale="1000"', 'timescale="90000000"'),
+        mpd().replace('startNumber="1"', 'startNumber="x"'),
+        mpd().replace('"static"', '"dynamic"'),
+        mpd().replace("video/mp4", "audio/mp4"),
+        mpd(more="<x/>" * 120_000),
+        "<" * 9_000_000,
+        mpd().replace("initialization", "initialisation"),
+    ],
+    ids=lambda text: text[:40] + text[-60:][:20] if len(text) < 9000 else f"huge{len(text)}",
+)
+def test_a_hostile_mpd_is_refused_with_a_sentence_and_leads_nowhere(clouds: Clouds, document: str) -> None:
+    cloud = clouds(silent_camera())
+    cloud.sim.add_fault(Fault(r"^wan GET .*\.mpd", "body", body=document, times=-1))
+    run = cloud.clip(20, "-w", ok=1)
+    assert "Traceback" not in run.err and "bug in the program" not in run.err
+    assert "MPD" in run.err or "a body larger" in run.err or "init segment" in run.err
+    assert cloud.segments() == [] and cloud.files("*.mp4") == []
+    cloud.sim.faults.clear()
+    cloud.clip(20, "-w")
+    close_to(frames(cloud.only()), cloud.pictures(cloud.start, cloud.start + 20))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://192.0.2.1/{START_TIME}/{DURATION}/file.mpd",
+        "file:///etc/passwd",
+        "ftp://127.0.0.1/x.mpd",
+        "gopher://x",
+        "//x",
+        "",
+        7,
+        ["x"],
+        "https://",
+        "https://[::1",
+        "https://user:pw@127.0.0.1:1/{START_TIME}/f.mpd",
+        "https://127.0.0.1:99999/x",
+    ],
+)
+def test_a_hostile_media_address_is_not_followed(clouds: Clouds, address: object) -> None:
+    cloud = clouds(silent_camera(lan=False))
+    for operation in ("getMediaUris", "Bulk"):
+        cloud.sim.add_fault(
+            Fault(
+                operation,
+                "body",
+                times=-1,
+                body=json.dumps({"wanVodMpdUriTemplate": address, "lanVodMpdUrisTemplates": [address]}),
+            )
+        )
+    run = cloud.clip(4, ok=1)
+    assert "Traceback" not in run.err and "bug in the program" not in run.err and "pw@" not in run.err
+    assert cloud.files("*.mp4") == []
+
+
+# --- TLS, certificates, proxies ---
+
+
+@pytest.fixture
+def tls(clouds: Clouds) -> Cloud:
+    """A cloud under its real names, reached through a proxy, with a CA of its own."""
+    cloud = clouds(real=True, tls=True, real_names=True)
+    cloud.monkeypatch.setenv("REQUESTS_CA_BUNDLE", cloud.sim.ca_file)
+    cloud.monkeypatch.setenv("HTTPS_PROXY", cloud.sim.proxy_url)
+    cloud.sim.api_url = "us"
+    return cloud
+
+
+def test_over_tls_a_lan_device_needs_no_valid_certificate_and_never_sees_the_key(tls: Cloud) -> None:
+    tls.clip(10)
+    assert sidecar(tls.only())["source"] == "lan"
+    assert tls.sim.leaks == [] and not any(record.api_key for record in tls.sim.requests if record.kind == "lan")
+    assert ("api2.rhombussystems.com:443", 200) in tls.sim.connects
+    assert not any("127.0.0.1" in target for target, _ in tls.sim.connects), (
+        "LAN devices are not reached through a proxy"
+    )
+    close_to(frames(tls.only()), tls.pictures(tls.start, tls.start + 10))
+
+
+def test_with_verify_lan_a_self_signed_device_is_refused_and_the_wan_used(tls: Cloud) -> None:
+    tls.clip(10, "--verify_lan")
+    assert sidecar(tls.only())["source"] == "wan"
+    assert tls.asked("^lan") == []
+    hosts = {record.host for record in tls.sim.requests if record.kind == "wan"}
+    assert hosts == {"media.us-west-2.dash.rhombussystems.com"}
+
+
+def test_with_verify_lan_a_valid_device_is_used(tls: Cloud) -> None:
+    tls.sim.switches.lan_tls = "valid"
+    tls.clip(10, "--verify_lan", "--lan_only")
+    assert sidecar(tls.only())["source"] == "lan"
+
+
+def test_lan_only_and_verify_lan_with_a_self_signed_device_fails_with_a_word_about_tls(tls: Cloud) -> None:
+    run = tls.clip(10, "--verify_lan", "--lan_only", ok=1)
+    assert tls.asked("^lan|^wan") == [] and tls.files("*.mp4") == []
+    assert "certificate" in run.err.lower() or "TLS" in run.err
+
+
+def test_the_certificates_of_api_and_wan_are_always_verified(tls: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    assert "TLS" in tls.clip(10, ok=3).sentence()
+    assert tls.sim.requests == []
+
+
+def test_a_certificate_key_uses_the_internal_host_with_its_certificate(tls: Cloud) -> None:
+    pair = ["--cert", tls.sim.client_cert, "--private_key", tls.sim.client_key]
+    tls.monkeypatch.setattr(tls.sim, "api_key", tls.sim.cert_key)
+    tls.clip(10, "-w", *pair)
+    wan = [record for record in tls.sim.requests if record.kind == "wan"]
+    assert {record.host for record in wan} == {"media.us-west-2.dash-internal.rhombussystems.com"}
+    assert all(record.client_certificate and record.credentials == ("api",) for record in wan)
+    assert all(record.client_certificate for record in tls.sim.requests if record.kind == "api")
+    close_to(frames(tls.only()), tls.pictures(tls.start, tls.start + 10))
+    tls.clip(10, *pair, start=tls.start + 60)
+    assert tls.sim.leaks == []
+    assert not any(record.client_certificate for record in tls.sim.requests if record.kind == "lan")
+
+
+def test_a_partner_key_acts_for_a_client_organisation(clouds: Clouds) -> None:
+    cloud = clouds()
+    cloud.sim.api_key = cloud.sim.partner_key
+    cloud.clip(10, "--org_uuid", cloud.sim.world.org_uuid)
+    cloud.clip(10, "--org_uuid", cloud.sim.world.org_uuid, "-w", start=cloud.start + 60)
+    assert len(cloud.files("*_videoWithAudio.mp4")) == 2 and cloud.sim.leaks == []
+    cloud.clip(10, "--org_uuid", ruuid("another"), ok=3)
+
+
+def test_an_organisation_that_begins_with_a_dash_can_be_named(clouds: Clouds) -> None:
+    world = one_camera()
+    world.org_uuid = "-OrgAbCdEfGhIjKlMnOpQQ"
+    cloud = clouds(world)
+    cloud.sim.api_key = cloud.sim.partner_key
+    cloud.clip(4, "--org_uuid", world.org_uuid)
+    assert len(cloud.files("*.mp4")) == 1
+
+
+def test_the_eu_is_another_region(tls: Cloud) -> None:
+    tls.sim.api_url = "eu"
+    assert "region" in tls.copy(ok=3).sentence()
+    assert ("api2.eu.rhombussystems.com:443", 200) in tls.sim.connects
+
+
+# --- whole processes ---
+
+
+def test_help_begins_with_examples_and_is_instant() -> None:
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, str(PROGRAM), "--help"], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0 and done.stderr == ""
+    assert time.monotonic() - began < 1.5
+    assert "copy_footage.py --demo" in "".join(done.stdout.splitlines(keepends=True)[:12]), "examples come first"
+    for flag in ("-a", "-c", "-p", "-s", "-u", "-al", "-ma", "-bt", "-at", "-ab", "-loc", "-cam", "-w", "-g"):
+        assert re.search(rf"(?m)^  {flag}[ ,]", done.stdout), flag
+
+
+def test_a_whole_process_ends_with_the_status_and_one_line_on_stdout_per_clip(clouds: Clouds) -> None:
+    cloud = clouds(silent_camera(), real=True)
+    run = cloud.finish(cloud.spawn("-s", cloud.start, "-u", 10))
+    assert run.out == f"{cloud.only()}\n"
+    assert "Traceback" not in run.err
+    assert cloud.finish(cloud.spawn("-s", "gibberish"), ok=2).sentence()
+    run = cloud.finish(cloud.spawn("--list", "cameras", RHOMBUS_API_KEY="A" * 22), ok=3)
+    assert "refuses the key" in run.sentence()
+
+
+def test_quiet_says_nothing_unless_something_failed(clouds: Clouds) -> None:
+    cloud = clouds(silent_camera())
+    assert cloud.clip(10, "--quiet").err == ""
+    cloud.sim.add_fault(Fault("m4v", "status", times=-1))
+    run = cloud.clip(10, "--quiet", start=cloud.start + 60, ok=1)
+    assert run.err and all(" ERROR " in line for line in run.err.splitlines())
+
+
+def test_debug_tells_of_requests_and_decisions_but_no_secret(clouds: Clouds) -> None:
+    cloud = clouds(lan_auth="federated-only")
+    run = cloud.clip(10, "--debug")  # every run is searched for keys and tokens
+    assert "getPresenceWindows" in run.err and "DEBUG" in run.err and cloud.sim.api_key not in run.err
+
+
+def test_a_reader_of_stdout_that_leaves_is_no_crash(clouds: Clouds) -> None:
+    cloud = clouds(World([Camera(ruuid(str(n)), f"Camera {n}") for n in range(3)]), real=True)
+    process = cloud.spawn("-s", cloud.start, "-u", 4)
+    process.stdout.close()  # type: ignore[union-attr]
+    process.stdout = None
+    run = cloud.finish(process, ok=None)
+    assert "Traceback" not in run.err and "BrokenPipe" not in run.err
+
+
+def test_the_demo_needs_nothing_and_says_what_to_open(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), "--demo"], cwd=tmp_path, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    names = sorted(path.name for path in (tmp_path / "demo_footage").glob("*.mp4"))
+    assert any("_videoWithAudio.mp4" in name for name in names) and any("_alert_" in name for name in names)
+    assert "demo_footage" in done.stderr.splitlines()[-1]
+    for path in (tmp_path / "demo_footage").glob("*.mp4"):
+        assert len(frames(path)) > 100
+        sidecar(path)

@@ -23,9 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from conftest import need
 from copy_footage_helpers import (
     CAMERA,
-    GATEWAY,
     NOW,
-    SITE,
     Clock,
     Cloud,
     Clouds,
@@ -33,15 +31,25 @@ from copy_footage_helpers import (
     content,
     eventually,
     frames,
-    one_camera,
-    packets,
     running,
     sidecar,
     silent_camera,
 )
-from rhombus_simulator import LOGIN_PAGE, Camera, Fault, Gateway, Location, World, ruuid
+from rhombus_simulator import LOGIN_PAGE, Camera, Fault, World, ruuid
 
-KINDS = ["status", "reset", "reset_midway", "stall", "stall_headers", "truncate", "short", "html", "empty", "in_band", "garbage"]
+KINDS = [
+    "status",
+    "reset",
+    "reset_midway",
+    "stall",
+    "stall_headers",
+    "truncate",
+    "short",
+    "html",
+    "empty",
+    "in_band",
+    "garbage",
+]
 
 
 @pytest.fixture
@@ -71,7 +79,8 @@ def whole(clouds: Clouds, cache: dict[int, dict[str, str]], seconds: int) -> dic
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("match", [r"seg_\d+\.m4v", r"\.mpd", r"seg_init"])
 def test_a_fault_that_passes_leaves_the_bytes_of_an_undisturbed_run(
-        clouds: Clouds, undisturbed: dict[int, dict[str, str]], kind: str, match: str) -> None:
+    clouds: Clouds, undisturbed: dict[int, dict[str, str]], kind: str, match: str
+) -> None:
     wanted = whole(clouds, undisturbed, 20)
     cloud = clouds()
     cloud.sim.add_fault(Fault(f"^wan GET .*{match}", kind, times=2, after=1 if "m4v" in match else 0))
@@ -100,7 +109,9 @@ def test_a_fault_of_the_api_passes(clouds: Clouds, undisturbed: dict[int, dict[s
 
 
 @pytest.mark.parametrize("kind", ["slow"])
-def test_a_segment_that_trickles_is_waited_for(clouds: Clouds, undisturbed: dict[int, dict[str, str]], kind: str) -> None:
+def test_a_segment_that_trickles_is_waited_for(
+    clouds: Clouds, undisturbed: dict[int, dict[str, str]], kind: str
+) -> None:
     wanted = whole(clouds, undisturbed, 20)
     cloud = clouds()
     cloud.sim.add_fault(Fault(r"seg_3\.m4v", kind, bytes_per_sec=40_000))
@@ -135,7 +146,8 @@ def test_random_faults_everywhere_change_nothing(clouds: Clouds, undisturbed: di
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fault_that_stays_keeps_the_part_and_the_next_run_fetches_only_what_is_missing(
-        clouds: Clouds, undisturbed: dict[int, dict[str, str]], kind: str) -> None:
+    clouds: Clouds, undisturbed: dict[int, dict[str, str]], kind: str
+) -> None:
     wanted = whole(clouds, undisturbed, 20)
     cloud = clouds()
     cloud.sim.add_fault(Fault(r"^wan GET .*seg_4\.m4v", kind, times=-1))
@@ -183,7 +195,9 @@ def test_a_source_that_dies_midway_is_never_mixed_with_another(clouds: Clouds) -
     assert cloud.files("*part*") == []
 
 
-def test_when_both_sources_break_off_the_longer_part_is_kept(clouds: Clouds, undisturbed: dict[int, dict[str, str]]) -> None:
+def test_when_both_sources_break_off_the_longer_part_is_kept(
+    clouds: Clouds, undisturbed: dict[int, dict[str, str]]
+) -> None:
     cloud, wanted = clouds(silent_camera()), clouds(silent_camera())
     wanted.clip(40, "-w")
     cloud.sim.add_fault(Fault(r"^lan GET .*m4v", "reset", times=-1, after=15))
@@ -222,7 +236,8 @@ def test_a_refused_token_is_replaced(clouds: Clouds) -> None:
 
 @pytest.mark.parametrize("match", [r"^wan GET .*seg_7\.m4v", r"^wan GET .*mpd", "getPresenceWindows", "Federated"])
 def test_after_429_nobody_sends_anything_until_the_wait_is_over(
-        clouds: Clouds, undisturbed: dict[int, dict[str, str]], match: str) -> None:
+    clouds: Clouds, undisturbed: dict[int, dict[str, str]], match: str
+) -> None:
     wanted = whole(clouds, undisturbed, 60)
     cloud = clouds(clock=Clock(NOW, ticking=True), latency_sec=0.03)
     cloud.sim.add_fault(Fault(match, "status", status=429, headers={"Retry-After": "2"}))
@@ -237,8 +252,13 @@ def test_after_429_nobody_sends_anything_until_the_wait_is_over(
 
 
 def test_the_rate_limit_of_the_organisation_is_sat_out(clouds: Clouds) -> None:
-    cloud = clouds(World([Camera(ruuid(str(n)), f"Camera {n}") for n in range(6)]), clock=Clock(NOW, ticking=True),
-                   rate_limit_per_sec=4, burst=5, bulk=False)
+    cloud = clouds(
+        World([Camera(ruuid(str(n)), f"Camera {n}") for n in range(6)]),
+        clock=Clock(NOW, ticking=True),
+        rate_limit_per_sec=4,
+        burst=5,
+        bulk=False,
+    )
     cloud.clip(4)
     assert len(cloud.files("*.mp4")) == 6
     refused = [record for record in cloud.sim.requests if record.status == 429]
@@ -250,15 +270,21 @@ def test_the_rate_limit_of_the_organisation_is_sat_out(clouds: Clouds) -> None:
 
 def downloading(cloud: Cloud, segments: int, process: subprocess.Popen[str]) -> None:
     """Wait until so many media segments were answered."""
-    eventually(lambda: process.poll() is not None or cloud.sim.count(r"seg_\d+\.(m4v|webm) 200") >= segments,
-               f"{segments} segments")
+    eventually(
+        lambda: process.poll() is not None or cloud.sim.count(r"seg_\d+\.(m4v|webm) 200") >= segments,
+        f"{segments} segments",
+    )
     assert process.poll() is None, process.communicate()
 
 
 def received(cloud: Cloud) -> int:
     """Segments that the part has on record."""
     text = "".join(path.read_text() for path in cloud.folder.glob("*_videoWithAudio.mp4.part.json"))
-    return sum(len(json.loads(line).get("have", ())) for line in text.splitlines() if line.startswith("{") and line.endswith("}"))
+    return sum(
+        len(json.loads(line).get("have", ()))
+        for line in text.splitlines()
+        if line.startswith("{") and line.endswith("}")
+    )
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(clouds: Clouds) -> None:
@@ -288,7 +314,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(clouds: Clouds) -> No
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("stuck", [False, True])
 def test_a_signal_ends_the_run_within_two_seconds_and_keeps_the_part(
-        clouds: Clouds, number: signal.Signals, status: int, stuck: bool) -> None:
+    clouds: Clouds, number: signal.Signals, status: int, stuck: bool
+) -> None:
     cloud = clouds(real=True, latency_sec=0.05)
     cloud.configure(read_timeout=30)
     if stuck:
@@ -393,8 +420,9 @@ def doubled_record(part: Path, record: Path) -> None:
 
 
 def foreign_record(part: Path, record: Path) -> None:
-    record.write_bytes(record.read_bytes() + b'[1]\n{"have": [[0, 0]]}\n{"have": "x"}\nnull\n{"have": [[-5, 10, 5, 1]]}\n'
-                                            b'{"have": [[1e9, 10, 5, 1]]}\n{"have": [[1, -10, -5, 1]]}\n')  # fmt: skip
+    lines = [b"[1]", b'{"have": [[0, 0]]}', b'{"have": "x"}', b"null", b'{"have": [[-5, 10, 5, 1]]}']
+    lines += [b'{"have": [[1e9, 10, 5, 1]]}', b'{"have": [[1, -10, -5, 1]]}', b""]
+    record.write_bytes(record.read_bytes() + b"\n".join(lines))
 
 
 def huge_index(part: Path, record: Path) -> None:
@@ -442,8 +470,21 @@ def swapped(part: Path, record: Path) -> None:
     part.write_bytes(data)
 
 
-DAMAGES = [torn_record, nul_record, doubled_record, foreign_record, huge_index, no_record, empty_record, cut_data, nul_data,
-           spoilt_init, longer_data, no_data, swapped]
+DAMAGES = [
+    torn_record,
+    nul_record,
+    doubled_record,
+    foreign_record,
+    huge_index,
+    no_record,
+    empty_record,
+    cut_data,
+    nul_data,
+    spoilt_init,
+    longer_data,
+    no_data,
+    swapped,
+]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda one: one.__name__)
@@ -485,7 +526,9 @@ def test_a_crash_before_the_record_leaves_part_and_file_and_the_rerun_ends_with_
     assert sidecar(cloud.only())["source"] == "wan"
 
 
-@pytest.mark.parametrize("tail", [b'{"schema": 1, "camera": "x', b"\0\0\0\0\0\0", b"not json\n", b"null\n", b"[]\n{}\n"])
+@pytest.mark.parametrize(
+    "tail", [b'{"schema": 1, "camera": "x', b"\0\0\0\0\0\0", b"not json\n", b"null\n", b"[]\n{}\n"]
+)
 def test_a_damaged_ledger_costs_at_most_work(clouds: Clouds, tail: bytes) -> None:
     cloud = clouds(silent_camera())
     cloud.clip(20, "--clip_length", 10)
@@ -497,7 +540,16 @@ def test_a_damaged_ledger_costs_at_most_work(clouds: Clouds, tail: bytes) -> Non
     cloud.clip(20, "--clip_length", 10)
     assert content(cloud) == before and cloud.media() == []
     cloud.clip(20, "--clip_length", 10)
-    assert len([line for line in ledger.read_bytes().splitlines() if line.startswith(b'{"schema": 1') and line.endswith(b"}")]) == 2
+    assert (
+        len(
+            [
+                line
+                for line in ledger.read_bytes().splitlines()
+                if line.startswith(b'{"schema": 1') and line.endswith(b"}")
+            ]
+        )
+        == 2
+    )
 
 
 # --- the disk ---
@@ -650,9 +702,16 @@ def fake_ffmpeg(folder: Path, script: str) -> str:
     return f"{folder}{os.pathsep}{os.environ['PATH']}"
 
 
-@pytest.mark.parametrize("script", [
-    "echo 'cannot do that' >&2; exit 1", "exit 0", "kill -9 $$", 'for last; do :; done; echo rubbish > "$last"; exit 0',
-    'for last; do :; done; : > "$last"; exit 0'])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "echo 'cannot do that' >&2; exit 1",
+        "exit 0",
+        "kill -9 $$",
+        'for last; do :; done; echo rubbish > "$last"; exit 0',
+        'for last; do :; done; : > "$last"; exit 0',
+    ],
+)
 def test_an_ffmpeg_that_fails_costs_no_segment(clouds: Clouds, script: str) -> None:
     cloud, calm = clouds(), clouds()
     calm.clip(20)
