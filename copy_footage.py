@@ -23,6 +23,7 @@ import math
 import os
 import random
 import re
+import shlex
 import shutil
 import struct
 import subprocess
@@ -77,11 +78,12 @@ BULK_DEVICES = 200  # per call: 1,000 cameras and their gateways in ten calls
 ALERT_PAGE = 1000  # the advised ceiling
 COUNT_PAGES = 10  # pages read only to say how many alerts were not taken
 API_TRIES, API_WAIT_MAX_SEC = 6, 60  # as the API's documentation advises
-API_TIMEOUT_SEC = (10, 60)  # connect, read
+API_READ_FACTOR = 4  # the API may take longer than a media host: a list of 1,000 cameras is made while we wait
 PRESENCE_LAG_SEC = 120  # the presence report is unknown, not empty, for the last two minutes
 LIVE_EDGE_SEC = 10  # a device needs a moment to finish its newest segment
 CLOUD_LAG_SEC = 300  # cloud archiving runs about four minutes behind
 NOT_FOUND_TRIES = 3  # a 404 is believed after two more tries
+TIME_IS_UP = "--max_duration is over"
 MAX_WAIT_SEC = 20  # longest wait between two tries of a segment
 PAUSES_MAX = 20  # 429 answers in a row that one request sits out
 DEVICE_FAILS = 3  # segments in a row that failed with all their tries: the device is given up for this clip
@@ -204,6 +206,9 @@ class Gateway:
     online: bool
 
 
+UNKNOWN_GATEWAY = Gateway("", "", online=False)  # the list of gateways could not be had
+
+
 @dataclass(frozen=True)
 class Place:
     """A location or sub-location; `chain` is its own UUID and those of all above it."""
@@ -300,7 +305,7 @@ class Outcome:
 OUTCOMES = {
     "done": (False, True), "already": (False, True), "empty": (False, True), "partial": (False, True),
     "lost": (False, True), "elsewhere": (False, False), "not_yet": (False, False), "incomplete": (True, False),
-    "failed": (True, False), "conflict": (True, False), "stopped": (True, False),
+    "failed": (True, False), "conflict": (True, False), "stopped": (True, False), "later": (False, False),
 }  # fmt: skip
 
 
@@ -313,7 +318,9 @@ def fails_run(outcome: Outcome) -> bool:
 
 def parse_duration(text: str | float, what: str) -> float:
     """Seconds from `90`, `90m`, `1h30m`, `7d`. Raises UsageError that names `what`."""
-    parts = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", str(text).strip().lower())
+    text = str(text).strip().lower()
+    text = f"{text}s" if re.fullmatch(r"\d+(\.\d+)?", text) else text
+    parts = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?", text)
     if not parts or not any(parts.groups()):
         raise UsageError(f"{what}: {text!r} is not a duration; say seconds, or for example 90m or 1h30m")
     days, hours, minutes, seconds = (float(part or 0) for part in parts.groups())
@@ -424,17 +431,18 @@ def alert_stem(camera: Camera, alert: Alert, start_sec: int, zone: tzinfo) -> st
 # --- plan (pure) -------------------------------------------------------------------------------------------------
 
 
-def read_cameras(states: Sequence[Any], gateways: Sequence[Any], locations: Mapping[str, str]) -> list[Camera]:
+def read_cameras(states: Sequence[Any], gateways: Sequence[Any] | None, locations: Mapping[str, str]) -> list[Camera]:
     """Every video channel of every camera in the API's answers, with its audio gateway; any field may be null."""
     paired: dict[str, list[Gateway]] = {}
-    for state in gateways:
-        if isinstance(state, dict) and state.get("uuid"):
+    for state in gateways or ():
+        if has_identifier(state):
             gateway = Gateway(str(state["uuid"]), str(state.get("name") or ""), state.get("connectionStatus") != "RED")
             for device in state.get("associatedCameras") or []:
                 paired.setdefault(strip_facet(str(device)), []).append(gateway)
     cameras = []
     for state in states:
-        if not isinstance(state, dict) or not state.get("uuid"):
+        if not has_identifier(state):
+            log.warning("a camera without a valid UUID was left out")
             continue
         uuid, names = strip_facet(str(state["uuid"])), state.get("facetNameMap") or {}
         facets = sorted({str(name) for name in state.get("supportedFacets") or [] if re.fullmatch(r"v\d", str(name))})
@@ -446,8 +454,13 @@ def read_cameras(states: Sequence[Any], gateways: Sequence[Any], locations: Mapp
             cameras.append(Camera(
                 uuid, own, name, place, locations.get(place, ""), state.get("connectionStatus") != "RED",
                 str(state.get("hwVariation") or ""), str(state.get("mediaStorageDeviceUuid") or ""),
-                best[0] if best else None))  # fmt: skip
+                UNKNOWN_GATEWAY if gateways is None else best[0] if best else None))  # fmt: skip
     return cameras
+
+
+def has_identifier(state: Any) -> bool:
+    """Identifiers become part of file names, so nothing else than a UUID of the API's form is let in."""
+    return isinstance(state, dict) and bool(RUUID.fullmatch(str(state.get("uuid"))))
 
 
 def flatten_locations(locations: Iterable[Any], above: tuple[str, ...] = ()) -> Iterator[Place]:
@@ -608,7 +621,7 @@ class Context:
             raise Stopped(self.stop_reason)
         limit = self.settings.max_duration_sec
         if limit and time.monotonic() - self.started > limit:
-            self.end("--max_duration is over")
+            self.end(TIME_IS_UP)
             raise Stopped(self.stop_reason)
 
     def sleep(self, seconds: float) -> None:
@@ -642,6 +655,13 @@ def retry_after_sec(headers: Mapping[str, str], default_sec: float) -> float:
     return max(1.0, float(value)) if re.fullmatch(r"\d+(\.\d+)?", value) else default_sec
 
 
+def ca_bundle() -> str:
+    """File or folder of the certificate authorities that API and WAN media are verified with."""
+    import certifi
+
+    return os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE") or certifi.where()
+
+
 def is_loopback(host: str | None) -> bool:
     return host in ("localhost", "::1") or bool(re.fullmatch(r"127(\.\d+){3}", host or ""))
 
@@ -657,6 +677,7 @@ class Api:
         pool = requests.adapters.HTTPAdapter(pool_maxsize=max(10, settings.workers * 2))
         self.session.mount("https://", pool)
         self.session.mount("http://", pool)
+        self.session.verify = ca_bundle()
         self.session.headers.update(self.key_headers() | {"Accept": "application/json"})
         if settings.cert and settings.private_key:
             self.session.cert = (settings.cert, settings.private_key)
@@ -673,13 +694,15 @@ class Api:
         """The answer of one operation. Raises ApiRefused, ApiError (also for `error: true` in a 200), Stopped."""
         import requests
 
+        patience = self.settings.connect_timeout_sec, self.settings.read_timeout_sec * API_READ_FACTOR
         for attempt in range(API_TRIES):
             self.context.wait_turn("api")
             try:
                 url = f"{self.settings.api_url}/api/{operation}"
-                answer = self.session.post(url, json=body, timeout=API_TIMEOUT_SEC, allow_redirects=False)
+                answer = self.session.post(url, json=body, timeout=patience, allow_redirects=False)
             except requests.exceptions.SSLError as problem:
-                raise ApiError(f"{operation}: TLS to {self.settings.api_url} failed: {problem}") from problem
+                why = "its certificate is not trusted" if "CERTIFICATE_VERIFY" in str(problem) else "TLS failed"
+                raise ApiError(f"{operation}: {self.settings.api_url}: {why}") from problem
             except requests.RequestException as problem:
                 failure = f"{operation}: {self.settings.api_url} does not answer ({type(problem).__name__})"
                 wait_sec = min(2.0**attempt, API_WAIT_MAX_SEC) * self.settings.retry_wait_sec
@@ -895,7 +918,10 @@ def read_addresses(detail: Mapping[str, Any]) -> Addresses:
     """LAN and WAN templates of an answer; addresses that are not https (http on loopback alone) are left out."""
 
     def usable(template: Any) -> bool:
-        parts = urlsplit(template) if isinstance(template, str) else None
+        try:
+            parts = urlsplit(template) if isinstance(template, str) else None
+        except ValueError:
+            parts = None
         if parts and (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))):
             return True
         if template:
@@ -926,7 +952,6 @@ class MediaClient:
         import ssl
         from urllib.request import getproxies, proxy_bypass
 
-        import certifi
         import urllib3
 
         direct = kind == "lan" or is_loopback(host) or proxy_bypass(host)
@@ -934,8 +959,9 @@ class MediaClient:
         name = f"{kind} {proxy or ''}"
         with self._lock:
             if name not in self._managers:
-                bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE") or certifi.where()
-                tls = ssl.create_default_context(cafile=bundle)
+                bundle = ca_bundle()
+                folder = Path(bundle).is_dir()
+                tls = ssl.create_default_context(cafile=None if folder else bundle, capath=bundle if folder else None)
                 if kind == "lan" and not self.settings.verify_lan:
                     urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
                     tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
@@ -1016,11 +1042,13 @@ class MediaClient:
         except (urllib3.exceptions.ConnectTimeoutError, urllib3.exceptions.NewConnectionError) as problem:
             raise Unreachable(f"{host} does not answer") from problem
         except urllib3.exceptions.SSLError as problem:
-            raise Unreachable(f"{host}: TLS failed: {problem}") from problem
+            why = "its certificate is not trusted" if "CERTIFICATE_VERIFY" in str(problem) else "TLS failed"
+            raise Unreachable(f"{host}: {why}") from problem
         except urllib3.exceptions.ProxyError as problem:
             raise Unreachable(f"{host} cannot be reached through the proxy") from problem
         except (urllib3.exceptions.HTTPError, OSError) as problem:
-            raise TransferError(f"{host}: {type(problem).__name__}") from problem
+            words = "stalled" if isinstance(problem, urllib3.exceptions.TimeoutError) else "broke the connection off"
+            raise TransferError(f"{host} {words}") from problem
 
     def _read(self, response: urllib3.BaseHTTPResponse, limit_bytes: int) -> bytes:
         """The body: in one piece where its length is announced and nothing slows us down (half the CPU of pieces)."""
@@ -1038,8 +1066,12 @@ class MediaClient:
                 raise TransferError(f"a body larger than {size_text(limit_bytes)}")
         return bytes(body)
 
-    def fetch(self, kind: str, url: str, check: Callable[[bytes], None], limit_bytes: int = MAX_SEGMENT_BYTES) -> bytes:
-        """`get` with patience: growing, jittered waits; a 404 is believed after two more tries."""
+    def fetch(self, kind: str, url: str, check: Callable[[bytes], None], limit_bytes: int = MAX_SEGMENT_BYTES, *,
+              hurry: bool = False) -> bytes:  # fmt: skip
+        """`get` with patience: growing, jittered waits; a 404 is believed after two more tries.
+
+        `hurry` is for where there is another way to go: then a host that is not reached is not asked again.
+        """
         not_found = 0
         for attempt in range(self.settings.tries):
             if attempt:
@@ -1054,6 +1086,8 @@ class MediaClient:
                 if not_found >= min(NOT_FOUND_TRIES, self.settings.tries):
                     raise
             except TransferError as problem:
+                if hurry and isinstance(problem, Unreachable):
+                    raise
                 log.debug("%s: %s (try %s of %s)", urlsplit(url).path[-60:], problem, attempt + 1, self.settings.tries)
                 failure = problem
         if not_found:
@@ -1226,7 +1260,7 @@ class Part:
         for line in lines:
             try:
                 self._take(json.loads(line))
-            except (ValueError, KeyError, TypeError, IndexError):
+            except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, OSError):
                 continue  # the torn last line of a crash
         if self.source and not self._intact(0, self.init_bytes, self.init_crc):
             self.source, self.offsets, self.lengths, self.end = "", array.array("q"), array.array("q"), 0
@@ -1401,7 +1435,8 @@ class Stream:
     track: mpd_info.Track
     part: Part
     missing: dict[int, str] = field(default_factory=dict)
-    trouble: str = ""
+    trouble: str = ""  # why the device was given up
+    failure: str = ""  # of the last segment that could not be had
     inside: mpd_info.Track | None = None  # audio that the camera carries in its own MPD
 
     def unavailable(self) -> list[int]:
@@ -1435,7 +1470,7 @@ def download(context: Context, media: MediaClient, stream: Stream, workers: int,
                 stream.missing[index] = "not_found"
             except (TransferError, MediaRefused) as problem:
                 stream.missing[index] = "invalid" if isinstance(problem, BadBody) else "unavailable"
-                fails += 1
+                stream.failure, fails = str(problem), fails + 1
                 if fails >= DEVICE_FAILS or isinstance(problem, MediaRefused):
                     stream.trouble = stream.trouble or str(problem)
             else:
@@ -1572,7 +1607,8 @@ class Copier:
                 self.ledger.refresh()  # another run may have finished it while we waited for the lock
                 return self.settled(clip) or job.copy()
         except Stopped as stop:
-            return Outcome(clip, "stopped", str(stop))
+            planned = self.settings.catch_up and str(stop) == TIME_IS_UP  # what is pending goes on in the next run
+            return Outcome(clip, "later" if planned else "stopped", str(stop))
         except Busy as busy:
             return Outcome(clip, "elsewhere", str(busy))
         except (ClipError, ApiError, TransferError, MediaRefused, mpd_info.MpdError) as problem:
@@ -1590,8 +1626,10 @@ class Copier:
         if self.settings.overwrite:
             return None
         done = self.ledger.find(clip) or self._adopt(clip)
-        if not done or (done.state == "done" and done.end_ms < clip.end_sec * 1000):
+        if not done or done.end_ms < clip.end_sec * 1000:
             return None
+        if done.state == "lost":
+            return Outcome(clip, "lost", "in an earlier run")
         file = self.settings.output_dir / done.file
         here = bool(done.file) and file.exists()
         if here and file.stat().st_size != done.size_bytes:
@@ -1685,15 +1723,15 @@ class Job:
                 trouble, sound = problem, None
             else:
                 reasons, count = video.missing, video.track.segment_count()
-            if self._given_up():
+            if self._given_up() or not self.part.have():
                 self.part.prefer_longer()
             missing = {i: reasons.get(i, "unavailable") for i in range(count) if not self.part.has(i)}
-            if trouble and not (self._given_up() or self._complete(missing)):
+            if trouble and len(missing) == count and not self._given_up():
                 raise trouble
             if len(missing) == count:
-                return self._nothing(missing, video.trouble if not trouble else str(trouble))
+                return self._nothing(missing, str(trouble) if trouble else video.trouble or video.failure)
             if not self._complete(missing) and not self._given_up():
-                return self._kept(missing, count, video.trouble)
+                return self._kept(missing, count, video.trouble or video.failure if not trouble else str(trouble))
             sound = sound or self._fetch_sound(self.part.source, None)
             contents = Contents(self.part.source, self.part.step_sec, count, self.part.have(count), missing)
             return self._make(self.part.in_order(contents.have), contents, sound)
@@ -1728,7 +1766,7 @@ class Job:
         if kinds <= {"not_yet", "not_recorded", "not_found"} and self.settings.catch_up:
             return Outcome(clip, "not_yet", "it may still come")
         if not trouble and "unavailable" in kinds:
-            trouble = ("only the cloud has it, and --lan_only forbids that" if self.settings.lan_only else
+            trouble = ("only the cloud has it, and --lan_only forbids that" if clip.camera.online else
                        "it lies on the camera, which is offline")  # fmt: skip
         return Outcome(clip, "incomplete", trouble or "not there yet")
 
@@ -1793,7 +1831,7 @@ class Job:
             url = template.replace("{START_TIME}", str(clip.fetch_start_sec))
             url = url.replace("{DURATION}", str(clip.fetch_duration_sec))
             try:
-                document = media.fetch(kind, url, mpd_check(url), mpd_info.MAX_MPD_BYTES)
+                document = media.fetch(kind, url, mpd_check(url), mpd_info.MAX_MPD_BYTES, hurry=kind == "lan")
                 tracks = mpd_info.parse_mpd(document, url, clip.fetch_duration_sec)
                 track = mpd_info.audio_track(tracks) if audio else mpd_info.video_track(tracks)
                 if track is None or not track.init_url:
@@ -1869,6 +1907,8 @@ class Job:
             if sound.gateway is None:
                 assert inside
                 self._fetch_inside(sound, kind, inside)
+            elif not sound.gateway:
+                sound.detail = "the list of audio gateways could not be had"
             else:
                 assert gateway
                 lan = ["lan"] if kind == "lan" and gateway.online else []
@@ -1926,7 +1966,7 @@ class Job:
             sound.status, sound.stream = "ok", stream
         else:
             short = f"{len(stream.unavailable())} of {stream.track.segment_count()} segments missing"
-            sound.detail = stream.trouble or short
+            sound.detail = f"{short}, {stream.trouble or stream.failure}"
 
     def _check_space(self, video: Stream) -> None:
         """Refuse a clip of which part and final file cannot fit: better here than at the last segment."""
@@ -2096,6 +2136,9 @@ class CatchUp:
         found = read_json(self.path)
         if found is None and self.path.exists():
             raise CannotStart(f"{self.path}: cannot be read as state; move it away to begin anew from --after_time")
+        shapes = {"marks": dict, "seen": dict, "pending": list, "lost": list}
+        if found is not None and not all(isinstance(found.get(name), kind) for name, kind in shapes.items()):
+            raise CannotStart(f"{self.path}: is not a state of ours; move it away to begin anew from --after_time")
         self.state = found or {"schema": 1, "query": self.words, "marks": {}, "seen": {}, "pending": [], "lost": []}
 
     def save(self, status: int | None = None) -> None:
@@ -2186,7 +2229,7 @@ class Progress:
     """A bar per clip where stderr is a terminal; a line per finished clip everywhere."""
 
     def __init__(self, quiet: bool, total: int) -> None:
-        self.total, self.finished = total, 0
+        self.quiet, self.total, self.finished = quiet, total, 0
         self.bars: Any = None
         if sys.stderr.isatty() and not quiet and total:
             from rich import progress
@@ -2218,7 +2261,8 @@ class Progress:
 
     def line(self, outcome: Outcome) -> None:
         self.finished += 1
-        level = logging.ERROR if fails_run(outcome) else logging.DEBUG if outcome.state == "already" else logging.INFO
+        levels = {"already": logging.DEBUG, "lost": logging.WARNING, "partial": logging.WARNING}
+        level = logging.ERROR if fails_run(outcome) else levels.get(outcome.state, logging.INFO)
         size = size_text(outcome.size_bytes)
         words = {"done": f"saved {size}", "partial": f"published as it is, {size}", "already": "already there"}
         said = words.get(outcome.state, outcome.state.replace("_", " "))
@@ -2242,7 +2286,8 @@ def summary_of(outcomes: Sequence[Outcome], notes: Mapping[str, int]) -> dict[st
 def summary_text(summary: Mapping[str, Any]) -> str:
     parts = [f"{count} {state.replace('_', ' ')}" for state, count in summary.items()
              if state not in ("clips", "bytes") and count]  # fmt: skip
-    return f"{summary['clips']} clips: {', '.join(parts) or 'nothing to do'}, {size_text(summary['bytes'])}"
+    noun = "clip" if summary["clips"] == 1 else "clips"
+    return f"{summary['clips']} {noun}: {', '.join(parts) or 'nothing to do'}, {size_text(summary['bytes'])}"
 
 
 def outcome_json(outcome: Outcome) -> dict[str, Any]:
@@ -2315,7 +2360,8 @@ def show_status(settings: Settings) -> int:
                "lost": len(lost), "status": state.get("status")}  # fmt: skip
         rows.append(row)
         if age is None or age > settings.status_max_age_sec:
-            bad.append(f"{row['query']}: no good run for {duration_text(age) if age else 'ever'}")
+            since = f"no good run for {duration_text(age)}" if age else "never a good run"
+            bad.append(f"{row['query']}: {since} (no longer wanted? remove {path})")
         if len(pending) > settings.status_max_pending:
             bad.append(f"{row['query']}: {len(pending)} pending")
         if len(lost) > settings.status_max_lost:
@@ -2331,6 +2377,14 @@ def show_status(settings: Settings) -> int:
 
 
 # --- a run -------------------------------------------------------------------------------------------------------
+
+
+def list_in(answer: Mapping[str, Any], name: str) -> list[Any]:
+    """A list of an answer, which may be null; ApiError when it is something else."""
+    found = answer.get(name) or []
+    if not isinstance(found, list):
+        raise ApiError(f"the API answered with {name} that is not a list")
+    return found
 
 
 @dataclass(frozen=True)
@@ -2351,20 +2405,21 @@ def load_world(api: Api, settings: Settings) -> World:
         gateways = pool.submit(api.call, "audiogateway/getMinimalAudioGatewayStateList")
         locations = pool.submit(api.call, "location/getLocations", subLocationsIncluded=True)
     try:
-        states = cameras.result().get("cameraStates") or []
+        states = list_in(cameras.result(), "cameraStates")
     except ApiRefused as problem:
         raise CannotStart(f"{problem}: it is wrong, expired, of another region (--api_url us or eu), or lacks the "
                           "permission") from problem  # fmt: skip
     except ApiError as problem:
         raise CannotStart(f"no camera list: {problem}") from problem
-    listed: dict[str, list[Any]] = {"audioGatewayStates": [], "locations": []}
+    listed: dict[str, Any] = {"audioGatewayStates": None, "locations": []}
     for name, answer in (("audioGatewayStates", gateways), ("locations", locations)):
         try:
-            listed[name] = answer.result().get(name) or []
+            listed[name] = list_in(answer.result(), name)
         except ApiError as problem:
             if name == "locations" and settings.locations:
                 raise CannotStart(f"no list of locations to filter by: {problem}") from problem
-            log.warning("going on without %s: %s", "audio" if name[0] == "a" else "names of locations", problem)
+            if name == "locations" or not settings.no_audio:
+                log.warning("going on without %s: %s", "names of locations" if name[0] == "l" else "audio", problem)
     places = list(flatten_locations(listed["locations"]))
     known = read_cameras(states, listed["audioGatewayStates"], {place.uuid: place.name for place in places})
     chosen, below = choose_cameras(known, places, settings)
@@ -2411,14 +2466,16 @@ def clips_of_alerts(alerts: Sequence[Alert], world: World, settings: Settings, n
 
 def plan_ranges(world: World, settings: Settings) -> list[Clip]:
     """Manual mode: the range of every chosen camera, cut into clips, and not beyond what can be there by now."""
-    clips = []
+    clips: list[Clip] = []
+    latest: int | None = None
     for camera in world.chosen:
         end = min(settings.end_sec, newest_end(camera, settings))
-        if end < settings.end_sec:
-            log.info("%s: up to %s, later footage is not there yet", camera.name, clock_text(end, settings.zone))
+        latest = end if latest is None else min(latest, end)
         if end > settings.start_sec:
             clips += [manual_clip(camera, start, stop, settings)
                       for start, stop in split_range(settings.start_sec, end, settings.clip_length_sec)]  # fmt: skip
+    if latest is not None and latest < settings.end_sec:
+        log.info("up to %s: later footage is not there yet (--lag)", clock_text(latest, settings.zone))
     return sorted(clips, key=lambda clip: clip.start_sec)  # cameras take turns
 
 
@@ -2437,7 +2494,7 @@ def copy_all(copier: Copier, clips: Sequence[Clip], settings: Settings, progress
                 progress.line(outcome)
                 if settings.as_json:
                     print(json.dumps(outcome_json(outcome), ensure_ascii=False), flush=True)
-                elif outcome.file and outcome.state in ("done", "partial"):
+                elif outcome.file and outcome.state in ("done", "partial") and not progress.quiet:
                     print(outcome.file, flush=True)
     except (KeyboardInterrupt, Terminated):
         copier.context.end("stopped by a signal")
@@ -2451,8 +2508,8 @@ def copy_all(copier: Copier, clips: Sequence[Clip], settings: Settings, progress
     return outcomes
 
 
-def work(settings: Settings, quiet: bool) -> tuple[int, str, bool]:
-    """Plan, act, report: (status, report for notifications, was anything warned about)."""
+def work(settings: Settings, quiet: bool) -> tuple[int, str]:
+    """Plan, act, report: (status, report for notifications)."""
     context = Context(settings)
     api = Api(settings, context)
     state_folder = settings.output_dir / STATE_FOLDER
@@ -2475,7 +2532,7 @@ def work(settings: Settings, quiet: bool) -> tuple[int, str, bool]:
         clips = catch_up.plan_ranges(world.chosen) if catch_up else plan_ranges(world, settings)
     if settings.dry_run:
         show_plan([clip for clip in clips if not ledger.find(clip)], settings, ledger)
-        return Status.DONE, "", False
+        return Status.DONE, ""
     outcomes = act(settings, context, api, ledger, clips, quiet)
     summary = summary_of(outcomes, notes)
     failed = [outcome for outcome in outcomes if fails_run(outcome)]
@@ -2487,7 +2544,7 @@ def work(settings: Settings, quiet: bool) -> tuple[int, str, bool]:
         print(json.dumps({"summary": summary}))
     log.log(logging.ERROR if failed else logging.INFO, "%s", summary_text(summary))
     lines = [f"{outcome.clip.stem}: {outcome.state} {outcome.detail}" for outcome in failed]
-    return status, "\n".join([summary_text(summary), "", *lines]), bool(notes)
+    return status, "\n".join([summary_text(summary), "", *lines])
 
 
 def act(
@@ -2512,7 +2569,7 @@ def act(
     copier.ffmpeg = find_ffmpeg("making MP4 files")
     directory.want(todo)
     devices = {clip.camera.address: None for clip in todo}
-    devices |= {clip.camera.gateway.uuid: None for clip in todo if clip.audio and clip.camera.gateway}
+    devices |= {one.uuid: None for clip in todo if clip.audio and (one := clip.camera.gateway) and one.uuid}
     if len(devices) > 1:
         directory.load_addresses(list(devices))
     copier.progress = Progress(quiet, len(clips))
@@ -2634,7 +2691,7 @@ def demo(arguments: argparse.Namespace) -> int:
             Path(folder).mkdir(parents=True, exist_ok=True)
             statuses = []
             for words in (["-s", "20 minutes ago", "-u", "60"], ["--alerts", "--after_time", "6 hours ago"]):
-                log.info("copy_footage.py %s --output_dir %s", " ".join(words), folder)
+                log.info("copy_footage.py %s", shlex.join([*words, "--output_dir", folder]))
                 part = build_parser().parse_args([*words, "--output_dir", folder])
                 settings = settle(part, defaults() | {"api_key": ready["api_key"], "api_url": ready["api_url"]})
                 output_folder(settings)
@@ -2642,7 +2699,7 @@ def demo(arguments: argparse.Namespace) -> int:
         finally:
             process.stdin.close()
             process.terminate()
-    log.info("done: open the .mp4 files in %s with any player; each .json beside them says what it is", folder)
+    log.info("done: open the .mp4 files in %s with a player; each .json beside them says what it is", folder)
     return max(statuses)
 
 
@@ -2651,8 +2708,9 @@ def demo(arguments: argparse.Namespace) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Every flag with its unit and default. A flag that is not given is None: config.yaml or the default decides."""
-    parser = argparse.ArgumentParser(prog="copy_footage.py", description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="copy_footage.py", usage="copy_footage.py [flags]", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
 
     def flag(group: Any, *names: str, **options: Any) -> None:
         if "metavar" not in options and "choices" not in options:
@@ -2792,6 +2850,10 @@ def refuse(settings: Settings, given: Mapping[str, Any]) -> None:
         raise UsageError("--after_time is not before --before_time")
     if settings.catch_up and (wrong := [name for name in ("duration", "before_time", "overwrite") if name in given]):
         raise UsageError(f"--catch_up decides itself how far it goes; leave out --{wrong[0]}")
+    alerts = settings.alerts or given.get("list") == "alerts"
+    for name in ("start_time", "duration") if alerts else ("after_time", "before_time", "max_alerts", "alert_buffer"):
+        if name in given:
+            log.warning("--%s has no effect %s --alerts", name, "with" if alerts else "without")
     if settings.alert_buffer_sec > 86400:
         raise UsageError("--alert_buffer: more than a day")
 
@@ -2807,13 +2869,13 @@ def output_folder(settings: Settings) -> None:
         raise CannotStart(f"--output_dir {settings.output_dir}: cannot be written: {problem.strerror}") from problem
 
 
-def perform(settings: Settings, arguments: argparse.Namespace) -> tuple[int, str, bool]:
-    """What was asked for, as (status, report for notifications, was anything warned about)."""
+def perform(settings: Settings, arguments: argparse.Namespace) -> tuple[int, str]:
+    """What was asked for, as (status, report for notifications)."""
     if arguments.status:
-        return show_status(settings), "", False
+        return show_status(settings), ""
     if arguments.list or arguments.check:
         api = Api(settings, Context(settings))
-        return (show_list(api, settings, arguments.list) if arguments.list else show_check(api, settings)), "", False
+        return (show_list(api, settings, arguments.list) if arguments.list else show_check(api, settings)), ""
     if not settings.dry_run:
         output_folder(settings)
     if not settings.catch_up:
@@ -2844,13 +2906,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     told, key = settings.output_dir / STATE_FOLDER / "notified.json", f"copy_footage {query_words(settings)}"
     looking = arguments.list or arguments.check or arguments.status or arguments.dry_run
     try:
-        status, report, warned = perform(settings, arguments)
+        status, report = perform(settings, arguments)
     except CannotStart as problem:
         if not looking:
-            notify(config["notify"], told, key, problem.status, str(problem), warned=True)
+            notify(config["notify"], told, key, problem.status, str(problem))
         raise
     if not looking:
-        notify(config["notify"], told, key, status, report, warned=warned)
+        notify(config["notify"], told, key, status, report)
     return status
 
 

@@ -115,6 +115,15 @@ class StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
         return sys.stderr
 
 
+class WarningCount(logging.Handler):
+    """Counts warnings, for `notify.on: warning`."""
+
+    count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:  # noqa: ARG002
+        self.count += 1
+
+
 def _formatters() -> list[MaskingFormatter]:
     found = [handler.formatter for handler in logging.getLogger().handlers]
     return [formatter for formatter in found if isinstance(formatter, MaskingFormatter)]
@@ -158,7 +167,7 @@ def start_logging(arguments: argparse.Namespace) -> None:
             handlers.append(WatchedFileHandler(arguments.log_file, encoding="utf-8"))
         except OSError as problem:
             raise UsageError(f"--log_file {arguments.log_file}: {problem.strerror}") from problem
-    for handler in handlers:
+    for handler in [*handlers, WarningCount(logging.WARNING)]:
         handler.setFormatter(MaskingFormatter(DEBUG_FORMAT if arguments.debug else LOG_FORMAT))
         root.addHandler(handler)
     root.setLevel(logging.DEBUG if arguments.debug else logging.INFO)
@@ -176,6 +185,7 @@ class Key:
     default: Any = None
     kind: str = "text"
     secret: bool = False
+    choices: tuple[str, ...] = ()
     keys: Mapping[str, Key] = field(default_factory=dict)  # of a map, or of each map in a list
 
 
@@ -192,8 +202,9 @@ CONFIG_KEYS: dict[str, dict[str, Key]] = {
         "output_dir": Key("."), "location_uuid": Key([], "list"), "camera_uuid": Key([], "list"),
         "workers": Key(4, "whole"), "segment_workers": Key(0, "whole"), "clip_length": Key(0),
         "usewan": Key(False, "bool"), "lan_only": Key(False, "bool"), "verify_lan": Key(False, "bool"),
-        "no_audio": Key(False, "bool"), "audio_offset": Key(0, "number"), "audio_codec": Key("copy"),
-        "bwlimit": Key("0"), "max_duration": Key(0), "timezone": Key(), "alert_buffer": Key(30),
+        "no_audio": Key(False, "bool"), "audio_offset": Key(0, "number"),
+        "audio_codec": Key("copy", choices=("copy", "aac")), "bwlimit": Key("0"),
+        "max_duration": Key(0), "timezone": Key(), "alert_buffer": Key(30),
         "max_alerts": Key(100, "whole"), "lag": Key(), "lookback": Key("72h"), "give_up_after": Key("7d"),
         "tries": Key(5, "whole"), "retry_wait": Key(1), "connect_timeout": Key(4), "read_timeout": Key(15),
         "status_max_age": Key("26h"), "status_max_pending": Key(100, "whole"), "status_max_lost": Key(0, "whole"),
@@ -202,7 +213,7 @@ CONFIG_KEYS: dict[str, dict[str, Key]] = {
     "notify": {
         "smtp_host": Key(), "smtp_port": Key(587, "whole"), "smtp_user": Key(), "smtp_pass": Key(secret=True),
         "alert_to": Key([], "list"), "urls": Key([], "list", secret=True), "ping_url": Key(secret=True),
-        "on": Key("failure"), "repeat_after": Key(86400, "whole"),
+        "on": Key("failure", choices=("failure", "warning", "always")), "repeat_after": Key(86400, "whole"),
     },
     "storage": {"local_path": Key()},
     "cameras": {
@@ -312,6 +323,8 @@ def _checked(where: str, value: Any, key: Key, mistakes: list[str]) -> Any:
     is_bool = isinstance(value, bool)
     if not isinstance(value, KINDS[key.kind]) or (is_bool and key.kind != "bool"):
         return _wrong(where, value, key, mistakes)
+    if key.choices and value not in key.choices:
+        mistakes.append(f"{where}: expected one of {', '.join(key.choices)}, found {value!r}")
     return value
 
 
@@ -473,7 +486,7 @@ def find_ffmpeg(needed_for: str) -> str:
 # --- notifications -----------------------------------------------------------------------------------------------
 
 
-def notify(settings: Mapping[str, Any], state_file: Path, key: str, status: int, report: str, warned: bool) -> None:
+def notify(settings: Mapping[str, Any], state_file: Path, key: str, status: int, report: str) -> None:
     """Tell `notify.*` how the run `key` ended: on failure (status 1 or 3), again after `repeat_after`, on recovery.
 
     The first line of `report` becomes the subject. What was told is remembered in `state_file`, so that a failure that
@@ -484,10 +497,12 @@ def notify(settings: Mapping[str, Any], state_file: Path, key: str, status: int,
     except (OSError, ValueError):
         told = {}
     before = told.get(key) if isinstance(told, dict) else None
+    warned = any(isinstance(one, WarningCount) and one.count for one in logging.getLogger().handlers)
     failed = status in (Status.PARTIAL, Status.CANNOT_START) or (warned and settings["on"] == "warning")
     now = time.time()
     due = not before or before["status"] != status or now - before["told_at"] >= settings["repeat_after"]
     headline = report.splitlines()[0] if report else ""
+    sent = True
     try:
         if failed and due:
             _send(settings, f"[{key}] failed: {headline}", report)
@@ -496,16 +511,17 @@ def notify(settings: Mapping[str, Any], state_file: Path, key: str, status: int,
             _send(settings, f"[{key}] recovered: {headline}", f"failing since {since}, now well again\n\n{report}")
         elif not failed and settings["on"] == "always":
             _send(settings, f"[{key}] done: {headline}", report)
-        if not failed:
-            _ping(settings["ping_url"])
     except Exception as problem:  # noqa: BLE001  a channel may fail in any way; the result of the run stands
         log.warning("notification not sent: %s", problem)
-        due = False
-    told = told if isinstance(told, dict) else {}
-    told.pop(key, None)
+        sent = False
+    if not failed:
+        _ping(settings["ping_url"])
+    told = {one: what for one, what in told.items() if one != key} if isinstance(told, dict) else {}
     if failed:
         first = before or {"since": now, "told_at": 0}
-        told[key] = {"since": first["since"], "status": status, "told_at": now if due else first["told_at"]}
+        told[key] = {"since": first["since"], "status": status, "told_at": now if due and sent else first["told_at"]}
+    elif before and not sent:
+        told[key] = before
     if failed or before:
         try:
             state_file.parent.mkdir(parents=True, exist_ok=True)
@@ -562,14 +578,18 @@ def _send_mail(settings: Mapping[str, Any], subject: str, body: str) -> None:
 
 
 def _ping(url: str | None) -> None:
-    """Tell a dead-man's switch that the run ended well."""
-    if url:
-        import urllib.request
+    """Tell a dead-man's switch that the run ended well; its silence is what raises the alarm."""
+    if not url:
+        return
+    import urllib.request
 
-        hide_secret(url)
+    hide_secret(url)
+    try:
         if not url.startswith(("http://", "https://")):
-            raise ValueError("notify.ping_url: expected an http or https address")
+            raise ValueError("expected an http or https address")
         urllib.request.urlopen(url, timeout=NOTIFY_TIMEOUT_SEC).close()  # noqa: S310
+    except (OSError, ValueError) as problem:
+        log.warning("notify.ping_url: not told: %s", problem)
 
 
 # --- end of a run ------------------------------------------------------------------------------------------------
@@ -590,7 +610,7 @@ def run(main: Callable[[], int]) -> int:
         status = int(main())
         sys.stdout.flush()
     except ProgramError as problem:
-        log.error("%s", problem)
+        log.log(logging.WARNING if isinstance(problem, Busy) else logging.ERROR, "%s", problem)
         log.debug("where it was raised", exc_info=problem)
         status = int(problem.status)
     except KeyboardInterrupt:

@@ -1440,7 +1440,7 @@ def test_lan_only_and_verify_lan_with_a_self_signed_device_fails_with_a_word_abo
 
 def test_the_certificates_of_api_and_wan_are_always_verified(tls: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REQUESTS_CA_BUNDLE")
-    assert "TLS" in tls.clip(10, ok=3).sentence()
+    assert "its certificate is not trusted" in tls.clip(10, ok=3).sentence()
     assert tls.sim.requests == []
 
 

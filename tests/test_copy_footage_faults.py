@@ -173,6 +173,14 @@ def test_a_host_that_always_fails_ends_its_clip_early(clouds: Clouds) -> None:
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.parametrize("seconds", [2, 4, 20])
+def test_a_clip_that_failed_whole_says_what_failed(clouds: Clouds, seconds: int) -> None:
+    cloud = clouds(silent_camera())
+    cloud.sim.add_fault(Fault("m4v", "status", times=-1))
+    run = cloud.clip(seconds, "-w", ok=1)
+    assert "503" in run.err and "offline" not in run.err
+
+
 def test_one_bad_camera_stops_nobody(clouds: Clouds) -> None:
     names = [ruuid(str(n)) for n in range(4)]
     cloud = clouds(World([Camera(uuid, f"Camera {n}") for n, uuid in enumerate(names)]))
