@@ -31,39 +31,26 @@ import sys
 import threading
 import time
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures import wait as wait_for
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone, tzinfo
+from functools import partial
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import rhombus_mpd_info as mpd_info
-from rhombus_logging import (
-    Busy,
-    CannotStart,
-    Status,
-    Terminated,
-    UsageError,
-    add_common_flags,
-    append_line,
-    find_ffmpeg,
-    fsync_folder,
-    hide_secret,
-    load_config,
-    lock_file,
-    mask,
-    notify,
-    run,
-    run_lock,
-    start_logging,
-    write_json,
-)
+
+from rhombus_logging import (  # isort: skip
+    Busy, CannotStart, Status, Terminated, UsageError, add_common_flags, append_line, find_ffmpeg, fsync_folder,
+    hide_secret, load_config, lock_file, mask, notify, read_json, run, run_lock, start_logging, write_json,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     import requests
@@ -102,10 +89,13 @@ TYPE_CHARACTERS, ID_CHARACTERS, NAME_CHARACTERS = 60, 48, 60  # keeps every name
 DEFAULT_ALERT_SEC = 30  # an alert without a length; uploaded clips come in blocks of 30 s
 EARLIEST_SEC, LATEST_SEC = 946_684_800, 4_102_444_800  # 2000 and 2100: outside of this a time is a slip
 RUUID = re.compile(r"[A-Za-z0-9_-]{22}(\.[va][0-9])?")
+DURATIONS = ("duration", "alert_buffer", "clip_length", "max_duration", "lag", "lookback", "give_up_after",
+             "retry_wait", "connect_timeout", "read_timeout", "status_max_age")  # fmt: skip
 
 log = logging.getLogger("copy_footage")
 
 Windows = list[tuple[float, float]]  # [start, end) in epoch seconds, sorted and joined
+T = TypeVar("T")
 
 
 class ApiError(Exception):
@@ -149,7 +139,7 @@ class ClipError(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """Flags, environment and config, checked. Seconds, bytes per second and epoch seconds throughout."""
+    """Flags, environment and config, checked; named as the flag or key, with the unit where it has one."""
 
     api_key: str
     api_url: str
@@ -180,7 +170,8 @@ class Settings:
     zone: tzinfo
     overwrite: bool
     dry_run: bool
-    as_json: bool
+    json: bool
+    quiet: bool
     catch_up: bool
     lag_sec: float | None
     lookback_sec: float
@@ -276,8 +267,12 @@ class Clip:
         return self.start_sec - self.start_sec % SEGMENT_SEC
 
     @property
+    def segments(self) -> int:
+        return math.ceil((self.end_sec - self.fetch_start_sec) / SEGMENT_SEC)
+
+    @property
     def fetch_duration_sec(self) -> int:
-        return math.ceil((self.end_sec - self.fetch_start_sec) / SEGMENT_SEC) * SEGMENT_SEC
+        return self.segments * SEGMENT_SEC
 
     @property
     def key(self) -> tuple[str, str, int, str]:
@@ -300,17 +295,20 @@ class Outcome:
     size_bytes: int = 0
     audio: str = ""  # "", ok, none, not_recorded, failed
 
+    @property
+    def lacks_audio(self) -> bool:
+        return self.audio == "failed" and self.state == "done"
+
+    @property
+    def fails_run(self) -> bool:
+        return OUTCOMES[self.state][0] or self.lacks_audio
+
 
 # state: does it fail the run, is the clip settled (never tried again)
-OUTCOMES = {
-    "done": (False, True), "already": (False, True), "empty": (False, True), "partial": (False, True),
-    "lost": (False, True), "elsewhere": (False, False), "not_yet": (False, False), "incomplete": (True, False),
-    "failed": (True, False), "conflict": (True, False), "stopped": (True, False), "later": (False, False),
-}  # fmt: skip
-
-
-def fails_run(outcome: Outcome) -> bool:
-    return OUTCOMES[outcome.state][0] or (outcome.audio == "failed" and outcome.state == "done")
+OUTCOMES = {"done": (False, True), "already": (False, True), "empty": (False, True), "partial": (False, True),
+            "lost": (False, True), "elsewhere": (False, False), "not_yet": (False, False), "incomplete": (True, False),
+            "failed": (True, False), "conflict": (True, False), "stopped": (True, False),
+            "later": (False, False)}  # fmt: skip
 
 
 # --- times, sizes and names (pure) -------------------------------------------------------------------------------
@@ -335,20 +333,17 @@ def parse_time(text: str, what: str, zone: tzinfo, now: float) -> float:
         if found > LATEST_SEC * 10:
             raise UsageError(f"{what}: {text} looks like milliseconds; say seconds")
     else:
-        moment = _iso_time(text) or _words_time(text, zone, now)
+        moment: datetime | None
+        try:
+            moment = datetime.fromisoformat(re.sub(r"[zZ]$", "+00:00", text))
+        except ValueError:
+            moment = _words_time(text, zone, now)
         if moment is None:
             raise UsageError(f'{what}: {text!r} is not a time; say epoch seconds, 2026-11-20T09:00, or "2 hours ago"')
         found = (moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp()
     if not EARLIEST_SEC <= found <= LATEST_SEC:
         raise UsageError(f"{what}: {text!r} is not between the years 2000 and 2100")
     return found
-
-
-def _iso_time(text: str) -> datetime | None:
-    try:
-        return datetime.fromisoformat(re.sub(r"[zZ]$", "+00:00", text))
-    except ValueError:
-        return None
 
 
 def _words_time(text: str, zone: tzinfo, now: float) -> datetime | None:
@@ -360,12 +355,10 @@ def _words_time(text: str, zone: tzinfo, now: float) -> datetime | None:
 
 def parse_rate(text: str | float, what: str) -> float:
     """Bytes per second from `500K`, `10M` (1024 based, as rsync and rclone have it); `0` means no limit."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG])(?:i?B)?(?:/s)?", str(text).strip(), re.IGNORECASE)
-    if match:
-        return float(match[1]) * 1024.0 ** ("KMG".index(match[2].upper()) + 1)
-    if str(text).strip() in ("0", ""):
-        return 0.0
-    raise UsageError(f"{what}: {text!r} needs a unit; say for example 500K or 10M (bytes a second)")
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG])(?:i?B)?(?:/s)?|0?", str(text).strip(), re.IGNORECASE)
+    if not match:
+        raise UsageError(f"{what}: {text!r} needs a unit; say for example 500K or 10M (bytes a second)")
+    return float(match[1] or 0) * 1024.0 ** ("KMG".index((match[2] or "K").upper()) + 1)
 
 
 def parse_zone(name: str | None) -> tzinfo:
@@ -387,9 +380,9 @@ def clock_text(epoch_sec: float, zone: tzinfo = timezone.utc) -> str:
 
 
 def size_text(size_bytes: float) -> str:
-    for unit in ("B", "kB", "MB"):
+    for unit, digits in (("B", 0), ("kB", 1), ("MB", 1)):
         if size_bytes < 1000:
-            return f"{size_bytes:.{0 if unit == 'B' else 1}f} {unit}"
+            return f"{size_bytes:.{digits}f} {unit}"
         size_bytes /= 1000
     return f"{size_bytes:.2f} GB"
 
@@ -399,11 +392,6 @@ def duration_text(seconds: float) -> str:
     minutes, rest = divmod(rest, 60)
     parts = [f"{value}{unit}" for value, unit in ((hours, "h"), (minutes, "m"), (rest, "s")) if value]
     return "".join(parts) or "0s"
-
-
-def safe_name(name: str) -> str:
-    """Letters and digits of a camera's name; nothing else of it ever reaches the file system."""
-    return re.sub(r"[^A-Za-z0-9]", "", name)[:NAME_CHARACTERS] or "camera"
 
 
 def safe_word(word: str, characters: int) -> str:
@@ -416,16 +404,6 @@ def safe_word(word: str, characters: int) -> str:
 
 def strip_facet(identifier: str) -> str:
     return re.sub(r"\.[va]\d+$", "", identifier)
-
-
-def manual_stem(camera: Camera, start_sec: int) -> str:
-    return f"{safe_name(camera.name)}_{camera.address}_{start_sec}"
-
-
-def alert_stem(camera: Camera, alert: Alert, start_sec: int, zone: tzinfo) -> str:
-    local = datetime.fromtimestamp(start_sec, zone).strftime("%Y%m%d_%H%M%S")
-    kind, identity = safe_word(alert.kind, TYPE_CHARACTERS), safe_word(alert.id, ID_CHARACTERS)
-    return f"{safe_name(camera.name)}_{camera.address}_{local}_alert_{kind}_{identity}"
 
 
 # --- plan (pure) -------------------------------------------------------------------------------------------------
@@ -488,9 +466,8 @@ def resolve(wanted: str, known: Sequence[tuple[str, str]], what: str) -> str:
     raise UsageError(f"{what} {wanted!r} is not known{hint}")
 
 
-def choose_cameras(
-    cameras: Sequence[Camera], places: Sequence[Place], settings: Settings
-) -> tuple[list[Camera], list[str]]:
+def choose_cameras(cameras: Sequence[Camera], places: Sequence[Place],
+                   settings: Settings) -> tuple[list[Camera], list[str]]:  # fmt: skip
     """The cameras that the filters leave, and the location UUIDs (with all below them) that were asked for."""
     below: list[str] = []
     if settings.locations:
@@ -499,16 +476,13 @@ def choose_cameras(
         asked = {resolve(wanted, pairs, "--location_uuid") for wanted in settings.locations}
         below = sorted(asked | {place.uuid for place in places if asked & set(place.chain)})
         cameras = [camera for camera in cameras if camera.location_uuid in below]
-    if not settings.cameras:
-        return list(cameras), below
-    chosen: set[Camera] = set()
+    chosen = set(() if settings.cameras else cameras)
     for wanted in settings.cameras:
         uuid = resolve(wanted, [(camera.uuid, camera.name) for camera in cameras], "--camera_uuid")
         facet = wanted.partition(".")[2] if RUUID.fullmatch(wanted) else ""
         by_name = [camera for camera in cameras if camera.name == wanted]
-        for camera in by_name or [camera for camera in cameras if camera.uuid == uuid]:
-            if not facet or facet == (camera.facet or "v0"):
-                chosen.add(camera)
+        chosen |= {camera for camera in by_name or [camera for camera in cameras if camera.uuid == uuid]
+                   if facet in ("", camera.facet or "v0")}  # fmt: skip
     return [camera for camera in cameras if camera in chosen], below
 
 
@@ -518,9 +492,15 @@ def split_range(start_sec: int, end_sec: int, length_sec: int) -> list[tuple[int
     return [(at, min(at + step, end_sec)) for at in range(start_sec, end_sec, step)]
 
 
-def manual_clip(camera: Camera, start_sec: int, end_sec: int, settings: Settings) -> Clip:
+def clip_of(camera: Camera, start_sec: int, end_sec: int, settings: Settings, alert: Alert | None = None) -> Clip:
+    """A clip with its file name up to the media kind. Of a camera's name only letters and digits reach a disk."""
+    name = re.sub(r"[^A-Za-z0-9]", "", camera.name)[:NAME_CHARACTERS] or "camera"
+    when = str(start_sec)
+    if alert:
+        local = datetime.fromtimestamp(start_sec, settings.zone).strftime("%Y%m%d_%H%M%S")
+        when = f"{local}_alert_{safe_word(alert.kind, TYPE_CHARACTERS)}_{safe_word(alert.id, ID_CHARACTERS)}"
     audio = bool(camera.gateway) and not settings.no_audio
-    return Clip(camera, start_sec, end_sec, manual_stem(camera, start_sec), None, audio)
+    return Clip(camera, start_sec, end_sec, f"{name}_{camera.address}_{when}", alert, audio)
 
 
 def newest_end(camera: Camera, settings: Settings) -> int:
@@ -535,15 +515,15 @@ def alert_window(alert: Alert, settings: Settings) -> tuple[int, int]:
             math.ceil(alert.end_ms / 1000) + settings.alert_buffer_sec)  # fmt: skip
 
 
-def read_alert(entry: Any) -> Alert | None:
+def read_alert(entry: Mapping[str, Any]) -> Alert | None:
     """An alert from either form of the API (reference 5.1); None when it has no usable time."""
     start = entry.get("timestampMs") or entry.get("eventStartMs")
     if isinstance(start, bool) or not isinstance(start, (int, float)) or not EARLIEST_SEC <= start / 1000 <= LATEST_SEC:
         return None
-    length = entry.get("durationSec")
-    length = length if isinstance(length, (int, float)) and 0 < length <= 86400 else DEFAULT_ALERT_SEC
-    end = entry.get("eventEndMs")
-    end = end if isinstance(end, (int, float)) and start < end <= start + 86_400_000 else start + length * 1000
+    length, end = entry.get("durationSec"), entry.get("eventEndMs")
+    if not isinstance(end, (int, float)) or not start < end <= start + 86_400_000:
+        length = length if isinstance(length, (int, float)) and 0 < length <= 86400 else DEFAULT_ALERT_SEC
+        end = start + length * 1000
     triggers = [str(one) for one in entry.get("policyAlertTriggers") or [] if one]
     kind = "-".join(triggers) or str(entry.get("alertType") or entry.get("type") or "UNKNOWN")
     device = entry.get("deviceUuid") or entry.get("cameraUuid")
@@ -552,18 +532,6 @@ def read_alert(entry: Any) -> Alert | None:
     identity = str(entry.get("uuid") or entry.get("alertId") or f"{(devices or ['?'])[0]}-{int(start)}-{kind}")
     finalized = entry.get("finalized") is not False
     return Alert(identity, kind, int(start), int(end), tuple(devices), str(entry.get("deviceType") or ""), finalized)
-
-
-def alert_clips(alert: Alert, cameras: Mapping[str, list[Camera]], settings: Settings) -> list[Clip]:
-    """One clip for each video channel of each camera that the alert points to; none for other devices."""
-    start, end = alert_window(alert, settings)
-    clips = []
-    for camera in (camera for device in alert.devices for camera in cameras.get(device, [])):
-        last = min(end, newest_end(camera, settings))
-        if last > start:
-            audio = bool(camera.gateway) and not settings.no_audio
-            clips.append(Clip(camera, start, last, alert_stem(camera, alert, start, settings.zone), alert, audio))
-    return clips
 
 
 def join_windows(windows: Iterable[tuple[float, float]]) -> Windows:
@@ -577,23 +545,16 @@ def join_windows(windows: Iterable[tuple[float, float]]) -> Windows:
     return joined
 
 
-def covered(windows: Sequence[tuple[float, float]], start: float, end: float) -> bool:
+def covered(windows: Windows, start: float, end: float) -> bool:
     """Does any part of [start, end) lie in one of the joined windows?"""
     return any(low < end and start < high for low, high in windows)
 
 
 def runs_of(indexes: Iterable[int]) -> Iterator[tuple[int, int]]:
     """Consecutive numbers as [first, last + 1)."""
-    first = last = None
-    for index in indexes:
-        if last is not None and index == last:
-            last += 1
-            continue
-        if first is not None and last is not None:
-            yield first, last
-        first, last = index, index + 1
-    if first is not None and last is not None:
-        yield first, last
+    for _, group in groupby(enumerate(indexes), key=lambda pair: pair[1] - pair[0]):
+        numbers = [index for _, index in group]
+        yield numbers[0], numbers[-1] + 1
 
 
 # --- the API -----------------------------------------------------------------------------------------------------
@@ -617,11 +578,10 @@ class Context:
         self.stop.set()
 
     def check(self) -> None:
-        if self.stop.is_set():
-            raise Stopped(self.stop_reason)
         limit = self.settings.max_duration_sec
         if limit and time.monotonic() - self.started > limit:
             self.end(TIME_IS_UP)
+        if self.stop.is_set():
             raise Stopped(self.stop_reason)
 
     def sleep(self, seconds: float) -> None:
@@ -662,6 +622,10 @@ def ca_bundle() -> str:
     return os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE") or certifi.where()
 
 
+def tls_trouble(problem: Exception) -> str:
+    return "its certificate is not trusted" if "CERTIFICATE_VERIFY" in str(problem) else "TLS failed"
+
+
 def is_loopback(host: str | None) -> bool:
     return host in ("localhost", "::1") or bool(re.fullmatch(r"127(\.\d+){3}", host or ""))
 
@@ -669,10 +633,10 @@ def is_loopback(host: str | None) -> bool:
 class Api:
     """The Rhombus API: POST, JSON in and out, errors in the body, one rate limit for the whole organisation."""
 
-    def __init__(self, settings: Settings, context: Context) -> None:
+    def __init__(self, settings: Settings) -> None:
         import requests
 
-        self.settings, self.context = settings, context
+        self.settings, self.context = settings, Context(settings)
         self.session: requests.Session = requests.Session()
         pool = requests.adapters.HTTPAdapter(pool_maxsize=max(10, settings.workers * 2))
         self.session.mount("https://", pool)
@@ -681,6 +645,8 @@ class Api:
         self.session.headers.update(self.key_headers() | {"Accept": "application/json"})
         if settings.cert and settings.private_key:
             self.session.cert = (settings.cert, settings.private_key)
+        self._lock = threading.Lock()
+        self._token, self._minted_at = "", 0.0
 
     def key_headers(self) -> dict[str, str]:
         """The headers of the API key; also what WAN media hosts accept, but never sent to a LAN device."""
@@ -697,29 +663,48 @@ class Api:
         patience = self.settings.connect_timeout_sec, self.settings.read_timeout_sec * API_READ_FACTOR
         for attempt in range(API_TRIES):
             self.context.wait_turn("api")
+            wait_sec = min(2.0**attempt, API_WAIT_MAX_SEC)
             try:
                 url = f"{self.settings.api_url}/api/{operation}"
                 answer = self.session.post(url, json=body, timeout=patience, allow_redirects=False)
             except requests.exceptions.SSLError as problem:
-                why = "its certificate is not trusted" if "CERTIFICATE_VERIFY" in str(problem) else "TLS failed"
-                raise ApiError(f"{operation}: {self.settings.api_url}: {why}") from problem
+                raise ApiError(f"{operation}: {self.settings.api_url}: {tls_trouble(problem)}") from problem
             except requests.RequestException as problem:
                 failure = f"{operation}: {self.settings.api_url} does not answer ({type(problem).__name__})"
-                wait_sec = min(2.0**attempt, API_WAIT_MAX_SEC) * self.settings.retry_wait_sec
             else:
                 log.debug("api %s -> %s, %s bytes", operation, answer.status_code, len(answer.content))
-                if answer.status_code not in (429, *range(500, 600)):
-                    return read_answer(operation, answer)
-                failure = f"{operation}: the API answers {answer.status_code}"
                 if answer.status_code == 429:
                     failure = f"{operation}: the rate limit of the organisation is used up (429)"
-                    self.context.hush("api", retry_after_sec(answer.headers, min(2.0**attempt, API_WAIT_MAX_SEC)))
+                    self.context.hush("api", retry_after_sec(answer.headers, wait_sec))
                     continue
-                wait_sec = min(2.0**attempt, API_WAIT_MAX_SEC) * self.settings.retry_wait_sec
+                if answer.status_code < 500:
+                    return read_answer(operation, answer)
+                failure = f"{operation}: the API answers {answer.status_code}"
             if attempt + 1 < API_TRIES:
-                log.debug("%s, trying again in %.1f s", failure, wait_sec)
-                self.context.sleep(wait_sec * random.uniform(0.5, 1))
+                log.debug("%s, trying again in %.1f s", failure, wait_sec * self.settings.retry_wait_sec)
+                self.context.sleep(wait_sec * self.settings.retry_wait_sec * random.uniform(0.5, 1))
         raise ApiError(failure)
+
+    def token(self, refused: str = "") -> str:
+        """The federated session token of all threads: minted when first needed, before it ends, and when `refused`.
+
+        Raises ClipError when there is none to be had.
+        """
+        with self._lock:
+            asked_at = time.monotonic()
+            fresh = asked_at - self._minted_at <= TOKEN_LIFE_SEC * TOKEN_RENEW_SHARE
+            if self._token and fresh and self._token != refused:  # else another thread has already replaced it
+                return self._token
+            try:
+                answer = self.call("org/generateFederatedSessionToken", durationSec=TOKEN_LIFE_SEC)
+            except ApiError as problem:
+                raise ClipError(f"no session token: {problem}") from problem
+            token = answer.get("federatedSessionToken")
+            if not isinstance(token, str) or not token:
+                raise ClipError("no session token: the API answered without one")
+            hide_secret(token)
+            self._token, self._minted_at = token, asked_at
+            return token
 
 
 def read_answer(operation: str, answer: requests.Response) -> dict[str, Any]:
@@ -741,56 +726,19 @@ def read_answer(operation: str, answer: requests.Response) -> dict[str, Any]:
     return content
 
 
-class SessionToken:
-    """The federated session token that all threads share; minted when first needed, renewed before it ends."""
-
-    def __init__(self, api: Api) -> None:
-        self.api = api
-        self._lock = threading.Lock()
-        self._token = ""
-        self._minted_at = 0.0
-
-    def get(self) -> str:
-        with self._lock:
-            if time.monotonic() - self._minted_at > TOKEN_LIFE_SEC * TOKEN_RENEW_SHARE or not self._token:
-                self._mint()
-            return self._token
-
-    def renew(self, refused: str) -> None:
-        """Mint a new one, unless another thread has already replaced `refused`."""
-        with self._lock:
-            if refused == self._token:
-                self._mint()
-
-    def _mint(self) -> None:
-        asked_at = time.monotonic()
-        try:
-            token = self.api.call("org/generateFederatedSessionToken", durationSec=TOKEN_LIFE_SEC).get(
-                "federatedSessionToken")  # fmt: skip
-        except ApiError as problem:
-            raise ClipError(f"no session token: {problem}") from problem
-        if not isinstance(token, str) or not token:
-            raise ClipError("no session token: the API answered without one")
-        hide_secret(token)
-        self._token, self._minted_at = token, asked_at
-
-
-def list_alerts(api: Api, settings: Settings, devices: Sequence[str], locations: Sequence[str],
-                after_sec: float | None, most: int | None) -> tuple[list[dict[str, Any]], int, bool]:  # fmt: skip
+def list_alerts(api: Api, devices: Sequence[str], locations: Sequence[str], after_sec: float | None,
+                most: int | None) -> tuple[list[dict[str, Any]], int, bool]:  # fmt: skip
     """Alerts newest first, page by page: (entries, how many more there are, is that count only a lower bound).
 
     `most` None takes all that lie within the bounds. The cursor is the last alert of a page; the order of the API is
     only documented for groups, so reading stops early only while the pages were seen to be sorted.
     """
-    body: dict[str, Any] = {"maxResults": ALERT_PAGE}
-    if devices:
-        body["deviceFilter"] = list(devices)
-    if locations:
-        body["locationFilter"] = list(locations)
-    if after_sec is not None:  # one more millisecond on each side: whether bounds are inclusive is unknown
-        body["afterTimestampMs"] = int(after_sec * 1000) - 1
-    if settings.before_sec is not None:
-        body["beforeTimestampMs"] = int(settings.before_sec * 1000) + 1
+    low_ms, high_ms = (after_sec or 0) * 1000, (api.settings.before_sec or LATEST_SEC) * 1000
+    filters = {"deviceFilter": list(devices), "locationFilter": list(locations),
+               # one more millisecond on each side: whether bounds are inclusive is unknown
+               "afterTimestampMs": after_sec and int(low_ms) - 1,
+               "beforeTimestampMs": api.settings.before_sec and int(high_ms) + 1}  # fmt: skip
+    body: dict[str, Any] = {"maxResults": ALERT_PAGE} | {name: value for name, value in filters.items() if value}
     entries: dict[str, dict[str, Any]] = {}
     is_sorted, extra_pages, more_pages = True, 0, True
     while more_pages and not (is_sorted and extra_pages > COUNT_PAGES):
@@ -804,15 +752,13 @@ def list_alerts(api: Api, settings: Settings, devices: Sequence[str], locations:
         fresh = {alert_identity(entry): entry for entry in page if alert_identity(entry) not in entries}
         entries |= fresh
         extra_pages += most is not None and len(entries) > most
-        more_pages = bool(fresh) and not (after_sec is not None and stamps[-1] < after_sec * 1000 and is_sorted)
-        cursor = [one for one in page if alert_stamp(one) and (one.get("uuid") or one.get("alertId"))][-1:]
-        for last in cursor:
-            body |= {"lastTimestampMs": alert_stamp(last), "lastUuid": str(last.get("uuid") or last.get("alertId"))}
-        if fresh and not cursor:
+        cursors = [(alert_stamp(one), uuid) for one in page if (uuid := one.get("uuid") or one.get("alertId"))]
+        stamp_ms, uuid = next((one for one in reversed(cursors) if one[0]), (0, ""))
+        body |= {"lastTimestampMs": stamp_ms, "lastUuid": str(uuid)}
+        if fresh and not stamp_ms:
             log.warning("a page of alerts carries neither times nor ids to go on from; older ones may be missing")
-        more_pages = more_pages and bool(cursor)
-    low, high = (after_sec or 0) * 1000, (settings.before_sec or LATEST_SEC) * 1000
-    kept = [entry for entry in entries.values() if low <= alert_stamp(entry) <= high or not alert_stamp(entry)]
+        more_pages = bool(fresh and stamp_ms) and not (is_sorted and stamps[-1] < low_ms)
+    kept = [entry for entry in entries.values() if low_ms <= alert_stamp(entry) <= high_ms or not alert_stamp(entry)]
     kept.sort(key=alert_stamp, reverse=True)
     taken = kept if most is None else kept[:most]
     return taken, len(kept) - len(taken), more_pages
@@ -830,10 +776,10 @@ def alert_identity(entry: Mapping[str, Any]) -> str:
 class Directory:
     """What the API knows about devices: addresses and presence windows, each asked for once per run."""
 
-    def __init__(self, api: Api, context: Context) -> None:
-        self.api, self.context = api, context
+    def __init__(self, api: Api) -> None:
+        self.api = api
         self._lock = threading.Lock()
-        self._device_locks: dict[str, threading.Lock] = {}
+        self._locks: dict[tuple[int, str], threading.Lock] = {}
         self._addresses: dict[str, Addresses] = {}
         self._presence: dict[str, dict[str, Windows] | None] = {}
         self.ranges: dict[str, tuple[int, int]] = {}  # device -> union of the ranges of this run
@@ -862,52 +808,53 @@ class Directory:
                 if isinstance(detail, dict):
                     self._addresses[device] = read_addresses(detail)
 
+    def _once(self, known: dict[str, T], device: str, ask: Callable[[], T]) -> T:
+        """What is known of a device, after at most one thread has asked."""
+        with self._lock:
+            lock = self._locks.setdefault((id(known), device), threading.Lock())
+        with lock:
+            if device not in known:
+                known[device] = ask()
+            return known[device]
+
     def addresses(self, device: str, camera: Camera, *, audio: bool) -> Addresses:
         """The addresses of a camera facet or of an audio gateway; no addresses are a normal answer."""
-        with self._lock:
-            lock = self._device_locks.setdefault(device, threading.Lock())
-        with lock:
-            if device not in self._addresses:
-                self._addresses[device] = self._ask_addresses(device, camera, audio)
-            return self._addresses[device]
+        ways = [("camera", "cameraUuid", device)]
+        if "DOORBELL" in camera.hardware.upper():
+            ways.append(("doorbellcamera", "deviceUuid", device))
+        if camera.storage:
+            ways.append(("camera", "cameraUuid", camera.storage))
 
-    def _ask_addresses(self, device: str, camera: Camera, audio: bool) -> Addresses:
-        if audio:
-            return read_addresses(self.api.call("audiogateway/getMediaUris", gatewayUuid=device))
-        found = read_addresses(self.api.call("camera/getMediaUris", cameraUuid=device))
-        if not found.lan and not found.wan and "DOORBELL" in camera.hardware.upper():
-            found = read_addresses(self.api.call("doorbellcamera/getMediaUris", deviceUuid=device))
-        if not found.lan and not found.wan and camera.storage:
-            found = read_addresses(self.api.call("camera/getMediaUris", cameraUuid=camera.storage))
-        return found
+        def ask() -> Addresses:
+            for kind, name, uuid in [("audiogateway", "gatewayUuid", device)] if audio else ways:
+                found = read_addresses(self.api.call(f"{kind}/getMediaUris", **{name: uuid}))
+                if found.lan or found.wan:
+                    break
+            return found
+
+        return self._once(self._addresses, device, ask)
 
     def presence(self, device: str, *, audio: bool) -> dict[str, Windows] | None:
         """Joined windows by "local" and "cloud" over all that this run wants of `device`; None when unknown."""
-        with self._lock:
-            lock = self._device_locks.setdefault(f"presence {device}", threading.Lock())
-        with lock:
-            if device not in self._presence:
-                try:
-                    self._presence[device] = self._ask_presence(device, audio)
-                except ApiError as problem:
-                    log.warning("%s: what was recorded is unknown (%s), going on", device, problem)
-                    self._presence[device] = None
-            return self._presence[device]
+        return self._once(self._presence, device, lambda: self._ask_presence(device, audio))
 
     def _ask_presence(self, device: str, audio: bool) -> dict[str, Windows] | None:
         start, end = self.ranges[device]
-        kind, name = ("audiogateway", "deviceUuid") if audio else ("camera", "cameraUuid")
-        span = {"startTimeSec": start, "durationSec": end - start}
-        answer = self.api.call(f"{kind}/getPresenceWindows", **{name: device}, **span)
-        windows = answer.get("presenceWindows")
-        if not isinstance(windows, dict):
-            raise ApiError(f"{kind}/getPresenceWindows: answered without presenceWindows")
+        operation = "audiogateway/getPresenceWindows" if audio else "camera/getPresenceWindows"
+        query = {"deviceUuid" if audio else "cameraUuid": device, "startTimeSec": start, "durationSec": end - start}
+        try:
+            windows = self.api.call(operation, **query).get("presenceWindows")
+            if not isinstance(windows, dict):
+                raise ApiError(f"{operation}: answered without presenceWindows")
+        except ApiError as problem:
+            log.warning("%s: what was recorded is unknown (%s), going on", device, problem)
+            return None
         found: dict[str, Windows] = {"local": [], "cloud": []}
         for name, spans in windows.items():
-            read = [(float(span["startSeconds"]), float(span["startSeconds"]) + float(span["durationSeconds"]))
-                    for span in spans or [] if isinstance(span, dict)
-                    and isinstance(span.get("startSeconds"), (int, float))
-                    and isinstance(span.get("durationSeconds"), (int, float))]  # fmt: skip
+            numbers = [(span.get("startSeconds"), span.get("durationSeconds")) for span in spans or []
+                       if isinstance(span, dict)]  # fmt: skip
+            read = [(float(low), float(low) + float(length)) for low, length in numbers
+                    if isinstance(low, (int, float)) and isinstance(length, (int, float))]  # fmt: skip
             for place in found:  # a kind that says neither Local nor Cloud may be either
                 if place in name.lower() or not any(other in name.lower() for other in found):
                     found[place] += read
@@ -917,21 +864,19 @@ class Directory:
 def read_addresses(detail: Mapping[str, Any]) -> Addresses:
     """LAN and WAN templates of an answer; addresses that are not https (http on loopback alone) are left out."""
 
-    def usable(template: Any) -> bool:
-        try:
-            parts = urlsplit(template) if isinstance(template, str) else None
-        except ValueError:
-            parts = None
-        if parts and (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))):
-            return True
-        if template:
-            log.warning("a media address that is not https was left out: %s", mask(str(template))[:100])
-        return False
+    def usable(templates: Sequence[Any] | None) -> Iterator[str]:
+        for template in filter(None, templates or ()):
+            try:
+                parts = urlsplit(template if isinstance(template, str) else "")
+            except ValueError:
+                parts = urlsplit("")
+            if parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname)):
+                yield template
+            else:
+                log.warning("a media address that is not https was left out: %s", mask(str(template))[:100])
 
-    lan = tuple(one for one in detail.get("lanVodMpdUrisTemplates") or [] if usable(one))
-    wan = detail.get("wanVodMpdUriTemplate")
-    checks = tuple(one for one in detail.get("lanCheckUrls") or [] if usable(one))
-    return Addresses(lan, wan if wan and usable(wan) else None, checks)
+    lan, checks = usable(detail.get("lanVodMpdUrisTemplates")), usable(detail.get("lanCheckUrls"))
+    return Addresses(tuple(lan), next(usable([detail.get("wanVodMpdUriTemplate")]), None), tuple(checks))
 
 
 # --- media hosts -------------------------------------------------------------------------------------------------
@@ -940,9 +885,8 @@ def read_addresses(detail: Mapping[str, Any]) -> Addresses:
 class MediaClient:
     """GET from LAN devices and from the WAN edge, each with the credential that it accepts and no other."""
 
-    def __init__(self, api: Api, context: Context, token: SessionToken) -> None:
-        self.api, self.context, self.token = api, context, token
-        self.settings = api.settings
+    def __init__(self, api: Api) -> None:
+        self.api, self.context, self.settings = api, api.context, api.settings
         self._lock = threading.Lock()
         self._scheme_at: dict[str, int] = {}  # host -> which of its schemes is in use
         self._managers: dict[str, urllib3.PoolManager] = {}
@@ -969,9 +913,8 @@ class MediaClient:
                     tls.load_cert_chain(self.settings.cert, self.settings.private_key)
                 size = self.settings.workers * (self.settings.segment_workers or 8) * 2
                 options: dict[str, Any] = {"num_pools": 64, "maxsize": size, "ssl_context": tls, "retries": False}
-                self._managers[name] = (
-                    urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
-                )
+                made = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
+                self._managers[name] = made
             return self._managers[name]
 
     def schemes(self, kind: str, host: str) -> tuple[str, ...]:
@@ -993,7 +936,7 @@ class MediaClient:
         renewed = False
         for _ in range(PAUSES_MAX):
             at = self._scheme_at.get(host, 0)
-            scheme, token = schemes[at], "" if schemes[at] == "key" else self.token.get()
+            scheme, token = schemes[at], "" if schemes[at] == "key" else self.api.token()
             self.context.wait_turn(realm)
             status, headers, body = self._request(kind, url, scheme, token, limit_bytes)
             if status == 200:
@@ -1006,7 +949,7 @@ class MediaClient:
                 raise TransferError(f"{host} answers {status}")
             elif token and not renewed:
                 renewed = True
-                self.token.renew(token)
+                self.api.token(refused=token)
             elif at + 1 < len(schemes):
                 log.debug("%s refuses %s, trying %s", host, scheme, schemes[at + 1])
                 with self._lock:
@@ -1015,9 +958,8 @@ class MediaClient:
                 raise MediaRefused(f"{host} refuses our credentials ({status})")
         raise TransferError(f"{host} keeps asking for a pause (429)")
 
-    def _request(
-        self, kind: str, url: str, scheme: str, token: str, limit_bytes: int
-    ) -> tuple[int, Mapping[str, str], bytes]:
+    def _request(self, kind: str, url: str, scheme: str, token: str,
+                 limit_bytes: int) -> tuple[int, Mapping[str, str], bytes]:  # fmt: skip
         import urllib3
 
         headers = {"Accept-Encoding": "identity"}
@@ -1032,9 +974,8 @@ class MediaClient:
         timeout = urllib3.Timeout(connect=self.settings.connect_timeout_sec, read=self.settings.read_timeout_sec)
         host = urlsplit(url).hostname or ""
         try:
-            response = self._manager(kind, host).request(
-                "GET", url, headers=headers, timeout=timeout, redirect=False, preload_content=False
-            )
+            response = self._manager(kind, host).request("GET", url, headers=headers, timeout=timeout, redirect=False,
+                                                         preload_content=False)  # fmt: skip
             try:
                 return response.status, response.headers, self._read(response, limit_bytes)
             finally:
@@ -1042,8 +983,7 @@ class MediaClient:
         except (urllib3.exceptions.ConnectTimeoutError, urllib3.exceptions.NewConnectionError) as problem:
             raise Unreachable(f"{host} does not answer") from problem
         except urllib3.exceptions.SSLError as problem:
-            why = "its certificate is not trusted" if "CERTIFICATE_VERIFY" in str(problem) else "TLS failed"
-            raise Unreachable(f"{host}: {why}") from problem
+            raise Unreachable(f"{host}: {tls_trouble(problem)}") from problem
         except urllib3.exceptions.ProxyError as problem:
             raise Unreachable(f"{host} cannot be reached through the proxy") from problem
         except (urllib3.exceptions.HTTPError, OSError) as problem:
@@ -1134,20 +1074,17 @@ def check_webm(body: bytes, first: bytes) -> None:
         raise BadBody("an empty body" if not body else "a body that is not a whole WebM segment")
 
 
-def mpd_check(url: str) -> Callable[[bytes], None]:
-    def check(body: bytes) -> None:
-        try:
-            mpd_info.parse_mpd(body, url, SEGMENT_SEC)
-        except mpd_info.MpdError as problem:
-            raise BadBody(str(problem)) from problem
-
-    return check
+def check_mpd(body: bytes, url: str) -> None:
+    try:
+        mpd_info.parse_mpd(body, url, SEGMENT_SEC)
+    except mpd_info.MpdError as problem:
+        raise BadBody(str(problem)) from problem
 
 
 def segment_check(track: mpd_info.Track, *, init: bool) -> Callable[[bytes], None]:
     if "webm" in track.mime_type or (track.kind == "audio" and "mp4" not in track.mime_type):
-        return lambda body: check_webm(body, WEBM_EBML if init else WEBM_CLUSTER)
-    return lambda body: check_boxes(body, (b"moov",) if init else (b"moof", b"mdat"))
+        return partial(check_webm, first=WEBM_EBML if init else WEBM_CLUSTER)
+    return partial(check_boxes, needed=(b"moov",) if init else (b"moof", b"mdat"))
 
 
 # --- what is kept on disk ----------------------------------------------------------------------------------------
@@ -1176,19 +1113,18 @@ class Ledger:
 
     def refresh(self) -> None:
         """Take in what this run or another has appended; torn and foreign lines are passed over."""
-        with self._lock:
-            if not self.path.exists():
-                return
-            with self.path.open("rb") as handle:
-                handle.seek(self._read_bytes)
-                for line in handle:
-                    if not line.endswith(b"\n"):
-                        break
-                    self._read_bytes += len(line)
-                    try:
-                        self._take(json.loads(line))
-                    except (ValueError, KeyError, TypeError):
-                        log.debug("%s: a line that is not a record was passed over", self.path)
+        if not self.path.exists():
+            return
+        with self._lock, self.path.open("rb") as handle:
+            handle.seek(self._read_bytes)
+            for line in handle:
+                if not line.endswith(b"\n"):
+                    break
+                self._read_bytes += len(line)
+                try:
+                    self._take(json.loads(line))
+                except (ValueError, KeyError, TypeError):
+                    log.debug("%s: a line that is not a record was passed over", self.path)
 
     def _take(self, line: dict[str, Any]) -> None:
         key = (str(line["camera"]), str(line["facet"]), int(line["start_ms"]), str(line["alert"]))
@@ -1206,15 +1142,14 @@ class Ledger:
         append_line(self.path, json.dumps(line))
         self.refresh()
 
-    def bytes_per_sec(self) -> dict[str, float]:
-        """What footage of each camera took so far, for the estimate before a run."""
-        sums: dict[str, list[float]] = {}
+    def bytes_per_sec(self) -> dict[tuple[str, str], float]:
+        """What footage of each (camera, facet) took so far, for the estimate before a run."""
+        sizes, lengths_ms = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
         for (camera, facet, start_ms, _), done in self._done.items():
             if done.size_bytes and done.end_ms > start_ms:
-                total = sums.setdefault(f"{camera}.{facet}", [0.0, 0.0])
-                total[0] += done.size_bytes
-                total[1] += (done.end_ms - start_ms) / 1000
-        return {camera: size / seconds for camera, (size, seconds) in sums.items()}
+                sizes[camera, facet] += done.size_bytes
+                lengths_ms[camera, facet] += done.end_ms - start_ms
+        return {camera: size * 1000 / lengths_ms[camera] for camera, size in sizes.items()}
 
 
 class Part:
@@ -1226,16 +1161,21 @@ class Part:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.record_path = path, path.with_name(path.name + ".json")
+        self.path, self.record_path = path, record_path(path)
         self.handle = self._lock_path()
         self.first_try_at = time.time()
         self.recorded: list[list[float]] | None = None
-        self.source, self.init_crc, self.init_bytes, self.end = "", 0, 0, 0
         self.step_sec = float(SEGMENT_SEC)
-        self.offsets, self.lengths = array.array("q"), array.array("q")
         self._fresh: list[list[int]] = []
         self._synced_at = time.monotonic()
+        self._hold()
         self._load()
+
+    def _hold(self, source: str = "", init_bytes: int = 0, init_crc: int = 0, count: int = 0) -> None:
+        """Forget all segments: what there is, is the init segment of `source`, or nothing."""
+        self.source, self.init_bytes, self.init_crc, self.end = source, init_bytes, init_crc, init_bytes
+        self.offsets, self.lengths = array.array("q"), array.array("q")
+        self.resize(count)
 
     def _lock_path(self) -> Any:
         """Open and lock; Busy when another run has it. A file that its owner removed meanwhile is opened anew."""
@@ -1244,36 +1184,28 @@ class Part:
             if not lock_file(handle):
                 handle.close()
                 raise Busy(f"{self.path.name}: in progress elsewhere")
-            try:
+            with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(handle.fileno()), self.path.stat()):
                     return handle
-            except FileNotFoundError:
-                pass
             handle.close()
 
     def _load(self) -> None:
-        try:
-            lines = self.record_path.read_bytes().split(b"\n")
-        except FileNotFoundError:
-            self._cut()
-            return
-        for line in lines:
+        for line in self.record_path.read_bytes().split(b"\n") if self.record_path.exists() else ():
             try:
                 self._take(json.loads(line))
             except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, OSError):
                 continue  # the torn last line of a crash
         if self.source and not self._intact(0, self.init_bytes, self.init_crc):
-            self.source, self.offsets, self.lengths, self.end = "", array.array("q"), array.array("q"), 0
-        self._cut()
+            self._hold()
+        if self.handle.seek(0, os.SEEK_END) > self.end:  # what lies behind the last recorded byte
+            self.handle.truncate(self.end)
 
     def _take(self, line: dict[str, Any]) -> None:
         if "first_try_at" in line:
             self.first_try_at, self.recorded = float(line["first_try_at"]), line.get("recorded")
         if "source" in line:
-            self.source, self.init_crc = str(line["source"]), int(line["init_crc32"])
-            self.init_bytes = self.end = int(line["init_bytes"])
+            self._hold(str(line["source"]), int(line["init_bytes"]), int(line["init_crc32"]), int(line["segments"]))
             self.step_sec = float(line["length_ms"]) / 1000
-            self.resize(int(line["segments"]))
         for index, offset, length, crc in line.get("have", ()):
             if 0 <= index < mpd_info.MAX_SEGMENTS and self._intact(offset, length, crc):
                 self.resize(index + 1)
@@ -1285,16 +1217,10 @@ class Part:
         data = self.handle.read(length)
         return len(data) == length and zlib.crc32(data) == crc
 
-    def _cut(self) -> None:
-        """Remove what lies behind the last recorded byte (the file is open for appending)."""
-        if self.handle.seek(0, os.SEEK_END) > self.end:
-            self.handle.truncate(self.end)
-
     def resize(self, count: int) -> None:
-        grow = count - len(self.offsets)
-        if grow > 0:
-            self.offsets.extend([-1] * grow)
-            self.lengths.extend([0] * grow)
+        grow = max(0, count - len(self.offsets))
+        self.offsets.extend([-1] * grow)
+        self.lengths.extend([0] * grow)
 
     def has(self, index: int) -> bool:
         return index < len(self.offsets) and self.offsets[index] >= 0
@@ -1303,36 +1229,31 @@ class Part:
         """The segments that are there, in order; with `count` only those of a plan of so many."""
         return [index for index, offset in enumerate(self.offsets[:count]) if offset >= 0]
 
-    def begin(self, source: str, init: bytes, count: int, step_sec: float) -> None:
+    def begin(self, source: str, init: bytes, track: mpd_info.Track) -> None:
         """Make ready for segments of `source`: go on where the part has the same source and init, else start anew.
 
         A part of another source is set aside as `*.old.part` until the new one is longer: sources are never mixed.
         """
-        if self.source == source and self.init_crc == zlib.crc32(init) and self.init_bytes == len(init):
+        wanted, count = (source, len(init), zlib.crc32(init)), track.segment_count()
+        if (self.source, self.init_bytes, self.init_crc) != wanted and self.have():
+            self._set_aside()
+        if (self.source, self.init_bytes, self.init_crc) == wanted:
             self.resize(count)
             return
-        if self.have():
-            self._set_aside()
-            if self.source == source and self.init_crc == zlib.crc32(init):
-                self.resize(count)
-                return
         self.handle.truncate(0)
         self.handle.write(init)
         self.handle.flush()
         os.fsync(self.handle.fileno())
-        self.source, self.step_sec = source, step_sec
-        self.init_crc, self.init_bytes, self.end = zlib.crc32(init), len(init), len(init)
-        self.offsets, self.lengths = array.array("q"), array.array("q")
-        self.resize(count)
+        self.step_sec = track.segment_sec
+        self._hold(*wanted, count)
         self._write_head(source=source, init_bytes=len(init), init_crc32=self.init_crc, segments=count,
-                         length_ms=round(step_sec * 1000))  # fmt: skip
+                         length_ms=round(self.step_sec * 1000))  # fmt: skip
 
     def _set_aside(self) -> None:
         """Exchange this part with `*.old.part`, if there is one; what an older one held is then ours to go on with."""
-        old_path, spare = self._sibling(".old.part"), self._sibling(".spare.part")
-        had_old = old_path.exists()
-        records = (self.record_path, record_path(old_path), record_path(spare))
-        for mine, other, third in ((self.path, old_path, spare), records):
+        paths = (self.path, self._sibling(".old.part"), self._sibling(".spare.part"))
+        had_old = paths[1].exists()
+        for mine, other, third in (paths, tuple(map(record_path, paths))):
             mine.replace(third)
             if had_old and other.exists():
                 other.replace(mine)
@@ -1358,12 +1279,10 @@ class Part:
             self._write_head()
 
     def _write_head(self, **source: Any) -> None:
-        head = json.dumps({"schema": 1, "first_try_at": self.first_try_at, "recorded": self.recorded})
+        lines = [{"schema": 1, "first_try_at": self.first_try_at, "recorded": self.recorded}, *filter(None, [source])]
         new = self.record_path.with_name(self.record_path.name + ".part")
-        with new.open("w", encoding="utf-8") as handle:
-            handle.write(head + "\n" + (json.dumps(source) + "\n" if source else ""))
-            handle.flush()
-            os.fsync(handle.fileno())
+        new.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        sync_file(new)
         new.replace(self.record_path)
         fsync_folder(self.path.parent)
 
@@ -1387,18 +1306,16 @@ class Part:
     def in_order(self, indexes: Sequence[int]) -> Path:
         """A file with the init and the segments `indexes` in this order: the part itself where it is that already."""
         self.handle.flush()
-        offsets = [self.offsets[index] for index in indexes]
-        if offsets == sorted(offsets) and len(indexes) == len(self.have()) and self._is_dense(indexes):
+        offsets, lengths = [self.offsets[i] for i in indexes], [self.lengths[i] for i in indexes]
+        is_dense = self.init_bytes + sum(lengths) == self.end
+        if offsets == sorted(offsets) and len(indexes) == len(self.have()) and is_dense:
             return self.path
         ordered = self._sibling(".ordered.part")
         with ordered.open("wb") as target:
-            for offset, length in [(0, self.init_bytes)] + [(self.offsets[i], self.lengths[i]) for i in indexes]:
+            for offset, length in zip((0, *offsets), (self.init_bytes, *lengths), strict=True):
                 self.handle.seek(offset)
                 target.write(self.handle.read(length))
         return ordered
-
-    def _is_dense(self, indexes: Sequence[int]) -> bool:
-        return self.init_bytes + sum(self.lengths[index] for index in indexes) == self.end
 
     def close(self) -> None:
         """Let go of the part; one that holds nothing and was never noted leaves nothing behind."""
@@ -1585,10 +1502,9 @@ def sync_file(path: Path) -> None:
 class Copier:
     """What the clips of one run share, and the door that every clip goes through. Called from several threads."""
 
-    def __init__(self, settings: Settings, context: Context, media: MediaClient, directory: Directory, ledger: Ledger,
-                 progress: Progress, ffmpeg: str) -> None:  # fmt: skip
-        self.settings, self.context, self.media, self.directory = settings, context, media, directory
-        self.ledger, self.progress, self.ffmpeg = ledger, progress, ffmpeg
+    def __init__(self, api: Api, ledger: Ledger, progress: Progress) -> None:
+        self.settings, self.context, self.ledger, self.progress = api.settings, api.context, ledger, progress
+        self.media, self.directory, self.ffmpeg = MediaClient(api), Directory(api), ""
         self.lan_dead: set[str] = set()  # cameras of which no LAN address answered in this run
         self._start_lock = threading.Lock()
         self._started_at = 0.0
@@ -1603,7 +1519,7 @@ class Copier:
             self.context.check()
             if found := self.settled(clip):
                 return found
-            with Job(self, clip) as job:
+            with closing(Job(self, clip)) as job:
                 self.ledger.refresh()  # another run may have finished it while we waited for the lock
                 return self.settled(clip) or job.copy()
         except Stopped as stop:
@@ -1623,9 +1539,7 @@ class Copier:
 
     def settled(self, clip: Clip) -> Outcome | None:
         """What is already there of this clip, without any request; None when there is something to do."""
-        if self.settings.overwrite:
-            return None
-        done = self.ledger.find(clip) or self._adopt(clip)
+        done = None if self.settings.overwrite else self.ledger.find(clip) or self._adopt(clip)
         if not done or done.end_ms < clip.end_sec * 1000:
             return None
         if done.state == "lost":
@@ -1634,14 +1548,11 @@ class Copier:
         here = bool(done.file) and file.exists()
         if here and file.stat().st_size != done.size_bytes:
             return Outcome(clip, "conflict", "its size is not the recorded one; move it away, or use --overwrite", file)
-        if clip.audio and here and self.lacks_audio(done):
-            return None
-        audio = "" if done.audio == "failed" else done.audio
+        is_silent = done.audio == "failed"
+        if clip.audio and here and is_silent and self.settings.now - done.made_at <= self.settings.give_up_after_sec:
+            return None  # the audio is still worth trying
+        audio = "" if is_silent else done.audio
         return Outcome(clip, "already", done.state, file if here else None, done.size_bytes, audio)
-
-    def lacks_audio(self, done: Done) -> bool:
-        """Is this a clip whose audio failed, and for which it is still worth trying?"""
-        return done.audio == "failed" and self.settings.now - done.made_at <= self.settings.give_up_after_sec
 
     def _adopt(self, clip: Clip) -> Done | None:
         """A finished file without a record: believed on its sidecar, else on its length; never fetched again."""
@@ -1658,8 +1569,7 @@ class Copier:
                 if not length or abs(length - clip.fetch_duration_sec) > DURATION_SLACK_SEC:
                     raise ClipError(f"{file.name} exists and is not this clip; move it away, or use --overwrite")
                 end_ms, audio, sha256 = clip.end_sec * 1000, "ok" if with_audio else "none", sha256_of(file)
-                count = clip.fetch_duration_sec // SEGMENT_SEC
-                contents = Contents("unknown", SEGMENT_SEC, count, list(range(count)), {})
+                contents = Contents("unknown", SEGMENT_SEC, clip.segments, list(range(clip.segments)), {})
                 write_json(file.with_suffix(".json"), sidecar_of(clip, file, sha256, contents, {"status": audio}, True))
             self.ledger.add(replace(clip, end_sec=end_ms // 1000), "done", file.name, size_bytes, sha256, audio)
             return self.ledger.find(clip)
@@ -1699,71 +1609,59 @@ class Job:
         self.part = Part(part_path(run.settings, clip))
         self.sound_part: Part | None = None
 
-    def __enter__(self) -> Job:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         for part in filter(None, (self.part, self.sound_part)):
             part.close()
 
     def copy(self) -> Outcome:
-        clip, done = self.clip, self.run.ledger.find(self.clip)
+        clip, part, done = self.clip, self.part, self.run.ledger.find(self.clip)
         if done and done.audio == "failed" and done.end_ms >= clip.end_sec * 1000 and not self.settings.overwrite:
             return self._add_audio(done)
-        count = clip.fetch_duration_sec // SEGMENT_SEC
-        reasons = self._reasons("lan" if self.settings.lan_only else "wan", SEGMENT_SEC, count)
-        if len(reasons) == count and not self.part.have():
+        count, failed, sound = clip.segments, False, None
+        reasons = self._reasons("lan" if self.settings.lan_only else "wan")
+        if len(reasons) == count and not part.have():
             return self._nothing(reasons)
-        self.part.note_try(self._windows("wan")[1])
-        trouble: ClipError | TransferError | MediaRefused | None = None
+        part.note_try(self._windows("wan")[1])
         with self.run.progress.clip(clip, count) as tell:
             try:
                 video, sound = self._fetch(tell)
+                reasons, count, trouble = video.missing, video.track.segment_count(), video.trouble or video.failure
             except (ClipError, TransferError, MediaRefused) as problem:
-                trouble, sound = problem, None
-            else:
-                reasons, count = video.missing, video.track.segment_count()
-            if self._given_up() or not self.part.have():
-                self.part.prefer_longer()
-            missing = {i: reasons.get(i, "unavailable") for i in range(count) if not self.part.has(i)}
-            if trouble and len(missing) == count and not self._given_up():
-                raise trouble
+                failed, trouble = True, str(problem)
+            if self._given_up(part) or not part.have():
+                part.prefer_longer()
+            missing = {i: reasons.get(i, "unavailable") for i in range(count) if not part.has(i)}
             if len(missing) == count:
-                return self._nothing(missing, str(trouble) if trouble else video.trouble or video.failure)
-            if not self._complete(missing) and not self._given_up():
-                return self._kept(missing, count, video.trouble or video.failure if not trouble else str(trouble))
-            sound = sound or self._fetch_sound(self.part.source, None)
-            contents = Contents(self.part.source, self.part.step_sec, count, self.part.have(count), missing)
-            return self._make(self.part.in_order(contents.have), contents, sound)
+                no_hope = not failed or self._given_up(part)
+                return self._nothing(missing, trouble) if no_hope else Outcome(clip, "failed", trouble)
+            if UNAVAILABLE & set(missing.values()) and not self._given_up(part):
+                return self._kept(missing, count, trouble)
+            sound = sound or self._fetch_sound(part.source, None)
+            contents = Contents(part.source, part.step_sec, count, part.have(count), missing)
+            return self._make(part.in_order(contents.have), contents, sound)
 
-    @staticmethod
-    def _complete(missing: Mapping[int, str]) -> bool:
-        """Is nothing missing that may still be had?"""
-        return not UNAVAILABLE & set(missing.values())
-
-    def _given_up(self) -> bool:
-        return self.settings.now - self.part.first_try_at > self.settings.give_up_after_sec
+    def _given_up(self, part: Part) -> bool:
+        return self.settings.now - part.first_try_at > self.settings.give_up_after_sec
 
     def _kept(self, missing: Mapping[int, str], count: int, trouble: str) -> Outcome:
         short = [reason for reason in missing.values() if reason in UNAVAILABLE]
         not_yet = set(short) == {"not_yet"}
         why = trouble or ("not there yet" if not_yet else "")
-        detail = f"kept as {self.part.path.name}: {len(short)} of {count} segments missing"
-        state = "not_yet" if not_yet and self.settings.catch_up else "incomplete"
-        return Outcome(self.clip, state, f"{detail}, {why}" if why else detail)
+        detail = f"kept as {self.part.path.name}: {len(short)} of {count} segments missing{why and ', '}{why}"
+        return Outcome(self.clip, "not_yet" if not_yet and self.settings.catch_up else "incomplete", detail)
 
     def _nothing(self, reasons: Mapping[int, str], trouble: str = "") -> Outcome:
         """No segment at all: settled when nothing can come any more, else to be tried again."""
-        kinds, clip = set(reasons.values()), self.clip
-        if kinds <= {"not_recorded", "not_found"}:
+        clip, kinds = self.clip, set(reasons.values()) - {"not_recorded", "not_found"}
+        if not kinds:
             self.part.discard()
             return Outcome(clip, "empty", "no footage recorded")
-        if kinds <= {"expired", "not_recorded", "not_found"} or self._given_up():
+        if kinds == {"expired"} or self._given_up(self.part):
             self.run.ledger.add(clip, "lost", "", 0, "", "")
             self.part.discard()
             return Outcome(clip, "lost", "expired" if "expired" in kinds else "given up after --give_up_after")
         self.part.note_try(self._windows("wan")[1])
-        if kinds <= {"not_yet", "not_recorded", "not_found"} and self.settings.catch_up:
+        if kinds == {"not_yet"} and self.settings.catch_up:
             return Outcome(clip, "not_yet", "it may still come")
         if not trouble and "unavailable" in kinds:
             trouble = ("only the cloud has it, and --lan_only forbids that" if clip.camera.online else
@@ -1773,24 +1671,28 @@ class Job:
     # What exists, and where from
 
     def _windows(self, kind: str) -> tuple[Windows | None, Windows | None]:
-        """What a kind of source can serve, and what exists anywhere; None when that is unknown."""
-        presence = self.run.directory.presence(self.clip.camera.uuid, audio=False)
+        """What a source ("lan", "wan", "gateway") can serve, and what exists anywhere; None when that is unknown."""
+        camera, gateway = self.clip.camera, self.clip.camera.gateway if kind == "gateway" else None
+        presence = self.run.directory.presence(gateway.uuid if gateway else camera.uuid, audio=bool(gateway))
         if presence is None:
             return None, None
         anywhere = join_windows(presence["local"] + presence["cloud"])
         if kind == "lan":
             return presence["local"], anywhere
-        return (anywhere if self.clip.camera.online else presence["cloud"]), anywhere
+        return (anywhere if gateway or camera.online else presence["cloud"]), anywhere
 
-    def _reasons(self, kind: str, step_sec: float, count: int) -> dict[int, str]:
-        """Segments that need not be asked for at this kind of source, and why."""
+    def _reasons(self, kind: str, track: mpd_info.Track | None = None) -> dict[int, str]:
+        """Segments (of `track`, or as planned) that need not be asked for at this source, and why."""
         here, anywhere = self._windows(kind)
         if here is None or anywhere is None:
             return {}
         clip, settings, missing = self.clip, self.settings, dict[int, str]()
-        before = join_windows((low, high) for low, high in self.part.recorded or [])
+        step_sec, count = (track.segment_sec, track.segment_count()) if track else (SEGMENT_SEC, clip.segments)
+        is_video = kind != "gateway"
+        before = join_windows((low, high) for low, high in self.part.recorded or () if is_video)
         # An offline camera may deliver later what nobody knows of yet, so its gaps are not final at once.
-        late = settings.catch_up and not clip.camera.online and clip.end_sec > settings.now - settings.lookback_sec
+        late = is_video and not clip.camera.online and settings.catch_up
+        late = late and clip.end_sec > settings.now - settings.lookback_sec
         for index in range(count):
             start, end = clip.fetch_start_sec + index * step_sec, clip.fetch_start_sec + (index + 1) * step_sec
             if covered(here, start, end):
@@ -1798,8 +1700,7 @@ class Job:
             if end > settings.now - PRESENCE_LAG_SEC:  # unknown: ask a device; the cloud would show a placeholder
                 if kind == "wan":
                     missing[index] = "not_yet"
-                continue
-            if covered(anywhere, start, end):
+            elif covered(anywhere, start, end):
                 missing[index] = "unavailable"
             elif covered(before, start, end):
                 missing[index] = "expired"
@@ -1815,13 +1716,13 @@ class Job:
         if settings.usewan or clip.camera.uuid in self.run.lan_dead:
             return ["wan"]
         if not clip.camera.online:
-            log.info("%s: the camera is offline, using its cloud footage over WAN", clip.stem)
-            return ["wan"]
-        count = clip.fetch_duration_sec // SEGMENT_SEC
-        if "unavailable" in self._reasons("lan", SEGMENT_SEC, count).values():
-            log.info("%s: the cloud has more of it than the camera, using WAN", clip.stem)
-            return ["wan"]
-        return ["lan", "wan"]
+            why = "the camera is offline, using its cloud footage over WAN"
+        elif "unavailable" in self._reasons("lan").values():
+            why = "the cloud has more of it than the camera, using WAN"
+        else:
+            return ["lan", "wan"]
+        log.info("%s: %s", clip.stem, why)
+        return ["wan"]
 
     def _open(self, kind: str, addresses: Addresses, part: Part, *, audio: bool) -> Stream:
         """The first address of this kind that gives an MPD and an init segment. Raises ClipError, Unreachable."""
@@ -1831,7 +1732,8 @@ class Job:
             url = template.replace("{START_TIME}", str(clip.fetch_start_sec))
             url = url.replace("{DURATION}", str(clip.fetch_duration_sec))
             try:
-                document = media.fetch(kind, url, mpd_check(url), mpd_info.MAX_MPD_BYTES, hurry=kind == "lan")
+                check = partial(check_mpd, url=url)
+                document = media.fetch(kind, url, check, mpd_info.MAX_MPD_BYTES, hurry=kind == "lan")
                 tracks = mpd_info.parse_mpd(document, url, clip.fetch_duration_sec)
                 track = mpd_info.audio_track(tracks) if audio else mpd_info.video_track(tracks)
                 if track is None or not track.init_url:
@@ -1841,7 +1743,7 @@ class Job:
                 log.debug("%s: %s: %s", clip.stem, kind, problem)
                 failure = problem if isinstance(problem, Unreachable) else ClipError(str(problem))
                 continue
-            part.begin(kind, init, track.segment_count(), track.segment_sec)
+            part.begin(kind, init, track)
             return Stream(kind, track, part, inside=None if audio else mpd_info.audio_track(tracks))
         raise failure
 
@@ -1849,7 +1751,7 @@ class Job:
 
     def _fetch(self, tell: Callable[[int], None]) -> tuple[Stream, Sound]:
         """Video from the first source that gives all of it, else from the last that gave some; the audio beside it."""
-        clip, run = self.clip, self.run
+        clip, run, settings = self.clip, self.run, self.settings
         addresses = run.directory.addresses(clip.camera.address, clip.camera, audio=False)
         if not addresses.lan and not addresses.wan:
             raise ClipError("the API gives no media addresses for this camera")
@@ -1862,16 +1764,18 @@ class Job:
                     video = self._open(kind, addresses, self.part, audio=False)
                 except (ClipError, Unreachable) as problem:
                     failures.append(problem)
-                    if kind == "lan" and not self.settings.lan_only:
+                    if kind == "lan" and not settings.lan_only:
                         run.lan_dead.add(clip.camera.uuid)
                         log.info("%s: no answer on the LAN (%s), using WAN", clip.stem, problem)
                     continue
-                video.missing = self._reasons(kind, video.track.segment_sec, video.track.segment_count())
+                video.missing = self._reasons(kind, video.track)
                 if sound is None:
                     sound = beside.submit(self._fetch_sound, kind, video)
                 self._check_space(video)
                 download(run.context, run.media, video, self._workers(kind), tell)
-                self._mark_not_yet(video)
+                edge = (settings.now - CLOUD_LAG_SEC - clip.fetch_start_sec) / video.track.segment_sec - 1
+                video.missing |= {index: "not_yet" for index, reason in video.missing.items()
+                                  if reason == "not_found" and index > edge}  # only what is older is a gap # fmt: skip
                 if not video.unavailable():
                     break
                 log.debug("%s: %s lacks %s segments", clip.stem, kind, len(video.unavailable()))
@@ -1889,57 +1793,37 @@ class Job:
     def _workers(self, kind: str) -> int:
         return self.settings.segment_workers or (8 if kind == "wan" else 2)
 
-    def _mark_not_yet(self, video: Stream) -> None:
-        """What is missing at the live edge is not there yet; only what is older is a gap."""
-        edge = self.settings.now - CLOUD_LAG_SEC
-        for index, reason in video.missing.items():
-            if reason == "not_found" and self.clip.fetch_start_sec + (index + 1) * video.track.segment_sec > edge:
-                video.missing[index] = "not_yet"
-
     def _fetch_sound(self, kind: str, video: Stream | None) -> Sound:
         """The audio of the paired gateway, or of a camera that carries its own; failures never reach the video."""
-        gateway = self.clip.camera.gateway
+        gateway = self.clip.camera.gateway if self.clip.audio else None
         inside = video.inside if video else None
-        if self.settings.no_audio or not (self.clip.audio or inside):
+        if self.settings.no_audio or not (gateway or inside):
             return Sound()
-        sound = Sound("failed", gateway.uuid if self.clip.audio and gateway else None)
+        sound = Sound("failed", gateway.uuid if gateway else None)
         try:
-            if sound.gateway is None:
-                assert inside
-                self._fetch_inside(sound, kind, inside)
-            elif not sound.gateway:
+            if gateway and not gateway.uuid:
                 sound.detail = "the list of audio gateways could not be had"
-            else:
-                assert gateway
+            elif gateway:
                 lan = ["lan"] if kind == "lan" and gateway.online else []
                 self._fetch_gateway(sound, gateway, lan if self.settings.lan_only else [*lan, "wan"])
+            elif inside and inside.init_url:
+                init = self.run.media.fetch(kind, inside.init_url, segment_check(inside, init=True))
+                part = self._open_sound_part()
+                part.begin(kind, init, inside)
+                self._download_sound(sound, Stream(kind, inside, part, self._reasons(kind, inside)))
+            else:
+                sound.detail = "the MPD names no init segment for the audio"
         except (TransferError, MediaRefused, NotFound, ClipError, ApiError, Busy, mpd_info.MpdError) as problem:
             sound.detail = str(problem)
         return sound
 
-    def _fetch_inside(self, sound: Sound, kind: str, track: mpd_info.Track) -> None:
-        if not track.init_url:
-            raise ClipError("the MPD names no init segment for the audio")
-        init = self.run.media.fetch(kind, track.init_url, segment_check(track, init=True))
-        part = self._open_sound_part()
-        part.begin(kind, init, track.segment_count(), track.segment_sec)
-        reasons = self._reasons(kind, track.segment_sec, track.segment_count())
-        self._download_sound(sound, Stream(kind, track, part, reasons))
-
     def _fetch_gateway(self, sound: Sound, gateway: Gateway, kinds: Sequence[str]) -> None:
-        clip = self.clip
-        presence = self.run.directory.presence(gateway.uuid, audio=True)
-        windows = None if presence is None else join_windows(presence["local"] + presence["cloud"])
-        count, missing = clip.fetch_duration_sec // SEGMENT_SEC, dict[int, str]()
-        for index in range(count if windows is not None else 0):
-            start, end = clip.fetch_start_sec + index * SEGMENT_SEC, clip.fetch_start_sec + (index + 1) * SEGMENT_SEC
-            if end < self.settings.now - PRESENCE_LAG_SEC and not covered(windows or [], start, end):
-                missing[index] = "not_recorded"
-        if len(missing) == count:
+        missing = self._reasons("gateway")
+        if len(missing) == self.clip.segments:
             sound.status = "not_recorded"
             return
         part = self._open_sound_part()
-        addresses = self.run.directory.addresses(gateway.uuid, clip.camera, audio=True)
+        addresses = self.run.directory.addresses(gateway.uuid, self.clip.camera, audio=True)
         for kind in kinds:
             try:
                 stream = self._open(kind, addresses, part, audio=True)
@@ -1959,14 +1843,14 @@ class Job:
 
     def _download_sound(self, sound: Sound, stream: Stream) -> None:
         download(self.run.context, self.run.media, stream, max(1, self._workers(stream.kind) // 2), lambda _: None)
-        given_up = self.settings.now - stream.part.first_try_at > self.settings.give_up_after_sec
-        if not stream.part.have() and not stream.unavailable():
+        have, short = stream.part.have(), stream.unavailable()
+        if not have and not short:
             sound.status = "not_recorded"
-        elif stream.part.have() and (given_up or not stream.unavailable()):
+        elif have and (self._given_up(stream.part) or not short):
             sound.status, sound.stream = "ok", stream
         else:
-            short = f"{len(stream.unavailable())} of {stream.track.segment_count()} segments missing"
-            sound.detail = f"{short}, {stream.trouble or stream.failure}"
+            sound.detail = (f"{len(short)} of {stream.track.segment_count()} segments missing, "
+                            f"{stream.trouble or stream.failure}")  # fmt: skip
 
     def _check_space(self, video: Stream) -> None:
         """Refuse a clip of which part and final file cannot fit: better here than at the last segment."""
@@ -1988,7 +1872,7 @@ class Job:
         step_ms, missing = int(held.get("length_ms", SEGMENT_SEC * 1000)), set(held.get("missing", ()))
         reasons = {index: gap["reason"] for gap in sidecar.get("gaps", ()) for index in missing
                    if gap["start_ms"] <= start_ms + index * step_ms < gap["end_ms"]}  # fmt: skip
-        expected = int(held.get("expected", clip.fetch_duration_sec // SEGMENT_SEC))
+        expected = int(held.get("expected", clip.segments))
         have = [index for index in range(expected) if index not in missing]
         contents = Contents(str(sidecar.get("source", "unknown")), step_ms / 1000, expected, have, reasons)
         sound = self._fetch_sound(self._kinds()[0], None)
@@ -2039,9 +1923,11 @@ class Job:
         about = {"status": sound.status, "gateway": sound.gateway, "offset_ms": round(settings.audio_offset_sec * 1000)}
         write_json(final.with_suffix(".json"), sidecar_of(clip, final, sha256, contents, about, not partial))
         ledger.add(clip, "partial" if partial else "done", final.name, size_bytes, sha256, sound.status)
-        for earlier in self._earlier_forms(final, sound.status == "ok", partial):
-            earlier.unlink(missing_ok=True)
-            earlier.with_suffix(".json").unlink(missing_ok=True)
+        # our own earlier files of the same footage, which hold no more than this one
+        forms = {clip.file_name(audio, old) for audio in {False, sound.status == "ok"} for old in {True, partial}}
+        for name in forms - {final.name}:
+            final.with_name(name).unlink(missing_ok=True)
+            final.with_name(name).with_suffix(".json").unlink(missing_ok=True)
         self.part.discard()
         if self.sound_part and sound.status != "failed":
             self.sound_part.discard()
@@ -2055,14 +1941,6 @@ class Job:
         held = (read_json((self.settings.output_dir / before.file).with_suffix(".json")) or {}).get("segments") or {}
         earlier = set(range(int(held.get("expected", 0)))) - set(held.get("missing", ()))
         return bool(earlier - set(contents.have))
-
-    def _earlier_forms(self, final: Path, with_audio: bool, partial: bool) -> Iterator[Path]:
-        """Our own earlier files of the same footage that hold no more than `final` does."""
-        for earlier_audio in (False, True) if with_audio else (False,):
-            for earlier_partial in (True,) if partial else (True, False):
-                path = final.with_name(self.clip.file_name(earlier_audio, earlier_partial))
-                if path != final:
-                    yield path
 
 
 @contextmanager
@@ -2099,15 +1977,6 @@ def sidecar_of(clip: Clip, file: Path, sha256: str, contents: Contents, audio: M
     }  # fmt: skip
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None when there is none, or it is not one."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
 # --- catch up ----------------------------------------------------------------------------------------------------
 
 
@@ -2133,13 +2002,15 @@ class CatchUp:
 
     def load(self) -> None:
         """Read the state, under the query's lock."""
-        found = read_json(self.path)
-        if found is None and self.path.exists():
-            raise CannotStart(f"{self.path}: cannot be read as state; move it away to begin anew from --after_time")
+        found, refusal = read_json(self.path), ""
         shapes = {"marks": dict, "seen": dict, "pending": list, "lost": list}
-        if found is not None and not all(isinstance(found.get(name), kind) for name, kind in shapes.items()):
-            raise CannotStart(f"{self.path}: is not a state of ours; move it away to begin anew from --after_time")
-        self.state = found or {"schema": 1, "query": self.words, "marks": {}, "seen": {}, "pending": [], "lost": []}
+        if found is None:
+            refusal = "cannot be read as state" if self.path.exists() else ""
+        elif not all(isinstance(found.get(name), kind) for name, kind in shapes.items()):
+            refusal = "is not a state of ours"
+        if refusal:
+            raise CannotStart(f"{self.path}: {refusal}; move it away to begin anew from --after_time")
+        self.state = found or {"schema": 1, "query": self.words, **{name: kind() for name, kind in shapes.items()}}
 
     def save(self, status: int | None = None) -> None:
         if status is not None:
@@ -2151,17 +2022,16 @@ class CatchUp:
 
     def plan_ranges(self, cameras: Sequence[Camera]) -> list[Clip]:
         """Every camera from its mark to the newest second that can be there, after what is pending; oldest first."""
-        marks, pending = self.state["marks"], self.state["pending"]
-        for camera in cameras:
-            begin, end = int(marks.get(camera.address, self.settings.start_sec)), newest_end(camera, self.settings)
-            if end <= begin:
-                continue
-            for start, stop in split_range(begin, end, self.settings.clip_length_sec):
-                pending.append({"camera": camera.address, "start": start, "end": stop, "since": self.settings.now})
-            marks[camera.address] = end
-        self.save()
+        marks, pending, settings = self.state["marks"], self.state["pending"], self.settings
         known = {camera.address: camera for camera in cameras}
-        clips = [manual_clip(known[entry["camera"]], entry["start"], entry["end"], self.settings)
+        for name, camera in known.items():
+            begin, end = int(marks.get(name, settings.start_sec)), newest_end(camera, settings)
+            if end > begin:
+                pending += [{"camera": name, "start": start, "end": stop, "since": settings.now}
+                            for start, stop in split_range(begin, end, settings.clip_length_sec)]  # fmt: skip
+                marks[name] = end
+        self.save()
+        clips = [clip_of(known[entry["camera"]], entry["start"], entry["end"], settings)
                  for entry in pending if entry["camera"] in known]  # fmt: skip
         return sorted(clips, key=lambda clip: clip.start_sec)
 
@@ -2197,28 +2067,27 @@ class CatchUp:
 
     def settle(self, outcomes: Sequence[Outcome], taken: Sequence[Alert]) -> None:
         """Drop from `pending` what is settled, note why the rest is not, and what is lost for good."""
-        open_reasons: dict[Any, str] = {}
+        settings, open_reasons = self.settings, dict[Any, str]()
+        tried: set[Any] = {alert.id for alert in taken}
         for outcome in outcomes:
             clip = outcome.clip
             key = clip.alert.id if clip.alert else (clip.camera.address, clip.start_sec)
-            if not OUTCOMES[outcome.state][1] or (outcome.audio == "failed" and outcome.state == "done"):
+            tried.add(key)
+            if not OUTCOMES[outcome.state][1] or outcome.lacks_audio:
                 open_reasons[key] = outcome.detail or outcome.state
             elif outcome.state in ("lost", "partial"):
-                self.state["lost"].append({"clip": clip.stem, "state": outcome.state, "at": self.settings.now})
-        tried: set[Any] = {alert.id for alert in taken}
-        tried |= {(one.clip.camera.address, one.clip.start_sec) for one in outcomes if not one.clip.alert}
+                self.state["lost"].append({"clip": clip.stem, "state": outcome.state, "at": settings.now})
         kept = []
         for entry in self.state["pending"]:
             key = entry["alert"]["id"] if "alert" in entry else (entry["camera"], entry["start"])
             if key in open_reasons:
-                entry["reason"] = open_reasons[key]
-            if key not in tried and self.settings.now - entry["since"] > self.settings.give_up_after_sec and (
-                "camera" in entry
-            ):
-                self.state["lost"].append({"clip": f"{entry['camera']}_{entry['start']}", "state": "camera is gone",
-                                           "at": self.settings.now})  # fmt: skip
-            elif key in open_reasons or key not in tried:
-                kept.append(entry)
+                kept.append(entry | {"reason": open_reasons[key]})
+            elif key not in tried:
+                if "camera" in entry and settings.now - entry["since"] > settings.give_up_after_sec:
+                    gone = {"clip": f"{entry['camera']}_{entry['start']}", "state": "camera is gone"}
+                    self.state["lost"].append(gone | {"at": settings.now})
+                else:
+                    kept.append(entry)
         self.state["pending"] = kept
 
 
@@ -2226,12 +2095,14 @@ class CatchUp:
 
 
 class Progress:
-    """A bar per clip where stderr is a terminal; a line per finished clip everywhere."""
+    """A bar per clip where stderr is a terminal; a line per finished clip, and its result on stdout, everywhere."""
 
-    def __init__(self, quiet: bool, total: int) -> None:
-        self.quiet, self.total, self.finished = quiet, total, 0
+    def __init__(self, settings: Settings, total: int) -> None:
+        self.settings, self.total, self.finished = settings, total, 0
         self.bars: Any = None
-        if sys.stderr.isatty() and not quiet and total:
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty() and not self.settings.quiet:
             from rich import progress
             from rich.console import Console
 
@@ -2240,6 +2111,11 @@ class Progress:
             both = sys.stdout.isatty()  # else stdout carries results to a file or a pipe, and rich must not touch it
             self.bars = progress.Progress(*columns, console=Console(stderr=True), redirect_stdout=both)
             self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bars:
+            self.bars.stop()
 
     @contextmanager
     def clip(self, clip: Clip, count: int) -> Iterator[Callable[[int], None]]:
@@ -2259,28 +2135,30 @@ class Progress:
         finally:
             self.bars.remove_task(task)
 
-    def line(self, outcome: Outcome) -> None:
+    def report(self, outcome: Outcome) -> None:
         self.finished += 1
+        clip, state, file = outcome.clip, outcome.state, outcome.file
         levels = {"already": logging.DEBUG, "lost": logging.WARNING, "partial": logging.WARNING}
-        level = logging.ERROR if fails_run(outcome) else levels.get(outcome.state, logging.INFO)
+        level = logging.ERROR if outcome.fails_run else levels.get(state, logging.INFO)
         size = size_text(outcome.size_bytes)
         words = {"done": f"saved {size}", "partial": f"published as it is, {size}", "already": "already there"}
-        said = words.get(outcome.state, outcome.state.replace("_", " "))
-        said += f" ({outcome.detail})" if outcome.detail else ""
-        name = outcome.file.name if outcome.file else outcome.clip.stem
-        log.log(level, "[%s/%s] %s: %s", self.finished, self.total, name, said)
-
-    def close(self) -> None:
-        if self.bars:
-            self.bars.stop()
+        said = words.get(state, state.replace("_", " ")) + (f" ({outcome.detail})" if outcome.detail else "")
+        log.log(level, "[%s/%s] %s: %s", self.finished, self.total, file.name if file else clip.stem, said)
+        if self.settings.json:
+            row = {"clip": clip.stem, "camera": clip.camera.address, "name": clip.camera.name, "start": clip.start_sec,
+                   "end": clip.end_sec, "alert": clip.alert.id if clip.alert else None, "state": state,
+                   "detail": mask(outcome.detail), "file": str(file) if file else None,
+                   "bytes": outcome.size_bytes, "audio": outcome.audio}  # fmt: skip
+            print(json.dumps(row, ensure_ascii=False), flush=True)
+        elif file and state in ("done", "partial") and not self.settings.quiet:
+            print(file, flush=True)
 
 
 def summary_of(outcomes: Sequence[Outcome], notes: Mapping[str, int]) -> dict[str, Any]:
-    counts = {state: sum(outcome.state == state for outcome in outcomes) for state in OUTCOMES}
+    states = [outcome.state for outcome in outcomes]
     size_bytes = sum(outcome.size_bytes for outcome in outcomes if outcome.state in ("done", "partial"))
-    silent = sum(outcome.audio == "failed" and outcome.state == "done" for outcome in outcomes)
-    return {"clips": len(outcomes), **{state: count for state, count in counts.items() if count},
-            "audio_failed": silent, "bytes": size_bytes, **notes}  # fmt: skip
+    return {"clips": len(outcomes), **{state: states.count(state) for state in OUTCOMES if state in states},
+            "audio_failed": sum(outcome.lacks_audio for outcome in outcomes), "bytes": size_bytes, **notes}  # fmt: skip
 
 
 def summary_text(summary: Mapping[str, Any]) -> str:
@@ -2290,32 +2168,23 @@ def summary_text(summary: Mapping[str, Any]) -> str:
     return f"{summary['clips']} {noun}: {', '.join(parts) or 'nothing to do'}, {size_text(summary['bytes'])}"
 
 
-def outcome_json(outcome: Outcome) -> dict[str, Any]:
-    clip = outcome.clip
-    return {"clip": clip.stem, "camera": clip.camera.address, "name": clip.camera.name, "start": clip.start_sec,
-            "end": clip.end_sec, "alert": clip.alert.id if clip.alert else None, "state": outcome.state,
-            "detail": mask(outcome.detail), "file": str(outcome.file) if outcome.file else None,
-            "bytes": outcome.size_bytes, "audio": outcome.audio}  # fmt: skip
-
-
 def print_rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     """Results on stdout: JSON Lines, or columns as wide as their widest value."""
     if as_json:
-        for row in rows:
+        for row in (*rows, {"summary": {"rows": len(rows)}}):
             print(json.dumps(row, ensure_ascii=False))
-        print(json.dumps({"summary": {"rows": len(rows)}}))
-        return
-    if not rows:
-        return
-    table = [list(rows[0])] + [["" if value is None else str(value) for value in row.values()] for row in rows]
-    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-    for line in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    elif rows:
+        table = [list(rows[0])] + [["" if value is None else str(value) for value in row.values()] for row in rows]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        for line in table:
+            print("  ".join(map(str.ljust, line, widths)).rstrip())
 
 
-def estimate_bytes(clip: Clip, rates: Mapping[str, float]) -> float:
-    rate = rates.get(f"{clip.camera.uuid}.{clip.camera.facet}", HD_BYTES_PER_SEC)
-    return (rate + AUDIO_BYTES_PER_SEC * clip.audio) * (clip.end_sec - clip.start_sec)
+def estimate_bytes(clips: Sequence[Clip], ledger: Ledger) -> list[int]:
+    rates = ledger.bytes_per_sec()
+    known = (rates.get((clip.camera.uuid, clip.camera.facet), HD_BYTES_PER_SEC) + AUDIO_BYTES_PER_SEC * clip.audio
+             for clip in clips)  # fmt: skip
+    return [round(rate * (clip.end_sec - clip.start_sec)) for rate, clip in zip(known, clips, strict=True)]
 
 
 def disk_free(folder: Path) -> int:
@@ -2325,8 +2194,7 @@ def disk_free(folder: Path) -> int:
 
 def check_space(clips: Sequence[Clip], settings: Settings, ledger: Ledger) -> None:
     """CannotStart when parts and final files cannot fit, by what the cameras took before, else by planning figures."""
-    rates = ledger.bytes_per_sec()
-    sizes = sorted((estimate_bytes(clip, rates) for clip in clips), reverse=True)
+    sizes = sorted(estimate_bytes(clips, ledger), reverse=True)
     needed, free = sum(sizes) + sum(sizes[: settings.workers]), disk_free(settings.output_dir)
     if needed > free and not settings.ignore_space:
         raise CannotStart(f"{settings.output_dir}: {size_text(free)} free, but the clips need about "
@@ -2334,42 +2202,37 @@ def check_space(clips: Sequence[Clip], settings: Settings, ledger: Ledger) -> No
 
 
 def show_plan(clips: Sequence[Clip], settings: Settings, ledger: Ledger) -> None:
-    rates = ledger.bytes_per_sec()
-    sizes = [round(estimate_bytes(clip, rates)) for clip in clips]
+    sizes = estimate_bytes(clips, ledger)
     rows = [{"clip": clip.file_name(clip.audio), "camera": clip.camera.name,
              "start": clock_text(clip.start_sec, settings.zone),
              "duration": duration_text(clip.end_sec - clip.start_sec),
-             "estimate": size if settings.as_json else size_text(size)}
+             "estimate": size if settings.json else size_text(size)}
             for clip, size in zip(clips, sizes, strict=True)]  # fmt: skip
-    print_rows(rows, settings.as_json)
+    print_rows(rows, settings.json)
     log.info("dry run: %s clips, about %s, nothing was downloaded", len(clips), size_text(sum(sizes)))
 
 
 def show_status(settings: Settings) -> int:
     """--status: each catch-up query of this folder, and the space; PARTIAL beyond the limits of config.yaml."""
-    rows, bad = [], []
+    rows, bad, now = [], [], settings.now
     for path in sorted((settings.output_dir / STATE_FOLDER / "catch_up").glob("*.json")):
         state = read_json(path) or {}
-        good = state.get("last_good_at")
-        age = settings.now - good if good else None
-        lost = [one for one in state.get("lost", []) if settings.now - one["at"] < settings.give_up_after_sec]
-        pending = state.get("pending", [])
-        oldest = min((entry["since"] for entry in pending), default=settings.now)
-        row = {"query": state.get("query", path.name), "last_good_run": clock_text(good) if good else "never",
-               "pending": len(pending), "oldest_pending": duration_text(settings.now - oldest) if pending else "",
-               "lost": len(lost), "status": state.get("status")}  # fmt: skip
-        rows.append(row)
-        if age is None or age > settings.status_max_age_sec:
-            since = f"no good run for {duration_text(age)}" if age else "never a good run"
-            bad.append(f"{row['query']}: {since} (no longer wanted? remove {path})")
+        query, good, pending = state.get("query", path.name), state.get("last_good_at"), state.get("pending", [])
+        lost = [one["clip"] for one in state.get("lost", []) if now - one["at"] < settings.give_up_after_sec]
+        oldest = duration_text(now - min(entry["since"] for entry in pending)) if pending else ""
+        rows.append({"query": query, "last_good_run": clock_text(good) if good else "never", "pending": len(pending),
+                     "oldest_pending": oldest, "lost": len(lost), "status": state.get("status")})  # fmt: skip
+        if not good or now - good > settings.status_max_age_sec:
+            since = f"no good run for {duration_text(now - good)}" if good else "never a good run"
+            bad.append(f"{query}: {since} (no longer wanted? remove {path})")
         if len(pending) > settings.status_max_pending:
-            bad.append(f"{row['query']}: {len(pending)} pending")
+            bad.append(f"{query}: {len(pending)} pending")
         if len(lost) > settings.status_max_lost:
-            bad.append(f"{row['query']}: {len(lost)} lost: {', '.join(one['clip'] for one in lost[:3])}")
+            bad.append(f"{query}: {len(lost)} lost: {', '.join(lost[:3])}")
     free = disk_free(settings.output_dir)
     if free < settings.status_min_free_bytes:
         bad.append(f"{settings.output_dir}: only {size_text(free)} free")
-    print_rows(rows, settings.as_json)
+    print_rows(rows, settings.json)
     for sentence in bad:
         log.error("%s", sentence)
     log.info("%s catch-up queries, %s free in %s", len(rows), size_text(free), settings.output_dir)
@@ -2397,8 +2260,9 @@ class World:
     location_filter: list[str]
 
 
-def load_world(api: Api, settings: Settings) -> World:
+def load_world(api: Api) -> World:
     """Cameras, gateways and locations, asked for side by side. CannotStart when the cameras cannot be had."""
+    settings = api.settings
     with ThreadPoolExecutor(3) as pool:
         retired = {"includeMummified": True} if settings.cameras else {}  # a named camera may be a retired one
         cameras = pool.submit(api.call, "camera/getMinimalCameraStateList", **retired)
@@ -2411,91 +2275,89 @@ def load_world(api: Api, settings: Settings) -> World:
                           "permission") from problem  # fmt: skip
     except ApiError as problem:
         raise CannotStart(f"no camera list: {problem}") from problem
-    listed: dict[str, Any] = {"audioGatewayStates": None, "locations": []}
-    for name, answer in (("audioGatewayStates", gateways), ("locations", locations)):
-        try:
-            listed[name] = list_in(answer.result(), name)
-        except ApiError as problem:
-            if name == "locations" and settings.locations:
-                raise CannotStart(f"no list of locations to filter by: {problem}") from problem
-            if name == "locations" or not settings.no_audio:
-                log.warning("going on without %s: %s", "names of locations" if name[0] == "l" else "audio", problem)
-    places = list(flatten_locations(listed["locations"]))
-    known = read_cameras(states, listed["audioGatewayStates"], {place.uuid: place.name for place in places})
+    sites: list[Any] = []
+    try:
+        sites = list_in(locations.result(), "locations")
+    except ApiError as problem:
+        if settings.locations:
+            raise CannotStart(f"no list of locations to filter by: {problem}") from problem
+        log.warning("going on without names of locations: %s", problem)
+    paired: list[Any] | None = None
+    try:
+        paired = list_in(gateways.result(), "audioGatewayStates")
+    except ApiError as problem:
+        if not settings.no_audio:
+            log.warning("going on without audio: %s", problem)
+    places = list(flatten_locations(sites))
+    known = read_cameras(states, paired, {place.uuid: place.name for place in places})
     chosen, below = choose_cameras(known, places, settings)
     return World(known, chosen, places, below)
 
 
-def fetch_alerts(api: Api, world: World, settings: Settings, after_sec: float | None, most: int | None,
+def fetch_alerts(api: Api, world: World, after_sec: float | None, most: int | None,
                  notes: dict[str, int]) -> list[Alert]:  # fmt: skip
     """Alerts newest first, as values; what has no time is counted and passed over. CannotStart when the API fails."""
-    devices = sorted({camera.uuid for camera in world.chosen}) if settings.cameras else []
+    devices = sorted({camera.uuid for camera in world.chosen}) if api.settings.cameras else []
     try:
-        entries, more, at_least = list_alerts(api, settings, devices, world.location_filter, after_sec, most)
+        entries, more, at_least = list_alerts(api, devices, world.location_filter, after_sec, most)
     except ApiError as problem:
         raise CannotStart(f"Failed to retrieve policy alerts: {problem}") from problem
     alerts = []
     for entry in entries:
-        alert = read_alert(entry)
-        if alert is None:
+        if alert := read_alert(entry):
+            alerts.append(alert)
+        else:
             log.warning("Alert missing timestamp: %s skipped", safe_word(alert_identity(entry), ID_CHARACTERS))
             notes["alerts_without_time"] = notes.get("alerts_without_time", 0) + 1
-        else:
-            alerts.append(alert)
     if more:
         least = "at least " if at_least else ""
         log.warning("%s%s more not taken: only the newest %s are (--max_alerts)", least, more, most)
         notes["alerts_not_taken"] = more
+    if not alerts:
+        log.info("No policy alerts found")
     return alerts
 
 
 def clips_of_alerts(alerts: Sequence[Alert], world: World, settings: Settings, notes: dict[str, int]) -> list[Clip]:
+    """One clip for each video channel of each camera that an alert points to; none for other devices."""
     known = {camera.uuid for camera in world.cameras}
-    chosen: dict[str, list[Camera]] = {}
-    for camera in world.chosen:
-        chosen.setdefault(camera.uuid, []).append(camera)
     clips = []
     for alert in alerts:
         if not known.intersection(alert.devices):
             words = safe_word(alert.id, ID_CHARACTERS), safe_word(alert.kind, TYPE_CHARACTERS)
             log.info("alert %s (%s): skipped, %s is no camera", *words, alert.device_type or "what raised it")
             notes["alerts_of_no_camera"] = notes.get("alerts_of_no_camera", 0) + 1
-        clips += alert_clips(alert, chosen, settings)
+        start, end = alert_window(alert, settings)
+        for camera in (camera for device in alert.devices for camera in world.chosen if camera.uuid == device):
+            last = min(end, newest_end(camera, settings))
+            if last > start:
+                clips.append(clip_of(camera, start, last, settings, alert))
     return clips
 
 
 def plan_ranges(world: World, settings: Settings) -> list[Clip]:
     """Manual mode: the range of every chosen camera, cut into clips, and not beyond what can be there by now."""
-    clips: list[Clip] = []
-    latest: int | None = None
-    for camera in world.chosen:
-        end = min(settings.end_sec, newest_end(camera, settings))
-        latest = end if latest is None else min(latest, end)
-        if end > settings.start_sec:
-            clips += [manual_clip(camera, start, stop, settings)
-                      for start, stop in split_range(settings.start_sec, end, settings.clip_length_sec)]  # fmt: skip
-    if latest is not None and latest < settings.end_sec:
+    ends = {camera: min(settings.end_sec, newest_end(camera, settings)) for camera in world.chosen}
+    latest = min(ends.values(), default=settings.end_sec)
+    if latest < settings.end_sec:
         log.info("up to %s: later footage is not there yet (--lag)", clock_text(latest, settings.zone))
+    clips = [clip_of(camera, start, stop, settings) for camera, end in ends.items()
+             for start, stop in split_range(settings.start_sec, end, settings.clip_length_sec)]  # fmt: skip
     return sorted(clips, key=lambda clip: clip.start_sec)  # cameras take turns
 
 
-def copy_all(copier: Copier, clips: Sequence[Clip], settings: Settings, progress: Progress) -> list[Outcome]:
+def copy_all(copier: Copier, clips: Sequence[Clip]) -> list[Outcome]:
     """Every clip, several side by side. A signal stops the threads within two seconds; parts are kept."""
     outcomes: list[Outcome] = []
-    pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="clip")
+    pool = ThreadPoolExecutor(copier.settings.workers, thread_name_prefix="clip")
     futures: set[Future[Outcome]] = set()
     try:
         futures = {pool.submit(copier.copy, clip) for clip in clips}
         while futures:
             finished, futures = wait_for(futures, return_when=FIRST_COMPLETED)
             for future in finished:
-                outcome = future.result()
-                outcomes.append(outcome)
-                progress.line(outcome)
-                if settings.as_json:
-                    print(json.dumps(outcome_json(outcome), ensure_ascii=False), flush=True)
-                elif outcome.file and outcome.state in ("done", "partial") and not progress.quiet:
-                    print(outcome.file, flush=True)
+                outcomes.append(future.result())
+                copier.progress.report(outcomes[-1])
     except (KeyboardInterrupt, Terminated):
         copier.context.end("stopped by a signal")
         pool.shutdown(wait=False, cancel_futures=True)
@@ -2503,19 +2365,17 @@ def copy_all(copier: Copier, clips: Sequence[Clip], settings: Settings, progress
         log.warning("stopped: %s of %s clips are finished, parts are kept for the next run", len(outcomes), len(clips))
         raise
     finally:
-        progress.close()
         pool.shutdown(wait=False, cancel_futures=True)
     return outcomes
 
 
-def work(settings: Settings, quiet: bool) -> tuple[int, str]:
+def work(settings: Settings) -> tuple[int, str]:
     """Plan, act, report: (status, report for notifications)."""
-    context = Context(settings)
-    api = Api(settings, context)
+    api = Api(settings)
     state_folder = settings.output_dir / STATE_FOLDER
     ledger = Ledger(state_folder)
     ledger.refresh()
-    world = load_world(api, settings)
+    world = load_world(api)
     notes: dict[str, int] = {}
     catch_up = CatchUp(state_folder, settings) if settings.catch_up else None
     taken: list[Alert] = []
@@ -2523,9 +2383,7 @@ def work(settings: Settings, quiet: bool) -> tuple[int, str]:
         catch_up.load()
     if settings.alerts:
         after_sec = catch_up.alerts_since() if catch_up else settings.after_sec
-        taken = fetch_alerts(api, world, settings, after_sec, None if catch_up else settings.max_alerts, notes)
-        if not taken:
-            log.info("No policy alerts found")
+        taken = fetch_alerts(api, world, after_sec, None if catch_up else settings.max_alerts, notes)
         taken = catch_up.plan_alerts(taken) if catch_up else taken
         clips = clips_of_alerts(taken, world, settings, notes)
     else:
@@ -2533,62 +2391,52 @@ def work(settings: Settings, quiet: bool) -> tuple[int, str]:
     if settings.dry_run:
         show_plan([clip for clip in clips if not ledger.find(clip)], settings, ledger)
         return Status.DONE, ""
-    outcomes = act(settings, context, api, ledger, clips, quiet)
+    outcomes = act(api, ledger, clips)
     summary = summary_of(outcomes, notes)
-    failed = [outcome for outcome in outcomes if fails_run(outcome)]
+    failed = [outcome for outcome in outcomes if outcome.fails_run]
     status = Status.PARTIAL if failed else Status.DONE
     if catch_up:
         catch_up.settle(outcomes, taken)
         catch_up.save(status)
-    if settings.as_json:
+    if settings.json:
         print(json.dumps({"summary": summary}))
     log.log(logging.ERROR if failed else logging.INFO, "%s", summary_text(summary))
     lines = [f"{outcome.clip.stem}: {outcome.state} {outcome.detail}" for outcome in failed]
     return status, "\n".join([summary_text(summary), "", *lines])
 
 
-def act(
-    settings: Settings, context: Context, api: Api, ledger: Ledger, clips: Sequence[Clip], quiet: bool
-) -> list[Outcome]:
+def act(api: Api, ledger: Ledger, clips: Sequence[Clip]) -> list[Outcome]:
     """Skip what is there, ask for addresses in bulk, check the space, and copy the rest."""
-    media = MediaClient(api, context, SessionToken(api))
-    directory = Directory(api, context)
-    progress = Progress(quiet, 0)
-    copier = Copier(settings, context, media, directory, ledger, progress, "")
-    outcomes = [outcome for clip in clips if (outcome := _settled(copier, clip))]
-    settled = {outcome.clip.stem for outcome in outcomes}
-    todo = [clip for clip in clips if clip.stem not in settled]
-    progress.total = len(clips)
-    for outcome in outcomes:
-        progress.line(outcome)
-        if settings.as_json:
-            print(json.dumps(outcome_json(outcome), ensure_ascii=False))
+    progress = Progress(api.settings, len(clips))
+    copier = Copier(api, ledger, progress)
+    outcomes, todo = list[Outcome](), list[Clip]()
+    for clip in clips:
+        try:
+            found = copier.settled(clip)
+        except (ClipError, OSError) as problem:
+            found = Outcome(clip, "conflict", str(problem))
+        if found:
+            outcomes.append(found)
+            progress.report(found)
+        else:
+            todo.append(clip)
     if not todo:
         return outcomes
-    check_space(todo, settings, ledger)
+    check_space(todo, api.settings, ledger)
     copier.ffmpeg = find_ffmpeg("making MP4 files")
-    directory.want(todo)
+    copier.directory.want(todo)
     devices = {clip.camera.address: None for clip in todo}
     devices |= {one.uuid: None for clip in todo if clip.audio and (one := clip.camera.gateway) and one.uuid}
     if len(devices) > 1:
-        directory.load_addresses(list(devices))
-    copier.progress = Progress(quiet, len(clips))
-    copier.progress.finished = progress.finished
-    return outcomes + copy_all(copier, todo, settings, copier.progress)
+        copier.directory.load_addresses(list(devices))
+    with progress:
+        return outcomes + copy_all(copier, todo)
 
 
-def _settled(copier: Copier, clip: Clip) -> Outcome | None:
-    try:
-        return copier.settled(clip)
-    except (ClipError, OSError) as problem:
-        return Outcome(clip, "conflict", str(problem))
-
-
-def show_list(api: Api, settings: Settings, what: str) -> int:
+def show_list(api: Api, what: str) -> int:
     """--list: cameras, locations, or alerts within the bounds, as a table or JSON Lines."""
-    world = load_world(api, settings)
-    names = {camera.uuid: camera.name for camera in world.cameras}
-    rows: list[dict[str, Any]] = []
+    world, settings = load_world(api), api.settings
+    rows: list[dict[str, Any]]
     if what == "cameras":
         rows = [{"uuid": camera.address, "name": camera.name, "location": camera.location,
                  "state": "online" if camera.online else "offline", "hardware": camera.hardware,
@@ -2599,25 +2447,24 @@ def show_list(api: Api, settings: Settings, what: str) -> int:
                  "tz": place.tz, "cameras": sum(camera.location_uuid == place.uuid for camera in world.cameras)}
                 for place in world.places]  # fmt: skip
     else:
-        for alert in fetch_alerts(api, world, settings, settings.after_sec, settings.max_alerts, {}):
-            rows.append({"time": clock_text(alert.start_ms / 1000, settings.zone), "id": alert.id, "type": alert.kind,
-                         "seconds": round((alert.end_ms - alert.start_ms) / 1000),
-                         "camera": ", ".join(names.get(device, device) for device in alert.devices),
-                         "finalized": alert.finalized})  # fmt: skip
-        if not rows:
-            log.info("No policy alerts found")
-    print_rows(rows, settings.as_json)
+        names = {camera.uuid: camera.name for camera in world.cameras}
+        rows = [{"time": clock_text(alert.start_ms / 1000, settings.zone), "id": alert.id, "type": alert.kind,
+                 "seconds": round((alert.end_ms - alert.start_ms) / 1000),
+                 "camera": ", ".join(names.get(device, device) for device in alert.devices),
+                 "finalized": alert.finalized}
+                for alert in fetch_alerts(api, world, settings.after_sec, settings.max_alerts, {})]  # fmt: skip
+    print_rows(rows, settings.json)
     return Status.DONE
 
 
-def show_check(api: Api, settings: Settings) -> int:
+def show_check(api: Api) -> int:
     """--check: key, region, rights, FFmpeg, space, LAN reach of every camera; PARTIAL when something is amiss."""
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, str]] = []
+    world, settings = load_world(api), api.settings
 
     def note(what: str, result: str, detail: str = "") -> None:
         rows.append({"check": what, "result": result, "detail": mask(detail)})
 
-    world = load_world(api, settings)
     note("API key and region", "ok", f"{settings.api_url}, {len(world.cameras)} cameras")
     probes: list[tuple[str, str, dict[str, Any]]] = [
         ("right: session token", "org/generateFederatedSessionToken", {"durationSec": 60}),
@@ -2633,25 +2480,24 @@ def show_check(api: Api, settings: Settings) -> int:
             note(what, "slower" if "bulk" in what else "FAILED", str(problem))
     try:
         ffmpeg = find_ffmpeg("making MP4 files")
-        quiet = {"stdin": subprocess.DEVNULL, "capture_output": True, "timeout": 20}
-        said = subprocess.run([ffmpeg, "-version"], text=True, **quiet)  # type: ignore[call-overload]
+        said = subprocess.run([ffmpeg, "-version"], text=True, stdin=subprocess.DEVNULL, capture_output=True,
+                              timeout=20, check=False)  # fmt: skip
         version = said.stdout.partition("Copyright")[0].strip() or ffmpeg
         note("FFmpeg", "ok" if said.returncode == 0 else "FAILED", version)
     except (CannotStart, OSError, subprocess.TimeoutExpired) as problem:
         note("FFmpeg", "FAILED", str(problem))
     note("space", "ok", f"{size_text(disk_free(settings.output_dir))} free in {settings.output_dir}")
-    media = MediaClient(api, Context(settings), SessionToken(api))
-    directory = Directory(api, media.context)
+    media, directory = MediaClient(api), Directory(api)
     with ThreadPoolExecutor(8) as pool:
         rows += pool.map(lambda camera: reach_of(camera, directory, media), world.chosen)
-    print_rows(rows, settings.as_json)
+    print_rows(rows, settings.json)
     failed = [row["check"] for row in rows if row["result"] == "FAILED"]
     if failed:
         log.error("failed: %s", ", ".join(failed))
     return Status.PARTIAL if failed else Status.DONE
 
 
-def reach_of(camera: Camera, directory: Directory, media: MediaClient) -> dict[str, Any]:
+def reach_of(camera: Camera, directory: Directory, media: MediaClient) -> dict[str, str]:
     """One row of --check: does any LAN address of the camera answer, whatever it says?"""
     row = {"check": f"LAN: {camera.name} ({camera.address})", "result": "WAN only", "detail": ""}
     if not camera.online:
@@ -2667,10 +2513,10 @@ def reach_of(camera: Camera, directory: Directory, media: MediaClient) -> dict[s
             except (TransferError, NotFound, MediaRefused) as problem:
                 log.debug("%s answers: %s", camera.address, problem)
             return row | {"result": "ok", "detail": urlsplit(template).netloc}
-        if not addresses.lan and not addresses.wan:
-            return row | {"result": "FAILED", "detail": "the API gives no media addresses"}
     except (ApiError, ClipError) as problem:
         return row | {"result": "FAILED", "detail": str(problem)}
+    if not addresses.lan and not addresses.wan:
+        return row | {"result": "FAILED", "detail": "the API gives no media addresses"}
     return row
 
 
@@ -2693,9 +2539,10 @@ def demo(arguments: argparse.Namespace) -> int:
             for words in (["-s", "20 minutes ago", "-u", "60"], ["--alerts", "--after_time", "6 hours ago"]):
                 log.info("copy_footage.py %s", shlex.join([*words, "--output_dir", folder]))
                 part = build_parser().parse_args([*words, "--output_dir", folder])
-                settings = settle(part, defaults() | {"api_key": ready["api_key"], "api_url": ready["api_url"]})
+                part.quiet, config = arguments.quiet, load_config(Path(os.devnull), ("rhombus",), Path())["rhombus"]
+                settings = settle(part, config | {"api_key": ready["api_key"], "api_url": ready["api_url"]})
                 output_folder(settings)
-                statuses.append(work(settings, arguments.quiet)[0])
+                statuses.append(work(settings)[0])
         finally:
             process.stdin.close()
             process.terminate()
@@ -2779,83 +2626,63 @@ def join_identifiers(argv: Sequence[str], parser: argparse.ArgumentParser) -> li
     return words
 
 
-def defaults() -> dict[str, Any]:
-    return load_config(Path(os.devnull), ("rhombus",), Path())["rhombus"]
-
-
 def settle(arguments: argparse.Namespace, config: Mapping[str, Any]) -> Settings:
     """Flag over environment over config over default, every value checked. Raises UsageError."""
     given = {name: value for name, value in vars(arguments).items() if value not in (None, [])}
-    chosen: dict[str, Any] = {**config, **given}
-    now = time.time()
-    zone = parse_zone(chosen["timezone"])
-
-    def seconds(name: str) -> float:
-        return parse_duration(chosen[name], f"--{name}")
-
-    def moment(name: str) -> float | None:
-        return parse_time(str(given[name]), f"--{name}", zone, now) if name in given else None
-
-    url = str(API_BASES.get(str(chosen["api_url"]).lower(), chosen["api_url"])).rstrip("/")
-    start_time, length = moment("start_time"), parse_duration(given.get("duration", 3600), "--duration")
-    start = math.floor(now - 3600 if start_time is None else start_time)
-    settings = Settings(
-        api_key=str(chosen["api_key"] or ""), api_url=url, cert=chosen["cert"], private_key=chosen["private_key"],
-        org_uuid=chosen["org_uuid"], output_dir=Path(chosen["output_dir"]).expanduser(),
-        cameras=tuple(map(str, chosen["camera_uuid"])), locations=tuple(map(str, chosen["location_uuid"])),
-        start_sec=start, end_sec=math.ceil(start + length), alerts=bool(given.get("alerts")),
-        max_alerts=chosen["max_alerts"], after_sec=moment("after_time"), before_sec=moment("before_time"),
-        alert_buffer_sec=math.ceil(seconds("alert_buffer")), usewan=chosen["usewan"], lan_only=chosen["lan_only"],
-        verify_lan=chosen["verify_lan"], workers=chosen["workers"], segment_workers=chosen["segment_workers"],
-        clip_length_sec=math.ceil(seconds("clip_length") / SEGMENT_SEC) * SEGMENT_SEC, no_audio=chosen["no_audio"],
-        audio_offset_sec=chosen["audio_offset"], audio_codec=str(chosen["audio_codec"]),
-        bwlimit_bytes_per_sec=parse_rate(chosen["bwlimit"], "--bwlimit"), max_duration_sec=seconds("max_duration"),
-        zone=zone, overwrite=bool(given.get("overwrite")), dry_run=bool(given.get("dry_run")),
-        as_json=bool(given.get("json")), catch_up=bool(given.get("catch_up")),
-        lag_sec=None if chosen["lag"] is None else seconds("lag"), lookback_sec=seconds("lookback"),
-        give_up_after_sec=seconds("give_up_after"), tries=chosen["tries"], retry_wait_sec=seconds("retry_wait"),
-        connect_timeout_sec=seconds("connect_timeout"), read_timeout_sec=seconds("read_timeout"),
-        ignore_space=bool(given.get("ignore_space")), status_max_age_sec=seconds("status_max_age"),
-        status_max_pending=chosen["status_max_pending"], status_max_lost=chosen["status_max_lost"],
-        status_min_free_bytes=chosen["status_min_free_bytes"], now=now)  # fmt: skip
+    values: dict[str, Any] = {**dict.fromkeys(vars(arguments), False), "duration": 3600, **config, **given}
+    values |= {"now": time.time(), "zone": parse_zone(values["timezone"])}
+    for name in DURATIONS:
+        values[f"{name}_sec"] = None if values[name] is None else parse_duration(values[name], f"--{name}")
+    for name in ("start", "after", "before"):
+        text, flag = given.get(f"{name}_time"), f"--{name}_time"
+        values[f"{name}_sec"] = None if text is None else parse_time(text, flag, values["zone"], values["now"])
+    start_sec = math.floor(values["now"] - 3600 if values["start_sec"] is None else values["start_sec"])
+    values |= {
+        "api_key": str(values["api_key"] or ""), "output_dir": Path(values["output_dir"]).expanduser(),
+        "api_url": str(API_BASES.get(str(values["api_url"]).lower(), values["api_url"])).rstrip("/"),
+        "cameras": tuple(map(str, values["camera_uuid"])), "locations": tuple(map(str, values["location_uuid"])),
+        "start_sec": start_sec, "end_sec": math.ceil(start_sec + values["duration_sec"]),
+        "alert_buffer_sec": math.ceil(values["alert_buffer_sec"]), "audio_offset_sec": values["audio_offset"],
+        "clip_length_sec": math.ceil(values["clip_length_sec"] / SEGMENT_SEC) * SEGMENT_SEC,
+        "bwlimit_bytes_per_sec": parse_rate(values["bwlimit"], "--bwlimit"),
+    }  # fmt: skip
+    settings = Settings(**{one.name: values[one.name] for one in fields(Settings)})
     refuse(settings, given)
     return settings
 
 
 def refuse(settings: Settings, given: Mapping[str, Any]) -> None:
     """UsageError for what cannot be meant."""
-    if bool(settings.cert) != bool(settings.private_key):
-        raise UsageError("--cert and --private_key belong together: give both or none")
-    for name, path in (("--cert", settings.cert), ("--private_key", settings.private_key)):
-        if path and not os.access(path, os.R_OK):
-            raise UsageError(f"{name} {path}: cannot be read")
-    parts = urlsplit(settings.api_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UsageError(f"--api_url: {settings.api_url!r} is neither us, eu, nor an address that begins with https://")
-    if parts.scheme == "http" and not is_loopback(parts.hostname):
-        raise UsageError(f"--api_url: {settings.api_url} would send the key unprotected; say https://")
-    if settings.usewan and settings.lan_only:
-        raise UsageError("--usewan and --lan_only exclude each other")
-    for name, value, low in (("workers", settings.workers, 1), ("segment_workers", settings.segment_workers, 0),
-                             ("max_alerts", settings.max_alerts, 1), ("tries", settings.tries, 1)):  # fmt: skip
-        if not low <= value <= 100_000:
-            raise UsageError(f"--{name}: {value} is not {low} or more")
-    if settings.end_sec <= settings.start_sec:
-        raise UsageError("--duration: nothing to copy; say at least one second")
-    if settings.end_sec - settings.start_sec > 366 * 86400:
-        raise UsageError("--duration: more than a year; ask for less at a time")
-    if settings.start_sec >= settings.now and not settings.alerts:
-        raise UsageError(f"--start_time: {clock_text(settings.start_sec, settings.zone)} is in the future")
-    if settings.after_sec and settings.before_sec and settings.after_sec >= settings.before_sec:
-        raise UsageError("--after_time is not before --before_time")
-    if settings.catch_up and (wrong := [name for name in ("duration", "before_time", "overwrite") if name in given]):
-        raise UsageError(f"--catch_up decides itself how far it goes; leave out --{wrong[0]}")
+    url, start_sec, end_sec = urlsplit(settings.api_url), settings.start_sec, settings.end_sec
+    start = clock_text(start_sec, settings.zone)
+    mistakes = [
+        (bool(settings.cert) != bool(settings.private_key),
+         "--cert and --private_key belong together: give both or none"),
+        *((not os.access(path, os.R_OK), f"{name} {path}: cannot be read")
+          for name, path in (("--cert", settings.cert), ("--private_key", settings.private_key)) if path),
+        (url.scheme not in ("http", "https") or not url.hostname,
+         f"--api_url: {settings.api_url!r} is neither us, eu, nor an address that begins with https://"),
+        (url.scheme == "http" and not is_loopback(url.hostname),
+         f"--api_url: {settings.api_url} would send the key unprotected; say https://"),
+        (settings.usewan and settings.lan_only, "--usewan and --lan_only exclude each other"),
+        *((not low <= getattr(settings, name) <= 100_000, f"--{name}: {getattr(settings, name)} is not {low} or more")
+          for name, low in (("workers", 1), ("segment_workers", 0), ("max_alerts", 1), ("tries", 1))),
+        (end_sec <= start_sec, "--duration: nothing to copy; say at least one second"),
+        (end_sec - start_sec > 366 * 86400, "--duration: more than a year; ask for less at a time"),
+        (start_sec >= settings.now and not settings.alerts, f"--start_time: {start} is in the future"),
+        (settings.after_sec and settings.before_sec and settings.after_sec >= settings.before_sec,
+         "--after_time is not before --before_time"),
+        *((settings.catch_up and name in given, f"--catch_up decides itself how far it goes; leave out --{name}")
+          for name in ("duration", "before_time", "overwrite")),
+        (settings.alert_buffer_sec > 86400, "--alert_buffer: more than a day"),
+    ]  # fmt: skip
+    for is_wrong, sentence in mistakes:
+        if is_wrong:
+            raise UsageError(sentence)
     alerts = settings.alerts or given.get("list") == "alerts"
     for name in ("start_time", "duration") if alerts else ("after_time", "before_time", "max_alerts", "alert_buffer"):
         if name in given:
             log.warning("--%s has no effect %s --alerts", name, "with" if alerts else "without")
-    if settings.alert_buffer_sec > 86400:
-        raise UsageError("--alert_buffer: more than a day")
 
 
 def output_folder(settings: Settings) -> None:
@@ -2874,17 +2701,14 @@ def perform(settings: Settings, arguments: argparse.Namespace) -> tuple[int, str
     if arguments.status:
         return show_status(settings), ""
     if arguments.list or arguments.check:
-        api = Api(settings, Context(settings))
-        return (show_list(api, settings, arguments.list) if arguments.list else show_check(api, settings)), ""
+        return show_list(Api(settings), arguments.list) if arguments.list else show_check(Api(settings)), ""
     if not settings.dry_run:
         output_folder(settings)
-    if not settings.catch_up:
-        return work(settings, arguments.quiet)
+    if settings.dry_run or not settings.catch_up:
+        return work(settings)
     catch_up = CatchUp(settings.output_dir / STATE_FOLDER, settings)
-    if settings.dry_run:
-        return work(settings, arguments.quiet)
     with run_lock(catch_up.path.with_suffix(".lock"), f"--catch_up of {catch_up.words!r}"):
-        return work(settings, arguments.quiet)
+        return work(settings)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

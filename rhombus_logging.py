@@ -22,9 +22,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -189,10 +190,9 @@ class Key:
     keys: Mapping[str, Key] = field(default_factory=dict)  # of a map, or of each map in a list
 
 
-_CAMERA_DEFAULTS = {
-    "user": Key(), "password": Key(secret=True), "rtsp_port": Key(554, "whole"), "rtsp_path": Key(),
-    "output_dir": Key(), "logs_dir": Key(), "segment_time": Key(3600, "whole"), "loglevel": Key("warning"),
-}  # fmt: skip
+_CAMERA_DEFAULTS = {"user": Key(), "password": Key(secret=True), "rtsp_port": Key(554, "whole"), "rtsp_path": Key(),
+                    "output_dir": Key(), "logs_dir": Key(), "segment_time": Key(3600, "whole"),
+                    "loglevel": Key("warning")}  # fmt: skip
 
 # The one list of names: an unknown section or key anywhere in a config file is refused. `rhombus` and `notify` are
 # read by the programs that are here; the other sections are those of existing installations.
@@ -203,11 +203,11 @@ CONFIG_KEYS: dict[str, dict[str, Key]] = {
         "workers": Key(4, "whole"), "segment_workers": Key(0, "whole"), "clip_length": Key(0),
         "usewan": Key(False, "bool"), "lan_only": Key(False, "bool"), "verify_lan": Key(False, "bool"),
         "no_audio": Key(False, "bool"), "audio_offset": Key(0, "number"),
-        "audio_codec": Key("copy", choices=("copy", "aac")), "bwlimit": Key("0"),
-        "max_duration": Key(0), "timezone": Key(), "alert_buffer": Key(30),
-        "max_alerts": Key(100, "whole"), "lag": Key(), "lookback": Key("72h"), "give_up_after": Key("7d"),
-        "tries": Key(5, "whole"), "retry_wait": Key(1), "connect_timeout": Key(4), "read_timeout": Key(15),
-        "status_max_age": Key("26h"), "status_max_pending": Key(100, "whole"), "status_max_lost": Key(0, "whole"),
+        "audio_codec": Key("copy", choices=("copy", "aac")), "bwlimit": Key("0"), "max_duration": Key(0),
+        "timezone": Key(), "alert_buffer": Key(30), "max_alerts": Key(100, "whole"), "lag": Key(),
+        "lookback": Key("72h"), "give_up_after": Key("7d"), "tries": Key(5, "whole"), "retry_wait": Key(1),
+        "connect_timeout": Key(4), "read_timeout": Key(15), "status_max_age": Key("26h"),
+        "status_max_pending": Key(100, "whole"), "status_max_lost": Key(0, "whole"),
         "status_min_free_bytes": Key(1_000_000_000, "whole"),
     },
     "notify": {
@@ -238,11 +238,10 @@ ENVIRONMENT_OF = {  # environment > config file, for what should not stand in a 
     ("notify", "smtp_host"): "SMTP_HOST", ("notify", "smtp_port"): "SMTP_PORT", ("notify", "smtp_user"): "SMTP_USER",
     ("notify", "smtp_pass"): "SMTP_PASS", ("notify", "alert_to"): "ALERT_TO",
 }  # fmt: skip
-KINDS: dict[str, tuple[type, ...]] = {
-    "text": (str, int, float), "whole": (int,), "number": (int, float), "bool": (bool,), "list": (list,), "map": (dict,)
+KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "text": ((str, int, float), "text"), "whole": ((int,), "a whole number"), "number": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"), "list": ((list,), "a list"), "map": ((dict,), "a map of keys"),
 }  # fmt: skip
-KIND_WORDS = {"text": "text", "whole": "a whole number", "number": "a number", "bool": "true or false",
-              "list": "a list", "map": "a map of keys"}  # fmt: skip
 
 
 def load_config(path: Path | None, sections: tuple[str, ...], beside: Path) -> dict[str, dict[str, Any]]:
@@ -259,10 +258,8 @@ def load_config(path: Path | None, sections: tuple[str, ...], beside: Path) -> d
         if known is None:
             mistakes.append(f"{section}: there is no such section{_nearest(section, CONFIG_KEYS)}")
             continue
-        used = section in sections
-        maps = content if section in LIST_SECTIONS and isinstance(content, list) else [content]
-        for values in maps:
-            _check_map(str(section), values, known, used, mistakes)
+        for values in content if section in LIST_SECTIONS and isinstance(content, list) else [content]:
+            _check_map(str(section), values, known, section in sections, mistakes)
     if mistakes:
         raise UsageError(f"{file}: " + "; ".join(mistakes))
     _check_permissions(file, document)
@@ -280,19 +277,16 @@ def _read_yaml(file: Path) -> dict[Any, Any]:
         mark = getattr(problem, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
         raise UsageError(f"{file}: this is not valid YAML{where}: {getattr(problem, 'problem', problem)}") from problem
-    if document is None:
-        return {}
-    if not isinstance(document, dict):
+    if not isinstance(document, (dict, type(None))):
         raise UsageError(f"{file}: expected sections such as 'rhombus:' at the top")
-    return document
+    return document or {}
 
 
 def _check_map(where: str, values: Any, known: Mapping[str, Key], used: bool, mistakes: list[str]) -> None:
     """Check one map of keys against the names and kinds, replacing ${NAME} in place; mistakes are appended."""
-    if values is None:
-        return
     if not isinstance(values, dict):
-        mistakes.append(f"{where}: expected a map of keys")
+        if values is not None:
+            mistakes.append(f"{where}: expected a map of keys")
         return
     if True in values:  # YAML 1.1 reads the bare key `on:` as true
         values["on"] = values.pop(True)
@@ -308,9 +302,8 @@ def _check_map(where: str, values: Any, known: Mapping[str, Key], used: bool, mi
 
 
 def _checked(where: str, value: Any, key: Key, mistakes: list[str]) -> Any:
-    if isinstance(value, list):
-        return [_checked(where, item, Key(), mistakes) for item in value] if key.kind == "list" else _wrong(
-            where, value, key, mistakes)  # fmt: skip
+    if isinstance(value, list) and key.kind == "list":
+        return [_checked(where, item, Key(), mistakes) for item in value]
     if isinstance(value, str):
         for name in re.findall(r"\$\{([^}]*)\}", value):
             if name not in os.environ:
@@ -320,17 +313,12 @@ def _checked(where: str, value: Any, key: Key, mistakes: list[str]) -> Any:
             mistakes.append(f"{where}: still holds the placeholder {value}")
         if key.kind == "list":
             return [value]
-    is_bool = isinstance(value, bool)
-    if not isinstance(value, KINDS[key.kind]) or (is_bool and key.kind != "bool"):
-        return _wrong(where, value, key, mistakes)
-    if key.choices and value not in key.choices:
+    types, words = KINDS[key.kind]
+    if not isinstance(value, types) or (isinstance(value, bool) and key.kind != "bool"):
+        shown = "a list" if isinstance(value, list) else "***" if key.secret else repr(value)
+        mistakes.append(f"{where}: expected {words}, found {shown}")
+    elif key.choices and value not in key.choices:
         mistakes.append(f"{where}: expected one of {', '.join(key.choices)}, found {value!r}")
-    return value
-
-
-def _wrong(where: str, value: Any, key: Key, mistakes: list[str]) -> Any:
-    shown = "a list" if isinstance(value, list) else "***" if key.secret else repr(value)
-    mistakes.append(f"{where}: expected {KIND_WORDS[key.kind]}, found {shown}")
     return value
 
 
@@ -345,10 +333,9 @@ def _fill(section: str, values: Any) -> Any:
     if isinstance(values, list):
         return values
     filled = {name: key.default for name, key in CONFIG_KEYS[section].items()}
-    filled.update({name: value for name, value in values.items() if value is not None})
+    filled |= {name: value for name, value in values.items() if value is not None}
     for (owner, name), variable in ENVIRONMENT_OF.items():
-        if owner == section and os.environ.get(variable):
-            text = os.environ[variable]
+        if owner == section and (text := os.environ.get(variable)):
             kind = CONFIG_KEYS[section][name].kind
             if kind == "whole" and not text.isdigit():
                 raise UsageError(f"{variable} in the environment: expected a whole number, found {text!r}")
@@ -360,15 +347,14 @@ def _check_permissions(file: Path, document: Mapping[Any, Any]) -> None:
     """A secret in a file that others can read is warned about, and refused where systemd runs us."""
     if os.name != "posix" or not document or not file.stat().st_mode & stat.S_IROTH:
         return
-    for section, values in document.items():
-        for one in values if isinstance(values, list) else [values or {}]:
-            for name, value in one.items():
-                if CONFIG_KEYS[section][name].secret and value and "${" not in str(value):
-                    sentence = f"{file}: others can read {section}.{name}; run: chmod o-r {file}"
-                    if "INVOCATION_ID" in os.environ:
-                        raise UsageError(sentence)
-                    log.warning(sentence)
-                    return
+    found = (f"{section}.{name}" for section, values in document.items()
+             for one in (values if isinstance(values, list) else [values or {}]) for name, value in one.items()
+             if CONFIG_KEYS[section][name].secret and value and "${" not in str(value))  # fmt: skip
+    if secret := next(found, None):
+        sentence = f"{file}: others can read {secret}; run: chmod o-r {file}"
+        if "INVOCATION_ID" in os.environ:
+            raise UsageError(sentence)
+        log.warning(sentence)
 
 
 # --- files -------------------------------------------------------------------------------------------------------
@@ -409,6 +395,15 @@ def write_json(path: Path, value: Any) -> None:
     """Replace `path` by `value` as JSON, whole or not at all."""
     with part_file(path) as part:
         part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None when there is none, or it is not one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def append_line(path: Path, line: str) -> None:
@@ -473,13 +468,11 @@ def find_program(name: str, needed_for: str, install: str) -> str:
 
 def find_ffmpeg(needed_for: str) -> str:
     """FFmpeg from PATH, else the one that the package imageio-ffmpeg brings along."""
-    if not shutil.which("ffmpeg"):
-        try:
+    with suppress(ImportError, RuntimeError):
+        if not shutil.which("ffmpeg"):
             import imageio_ffmpeg
 
             return str(imageio_ffmpeg.get_ffmpeg_exe())
-        except (ImportError, RuntimeError):
-            pass
     return find_program("ffmpeg", needed_for, "install it with 'pip install imageio-ffmpeg' or from your system")
 
 
@@ -492,36 +485,32 @@ def notify(settings: Mapping[str, Any], state_file: Path, key: str, status: int,
     The first line of `report` becomes the subject. What was told is remembered in `state_file`, so that a failure that
     lasts is not told at every run. A notification that fails is a warning and never changes the result.
     """
-    try:
-        told = json.loads(state_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        told = {}
-    before = told.get(key) if isinstance(told, dict) else None
+    told = read_json(state_file) or {}
+    before, now, sent = told.pop(key, None), time.time(), True
     warned = any(isinstance(one, WarningCount) and one.count for one in logging.getLogger().handlers)
     failed = status in (Status.PARTIAL, Status.CANNOT_START) or (warned and settings["on"] == "warning")
-    now = time.time()
     due = not before or before["status"] != status or now - before["told_at"] >= settings["repeat_after"]
-    headline = report.splitlines()[0] if report else ""
-    sent = True
+    event, intro = "", ""
+    if failed:
+        event = "failed" if due else ""
+    elif before:
+        since = time.strftime("%Y-%m-%d %H:%M %z", time.localtime(before["since"]))
+        event, intro = "recovered", f"failing since {since}, now well again\n\n"
+    elif settings["on"] == "always":
+        event = "done"
     try:
-        if failed and due:
-            _send(settings, f"[{key}] failed: {headline}", report)
-        elif not failed and before:
-            since = time.strftime("%Y-%m-%d %H:%M %z", time.localtime(before["since"]))
-            _send(settings, f"[{key}] recovered: {headline}", f"failing since {since}, now well again\n\n{report}")
-        elif not failed and settings["on"] == "always":
-            _send(settings, f"[{key}] done: {headline}", report)
+        if event:
+            _send(settings, f"[{key}] {event}: {(report.splitlines() or [''])[0]}", intro + report)
     except Exception as problem:  # noqa: BLE001  a channel may fail in any way; the result of the run stands
         log.warning("notification not sent: %s", problem)
         sent = False
-    if not failed:
-        _ping(settings["ping_url"])
-    told = {one: what for one, what in told.items() if one != key} if isinstance(told, dict) else {}
     if failed:
         first = before or {"since": now, "told_at": 0}
         told[key] = {"since": first["since"], "status": status, "told_at": now if due and sent else first["told_at"]}
-    elif before and not sent:
-        told[key] = before
+    else:
+        _ping(settings["ping_url"])
+        if before and not sent:
+            told[key] = before
     if failed or before:
         try:
             state_file.parent.mkdir(parents=True, exist_ok=True)
@@ -560,17 +549,15 @@ def _send_mail(settings: Mapping[str, Any], subject: str, body: str) -> None:
     message["To"] = ", ".join(settings["alert_to"])
     message.set_content(body or subject)
     tls = ssl.create_default_context()
-    implicit = port == smtplib.SMTP_SSL_PORT
-    with smtplib.SMTP_SSL(host, port, timeout=NOTIFY_TIMEOUT_SEC, context=tls) if implicit else smtplib.SMTP(
-        host, port, timeout=NOTIFY_TIMEOUT_SEC
-    ) as server:
+    is_safe, patience = port == smtplib.SMTP_SSL_PORT, NOTIFY_TIMEOUT_SEC
+    kind = partial(smtplib.SMTP_SSL, context=tls) if is_safe else smtplib.SMTP
+    with kind(host, port, timeout=patience) as server:
         server.ehlo()
-        if not implicit and server.has_extn("starttls"):
-            server.starttls(context=tls)
-            server.ehlo()
-            implicit = True
+        if not is_safe and server.has_extn("starttls"):
+            server.starttls(context=tls)  # after which login and send_message say EHLO anew
+            is_safe = True
         if user and settings["smtp_pass"]:
-            if not implicit and host not in ("localhost", "127.0.0.1", "::1"):
+            if not is_safe and host not in ("localhost", "127.0.0.1", "::1"):
                 raise OSError(f"{host} offers no TLS, so the password was not sent")
             hide_secret(str(settings["smtp_pass"]))
             server.login(str(user), str(settings["smtp_pass"]))
