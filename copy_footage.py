@@ -1560,10 +1560,9 @@ class Copier:
             file = self.settings.output_dir / clip.file_name(with_audio)
             if not file.exists() or record_path(part_path(self.settings, clip)).exists():
                 continue  # with a part beside it, a crash came between the two: finishing the part finds the same bytes
-            size_bytes, sidecar = file.stat().st_size, read_json(file.with_suffix(".json"))
-            if sidecar and (sidecar.get("bytes"), sidecar.get("file")) == (size_bytes, file.name):
-                end_ms, audio = int(sidecar["requested"]["end_ms"]), str(sidecar["audio"]["status"])
-                sha256 = str(sidecar["sha256"])
+            size_bytes = file.stat().st_size
+            if facts := sidecar_facts(file, size_bytes):
+                end_ms, audio, sha256 = facts
             else:
                 length = mp4_duration_sec(file)
                 if not length or abs(length - clip.fetch_duration_sec) > DURATION_SLACK_SEC:
@@ -1574,6 +1573,16 @@ class Copier:
             self.ledger.add(replace(clip, end_sec=end_ms // 1000), "done", file.name, size_bytes, sha256, audio)
             return self.ledger.find(clip)
         return None
+
+
+def sidecar_facts(file: Path, size_bytes: int) -> tuple[int, str, str] | None:
+    """(end in ms, audio status, sha256) from the sidecar of `file`; None when there is none that speaks of it."""
+    sidecar = read_json(file.with_suffix(".json")) or {}
+    try:
+        facts = int(sidecar["requested"]["end_ms"]), str(sidecar["audio"]["status"]), str(sidecar["sha256"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return facts if (sidecar.get("bytes"), sidecar.get("file")) == (size_bytes, file.name) else None
 
 
 def part_path(settings: Settings, clip: Clip) -> Path:
@@ -1769,9 +1778,9 @@ class Job:
                         log.info("%s: no answer on the LAN (%s), using WAN", clip.stem, problem)
                     continue
                 video.missing = self._reasons(kind, video.track)
+                self._check_space(video)
                 if sound is None:
                     sound = beside.submit(self._fetch_sound, kind, video)
-                self._check_space(video)
                 download(run.context, run.media, video, self._workers(kind), tell)
                 edge = (settings.now - CLOUD_LAG_SEC - clip.fetch_start_sec) / video.track.segment_sec - 1
                 video.missing |= {index: "not_yet" for index, reason in video.missing.items()
@@ -2637,9 +2646,10 @@ def settle(arguments: argparse.Namespace, config: Mapping[str, Any]) -> Settings
         text, flag = given.get(f"{name}_time"), f"--{name}_time"
         values[f"{name}_sec"] = None if text is None else parse_time(text, flag, values["zone"], values["now"])
     start_sec = math.floor(values["now"] - 3600 if values["start_sec"] is None else values["start_sec"])
+    url = str(values["api_url"]).rstrip("/")
     values |= {
         "api_key": str(values["api_key"] or ""), "output_dir": Path(values["output_dir"]).expanduser(),
-        "api_url": str(API_BASES.get(str(values["api_url"]).lower(), values["api_url"])).rstrip("/"),
+        "api_url": API_BASES.get(url.lower(), url),
         "cameras": tuple(map(str, values["camera_uuid"])), "locations": tuple(map(str, values["location_uuid"])),
         "start_sec": start_sec, "end_sec": math.ceil(start_sec + values["duration_sec"]),
         "alert_buffer_sec": math.ceil(values["alert_buffer_sec"]), "audio_offset_sec": values["audio_offset"],
