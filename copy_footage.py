@@ -77,7 +77,7 @@ DEVICE_FAILS = 3  # segments in a row that failed with all their tries: the devi
 SEGMENT_DEADLINE_SEC = 900  # a segment that trickles longer than this counts as a device that hangs
 MAX_SEGMENT_BYTES = 64 << 20  # 2 s of video are below 5 MB; this only bounds what a wrong host can make us hold
 READ_PIECE_BYTES = 64 << 10  # with --bwlimit bodies are read in pieces, so that the limit shapes the stream
-WINDOW_BYTES = 12 << 20  # bodies that one clip may hold while it waits for an earlier segment
+WINDOW_BYTES = 8 << 20  # bodies that one clip may hold while it waits for an earlier segment
 CHECKPOINT_SEC = 2.0  # at most this much work is repeated after a power cut
 START_SPACING_SEC = 0.1  # between the starts of two clips
 STOP_GRACE_SEC = 1.5  # how long a stopped run waits for its threads to put down what they hold
@@ -1506,6 +1506,8 @@ class Copier:
         self.settings, self.context, self.ledger, self.progress = api.settings, api.context, ledger, progress
         self.media, self.directory, self.ffmpeg = MediaClient(api), Directory(api), ""
         self.lan_dead: set[str] = set()  # cameras of which no LAN address answered in this run
+        self.downloads = threading.BoundedSemaphore(self.settings.workers)  # others are finished meanwhile
+        self.muxes = threading.BoundedSemaphore(1)  # an FFmpeg needs 50 MB, and two are no faster than one
         self._start_lock = threading.Lock()
         self._started_at = 0.0
 
@@ -1633,7 +1635,8 @@ class Job:
         part.note_try(self._windows("wan")[1])
         with self.run.progress.clip(clip, count) as tell:
             try:
-                video, sound = self._fetch(tell)
+                with self.run.downloads:
+                    video, sound = self._fetch(tell)
                 reasons, count, trouble = video.missing, video.track.segment_count(), video.trouble or video.failure
             except (ClipError, TransferError, MediaRefused) as problem:
                 failed, trouble = True, str(problem)
@@ -1901,7 +1904,8 @@ class Job:
         created_sec = clip.fetch_start_sec + have[0] * contents.segment_sec
         voice = sound.stream.part.in_order(heard) if sound.stream and heard else None
         shift_sec = (heard[0] - have[0]) * contents.segment_sec + settings.audio_offset_sec if heard else 0.0
-        mux(self.run.ffmpeg, pictures, voice, shift_sec, settings.audio_codec, created_sec, made, self.run.context)
+        with self.run.muxes:
+            mux(self.run.ffmpeg, pictures, voice, shift_sec, settings.audio_codec, created_sec, made, self.run.context)
         planned_sec, length_sec = (have[-1] + 1 - have[0]) * contents.segment_sec, mp4_duration_sec(made)
         if length_sec is None or abs(length_sec - planned_sec) > DURATION_SLACK_SEC:
             made.unlink(missing_ok=True)
@@ -2358,7 +2362,7 @@ def plan_ranges(world: World, settings: Settings) -> list[Clip]:
 def copy_all(copier: Copier, clips: Sequence[Clip]) -> list[Outcome]:
     """Every clip, several side by side. A signal stops the threads within two seconds; parts are kept."""
     outcomes: list[Outcome] = []
-    pool = ThreadPoolExecutor(copier.settings.workers, thread_name_prefix="clip")
+    pool = ThreadPoolExecutor(2 * copier.settings.workers, thread_name_prefix="clip")  # as many download, others finish
     futures: set[Future[Outcome]] = set()
     try:
         futures = {pool.submit(copier.copy, clip) for clip in clips}
