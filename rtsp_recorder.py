@@ -869,8 +869,8 @@ class Run:
         if row and Path(row[0]).name == row[0]:
             name, start, end = row
             zero = self.anchor
-            times = (None, None) if zero is None else (zero + start, zero + end)
-            self.jobs.append(Job(self.folder / name, *times, first=not self.closed))
+            first, path = not self.closed, self.folder / name
+            self.jobs.append(Job(path, first=first) if zero is None else Job(path, zero + start, zero + end, first))
             self.closed.add(name)
 
     def _take_stderr(self, line: str) -> None:
