@@ -582,7 +582,8 @@ def coverage_of(root: Path, camera: str, since_sec: float | None, until_sec: flo
     lines = read_journal(folder, 0 if since_sec is None else since_sec, until_sec)
     opened, last, updated = (float(state.get(name) or 0) for name in ("recording_since", "last_frame_at", "updated_at"))
     now_open = [(opened, last)] if opened and last else []
-    first = min([float(line["start"]) for line in lines] + [start for start, _ in now_open], default=None)
+    starts = [float(line["start"]) for line in lines] + [start for start, _ in now_open]
+    first = min([*starts, float(state["since"])] if state else starts, default=None)
     if since_sec is None and first is None:
         return None
     span = (first if since_sec is None else since_sec, until_sec)
@@ -780,6 +781,7 @@ class Run:
         self.started = self.last_rise = time.monotonic()
         self.frames, self.out_sec, self.out_at_rise_sec = 0, 0.0, 0.0
         self.last_frame_at = 0.0  # epoch seconds
+        self.blind_sec = 0.0  # stream time up to which there was sound alone, until the first key frame
         self.anchors: deque[float] = deque(maxlen=ANCHOR_SAMPLES)  # epoch seconds of stream time 0, each a bit late
         self.stderr: deque[str] = deque(maxlen=STDERR_LINES)
         self.new_stderr: list[str] = []
@@ -860,6 +862,8 @@ class Run:
         if progress.out_sec is not None and moved:
             self.out_sec = progress.out_sec
             self.anchors.append(now - self.out_sec)
+            if not progress.frames:
+                self.blind_sec = self.out_sec
         if progress.frames > self.frames:
             self.frames, self.last_rise, self.out_at_rise_sec = progress.frames, time.monotonic(), self.out_sec
             self.last_frame_at = now
@@ -963,7 +967,7 @@ class Finisher:
         written = path.stat().st_mtime
         media = examine(self.ffmpeg, path, self.camera.limits.check_bytes)
         planned = None if job.start_sec is None or job.end_sec is None else job.end_sec - job.start_sec
-        fits = planned is None or abs(media.duration_sec - planned) <= DURATION_SLACK_SEC
+        fits = planned is None or media.duration_sec >= planned - DURATION_SLACK_SEC
         whole = media.finalised and fits and not media.problems and "-cut" not in path.stem
         if not whole and "-cut" not in path.stem:
             path = path.rename(path.with_stem(path.stem + "-cut"))  # so that it is known after a crash, too
@@ -1000,12 +1004,18 @@ class Finisher:
 
 
 def silent_start_sec(ffmpeg: str, path: Path) -> float:
-    """How long after the start of a file its video begins: a camera's first key frame may be long in coming."""
+    """How long after the start of a file its video begins: a camera's first key frame may be long in coming.
+
+    FFmpeg writes the first frame of a run without its time, which makes it 0; the second one shows where it was.
+    """
     command = [ffmpeg, *QUIETLY, "error", "-copyts", "-i", f"file:{path}", "-map", "0:v:0", "-c", "copy",
-               "-frames:v", "1", "-f", "framecrc", "-"]  # fmt: skip
+               "-frames:v", "3", "-f", "framecrc", "-"]  # fmt: skip
     text = run_ffmpeg(command, 0).stdout
-    scale, packet = re.search(r"#tb 0: (\d+)/(\d+)", text), re.search(r"(?m)^0, +-?\d+, +(\d+)", text)
-    return int(packet[1]) * int(scale[1]) / int(scale[2]) if scale and packet else 0.0
+    scale, times = re.search(r"#tb 0: (\d+)/(\d+)", text), re.findall(r"(?m)^0, +-?\d+, +(\d+)", text)
+    if not scale or len(times) < 3:
+        return 0.0
+    second, third = (int(moment) * int(scale[1]) / int(scale[2]) for moment in times[1:])
+    return max(0.0, second - (third - second))
 
 
 def segment_times(job: Job, path: Path, media: Media) -> Interval:
@@ -1127,6 +1137,9 @@ class Recorder:
         finally:
             current.close()
             self.note(current)
+            if ours == "video_dead":  # the file goes on with sound alone, the footage does not
+                current.jobs = [replace(job, end_sec=min(job.end_sec, current.media_end)) if job.end_sec else job
+                                for job in current.jobs]  # fmt: skip
             self.take_jobs(current)
         if current.frames:
             self.down_since = current.media_end
@@ -1186,7 +1199,7 @@ class Recorder:
     # up and down
 
     def up(self, current: Run) -> None:
-        since = current.anchor or time.time()
+        since = time.time() if current.anchor is None else current.anchor + current.blind_sec
         cause = self.down_cause or self.default_cause
         self.try_journal(self.down_since, since, cause)
         lost = max(0.0, since - self.down_since)
@@ -1648,6 +1661,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     overlays = [read_overlay(file) for file in (arguments.cameras_config, arguments.backup_config)]
     beside = Path(__file__).resolve().parent
     config: dict[str, Any] = {**load_config(arguments.config, ("cameras", "recording", "storage"), beside, *overlays)}
+    config["cameras"] = config["cameras"] if isinstance(config["cameras"], list) else []  # the section may be missing
     if arguments.command == "gaps":
         return gaps_command(arguments, config)
     flags = camera_flags(arguments)

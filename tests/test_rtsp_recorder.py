@@ -26,7 +26,7 @@ from fake_camera import FakeCamera, frame_numbers
 import rtsp_recorder as recorder
 from rhombus_logging import Status, UsageError, load_config
 
-FPS = 10
+FPS = 20
 PASSWORD = "p@:/%#$ü' \"&?"
 A_TENTH = {"segment_duration": 4, "first_frame": 6, "stall": 2, "socket_timeout": 1, "retry_wait": 0.1,
            "retry_max": 0.5, "retry_slow": 3, "retry_refused": 2, "fsync_every": 0.2, "stop_wait": 0.5}  # fmt: skip
@@ -507,7 +507,9 @@ def test_every_loss_has_its_cause_and_its_length_in_the_journal(season, name, ca
 def test_only_the_file_of_a_killed_ffmpeg_is_cut_short(season):
     short = {name: sum(not line["whole"] for line in season.journal(name, "segment")) for name in season.cameras}
     assert short.pop("Killed") == 1
+    stalled = {name: short.pop(name) for name in ("Wedged", "Bye")}  # FFmpeg may end without closing its file
     assert set(short.values()) == {0}
+    assert set(stalled.values()) <= {0, 1}
 
 
 def test_a_camera_that_cannot_be_reached_or_refuses_the_password_never_disturbs_the_others(season):
@@ -725,7 +727,7 @@ def test_the_least_important_cameras_stop_before_the_reserve_is_used_and_go_on_b
 
 def test_a_camera_goes_on_after_a_minute_without_key_frames(site):
     """A smart codec's group of pictures is longer than `stall`: frames count, not key frames."""
-    site.add("Smart", gop_sec=8, start="at_once")
+    site.add("Smart", gop_sec=5, start="at_once")
     process = site.start()
     site.wait_for("recording")
     time.sleep(5)
