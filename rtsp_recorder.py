@@ -581,7 +581,8 @@ def coverage_of(root: Path, camera: str, since_sec: float | None, until_sec: flo
     state = read_state(root / STATE_FOLDER / "state" / f"{camera}.json")
     lines = read_journal(folder, 0 if since_sec is None else since_sec, until_sec)
     opened, last, updated = (float(state.get(name) or 0) for name in ("recording_since", "last_frame_at", "updated_at"))
-    now_open = [(opened, last)] if opened and last else []
+    fresh = state.get("state") == "recording" and time.time() - updated < STATE_STALE_SEC
+    now_open = [(opened, until_sec if fresh else last)] if opened and last else []
     starts = [float(line["start"]) for line in lines] + [start for start, _ in now_open]
     first = min([*starts, float(state["since"])] if state else starts, default=None)
     if since_sec is None and first is None:
@@ -590,7 +591,7 @@ def coverage_of(root: Path, camera: str, since_sec: float | None, until_sec: flo
     downs = []
     if state.get("state") in ("down", "stopped"):
         downs = [Gap(camera, float(state["since"]), until_sec, str(state["cause"]), "journal")]
-    elif state and time.time() - updated > STATE_STALE_SEC:
+    elif state and not fresh:
         downs = [Gap(camera, last or updated, until_sec, "crashed", "journal")]
     return coverage(camera, lines, (float(span[0] or 0), span[1]), downs, now_open)
 
