@@ -197,7 +197,7 @@ _CAMERA_DEFAULTS = {
 _STREAM = {  # of all cameras in `recording`, of one camera in `cameras`
     "filename": Key(), "container": Key(choices=("mkv", "mp4")), "audio": Key("copy", choices=("copy", "aac", "none")),
     "transport": Key("tcp", choices=("tcp", "udp")), "tls_verify": Key(True, "bool"), "tls_ca_file": Key(),
-    "first_frame": Key(60, "number"), "stall": Key(20, "number"), "socket_timeout": Key(10, "number"),
+    "first_frame": Key(75, "number"), "stall": Key(20, "number"), "socket_timeout": Key(10, "number"),
 }  # fmt: skip
 
 # The one list of names: an unknown section or key anywhere in a config file is refused. `rhombus` and `notify` are

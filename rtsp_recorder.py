@@ -32,9 +32,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta, timezone, tzinfo
 from pathlib import Path
@@ -86,9 +86,12 @@ CHECK_TIMEOUT_SEC, CHECK_BYTES_PER_SEC = 60, 2_000_000  # the slowest disk that 
 ANCHOR_SAMPLES, ANCHOR_ENOUGH = 60, 3
 LOG_BYTES = 5_000_000  # of FFmpeg's log per camera, and as much again in its older half
 STDERR_LINES = 40  # the last ones decide what a failure is called
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
 GAP_SEC = 0.5  # shorter distances between two segments are the inaccuracy of their times
 WATCHDOG_QUIET_SEC = 30  # a camera's thread that is silent so long hangs: systemd is no longer told that all is well
 KEPT_AWAY_SEC = 5.0  # after a bug in a camera's thread
+EMPTY_BYTES = 4096  # a file up to this size without a readable picture is a bare header
+NAME_LATE_SEC = 10  # a staged name may be later than the first frame: FFmpeg looks at a stream for up to 5 s first
 
 log = logging.getLogger("rtsp_recorder")
 
@@ -290,10 +293,8 @@ def as_sections(document: Any) -> dict[str, Any]:
 
 
 def read_overlay(file: Path | None) -> dict[str, Any]:
-    if file is None:
-        return {}
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = json.loads(file.read_text(encoding="utf-8")) if file else {}
     except (OSError, ValueError) as problem:
         raise UsageError(f"{file}: cannot be read as JSON: {problem}") from problem
     if not isinstance(document, (dict, list)):
@@ -681,39 +682,28 @@ def sync_file(path: Path) -> None:
 def publish(staged: Path, folder: Path, names: Iterable[str]) -> Path:
     """Give a finished file the first free name; never overwrites. Where links exist, `staged` stays as well.
 
-    A crash at any instant may be followed by the same call: a name that already is this file is taken as done.
+    A crash at any instant may be followed by the same call: a name that already is this file is taken as done. Without
+    links an empty file reserves the name; the camera's lock is ours, so one that is found was left by a crash.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        final = folder / name
+    for final in (folder / name for name in names):
         try:
             os.link(staged, final)
         except FileExistsError:
-            if final.samefile(staged):
-                return final
-            continue
-        except OSError as problem:
-            if problem.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES):
-                raise
-            if not publish_by_rename(staged, final):
+            if not final.samefile(staged):
                 continue
+        except OSError as problem:
+            if problem.errno not in NO_LINKS:
+                raise
+            try:
+                final.touch(exist_ok=False)
+            except FileExistsError:
+                if final.stat().st_size:
+                    continue
+            staged.replace(final)
         fsync_folder(folder)
         return final
     raise AssertionError("names do not end")
-
-
-def publish_by_rename(staged: Path, final: Path) -> bool:
-    """For folders without hard links: reserve the name by an empty file, then rename. False when it is taken.
-
-    The camera's lock is ours, so an empty file is what a crash between the two steps has left.
-    """
-    try:
-        final.touch(exist_ok=False)
-    except FileExistsError:
-        if final.stat().st_size:
-            return False
-    staged.replace(final)
-    return True
 
 
 def free_bytes(folder: Path) -> int:
@@ -994,7 +984,7 @@ class Finisher:
 
     def set_aside(self, path: Path, problem: Unreadable) -> None:
         """What cannot be read is kept where nobody takes it for footage; a header without a picture is removed."""
-        if path.stat().st_size <= 4096:
+        if path.stat().st_size <= EMPTY_BYTES:
             log.debug("%s: %s: removed, it is empty", self.camera.name, path.name)
             path.unlink()
             return
@@ -1025,7 +1015,7 @@ def segment_times(job: Job, path: Path, media: Media) -> Interval:
         return job.start_sec, max(job.start_sec, min(job.end_sec, job.start_sec + media.duration_sec + 1))
     written = path.stat().st_mtime
     named = staged_sec(path.name)
-    if named is None or abs(named + media.duration_sec - written) <= 10:  # the name may be 5 s late
+    if named is None or abs(named + media.duration_sec - written) <= NAME_LATE_SEC:
         return written - media.duration_sec, written
     return named, named + media.duration_sec
 
@@ -1201,6 +1191,7 @@ class Recorder:
 
     def up(self, current: Run) -> None:
         since = time.time() if current.anchor is None else current.anchor + current.blind_sec
+        since = max(since, self.down_since + 0.001)  # a line in any case: the wait for a key frame has its cause there
         cause = self.down_cause or self.default_cause
         self.try_journal(self.down_since, since, cause)
         lost = max(0.0, since - self.down_since)
@@ -1411,8 +1402,9 @@ def warn_about_tls(cameras: Sequence[Camera], tls_options: bool) -> None:
 def record(cameras: Sequence[Camera], quiet: bool) -> int:
     """Record until a signal; SIGTERM and SIGHUP are the ordinary end of a service, SIGINT is 130."""
     signals: list[int] = []
-    for one in (signal.SIGTERM, signal.SIGINT, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ())):
-        signal.signal(one, lambda number, _frame: signals.append(number))
+    for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(one) is not signal.SIG_IGN:  # nohup
+            signal.signal(one, lambda number, _frame: signals.append(number))
     ffmpeg = find_ffmpeg("recording")
     tls_options = knows_tls_options(ffmpeg)
     with ExitStack() as held:
@@ -1427,10 +1419,10 @@ def record(cameras: Sequence[Camera], quiet: bool) -> int:
             thread.start()
         log.info("recording %s with %s", ", ".join(camera.name for camera in cameras), ffmpeg)
         tell_systemd("READY=1")
-        with Table(recorders, shown=sys.stderr.isatty() and not quiet) as table:
+        with live_table(recorders, shown=sys.stderr.isatty() and not quiet) as update:
             while not signals:
                 time.sleep(0.2)
-                table.update()
+                update()
                 if all(time.monotonic() - recorder.beat < WATCHDOG_QUIET_SEC for recorder in recorders):
                     tell_systemd("WATCHDOG=1")
         tell_systemd("STOPPING=1")
@@ -1455,43 +1447,30 @@ def wait_for_files(recorders: Sequence[Recorder], deadline: float) -> None:
         log.info("%d files are left for the next start to check and publish", len(left))
 
 
-class Table:
-    """A live table of the cameras, where stderr is a terminal; elsewhere nothing."""
+@contextmanager
+def live_table(recorders: Sequence[Recorder], *, shown: bool) -> Iterator[Callable[[], None]]:
+    """A table of the cameras where stderr is a terminal, log lines above it; yields what brings it up to date."""
+    if not shown:
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.live import Live
+    from rich.table import Table
 
-    def __init__(self, recorders: Sequence[Recorder], *, shown: bool) -> None:
-        self.recorders, self.shown = recorders, shown
-        self.live: Any = None
-
-    def __enter__(self) -> Table:
-        if self.shown:
-            try:
-                from rich.console import Console
-                from rich.live import Live
-            except ImportError:
-                log.info("pip install rich shows a live table here")
-                return self
-            self.live = Live(console=Console(stderr=True), auto_refresh=False, redirect_stdout=False)
-            self.live.__enter__()
-        return self
-
-    def __exit__(self, *_problem: object) -> None:
-        if self.live:
-            self.live.__exit__(None, None, None)
-
-    def update(self) -> None:
-        if not self.live:
-            return
-        from rich.table import Table as RichTable
-
-        shown = RichTable("camera", "state", "since", "Mbit/s", "fps", "last file", "lost today")
-        for recorder in self.recorders:
+    def update() -> None:
+        table = Table("camera", "state", "since", "Mbit/s", "fps", "last file", "lost today")
+        for recorder in recorders:
             state = dict(recorder.state)
-            shown.add_row(
-                recorder.camera.name, f"{state['state']} {state['cause'] or ''}".strip(),
-                clock_text(state["since"], recorder.camera.zone), f"{state['bytes_per_sec'] * 8 / 1e6:.2f}",
-                f"{state['fps']:.1f}", Path(str(state["last_file"] or "-")).name,
-                f"{state['lost_today_sec']:.0f} s", style="red" if state["state"] == "down" else "")  # fmt: skip
-        self.live.update(shown, refresh=True)
+            since = datetime.fromtimestamp(state["since"]).astimezone().strftime("%a %H:%M:%S")
+            table.add_row(
+                recorder.camera.name, f"{state['state']} {state['cause'] or ''}".strip(), since,
+                f"{state['bytes_per_sec'] * 8 / 1e6:.2f}", f"{state['fps']:.1f}",
+                Path(str(state["last_file"] or "-")).name, f"{state['lost_today_sec']:.0f} s",
+                style="red" if state["state"] == "down" else "")  # fmt: skip
+        live.update(table, refresh=True)
+
+    with Live(console=Console(stderr=True), auto_refresh=False, redirect_stdout=False) as live:
+        yield update
 
 
 # --- gaps --------------------------------------------------------------------------------------------------------
