@@ -192,8 +192,7 @@ class Key:
 _CAMERA_DEFAULTS = {
     "user": Key(), "password": Key(secret=True), "rtsp_port": Key(554, "whole"), "rtsp_path": Key(),
     "output_dir": Key(), "logs_dir": Key(), "segment_time": Key(3600, "whole"), "loglevel": Key("warning"),
-    "core": Key(None, "whole"),
-}  # fmt: skip
+    "core": Key(None, "whole")}  # fmt: skip
 _STREAM = {  # of all cameras in `recording`, of one camera in `cameras`
     "filename": Key(), "container": Key(choices=("mkv", "mp4")), "audio": Key("copy", choices=("copy", "aac", "none")),
     "transport": Key("tcp", choices=("tcp", "udp")), "tls_verify": Key(True, "bool"), "tls_ca_file": Key(),

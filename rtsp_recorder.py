@@ -34,7 +34,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta, timezone, tzinfo
 from pathlib import Path
@@ -65,7 +65,6 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 DEFAULT_RTSP_PATH = "/Streaming/Channels/101"
 FILENAME_OF_NAMED, FILENAME_OF_STATION = "%Y%m%d_%H%M%S.mp4", "{camera}_%Y%m%dT%H%M%S.mkv"  # as installations have them
 LOG_LEVELS = ("quiet", "panic", "fatal", "error", "warning", "info", "verbose", "debug")
-QUIETER_THAN_WARNING = LOG_LEVELS[:4]
 QUIETLY = ("-hide_banner", "-nostdin", "-nostats", "-loglevel")
 PROTOCOLS = "pipe,file,fd,rtsp,rtp,tcp,udp,tls"
 RETRY_GROWTH = 1.3
@@ -142,10 +141,6 @@ class Camera:
     space_bytes: float  # recording stops when less is free
     space_again_bytes: float  # and goes on when more is free
     limits: Limits
-
-    @property
-    def folder(self) -> Path:
-        return self.root / self.name
 
     def own(self, kind: str) -> Path:
         """Where this camera's `staging`, `journal`, ... lies."""
@@ -333,7 +328,7 @@ def ffconcat(camera: Camera, tls_options: bool) -> str:
 
 def record_command(ffmpeg: str, camera: Camera, progress_fd: int, list_fd: int) -> list[str]:
     """FFmpeg started in the staging folder, so that its arguments are the same for every camera."""
-    level = "warning" if camera.loglevel in QUIETER_THAN_WARNING else camera.loglevel
+    level = max("warning", camera.loglevel, key=LOG_LEVELS.index)  # what is said is needed to know what happened
     period = min(1.0, camera.limits.stall / 10)
     sound = {"copy": ["-map", "0:a:0?"], "aac": ["-map", "0:a:0?", "-c:a", "aac"], "none": []}[camera.audio]
     return [
@@ -346,18 +341,11 @@ def record_command(ffmpeg: str, camera: Camera, progress_fd: int, list_fd: int) 
     ]  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Progress:
-    """One block of FFmpeg's -progress: video frames so far, and the end of what is written, in stream time."""
-
-    frames: int
-    out_sec: float | None
-
-
-def read_progress(lines: Iterable[str]) -> Progress:
+def read_progress(lines: Iterable[str]) -> tuple[int, float | None]:
+    """Of a block of FFmpeg's -progress: video frames so far, and the end of what is written, in stream time."""
     values = dict(line.strip().partition("=")[::2] for line in lines)
     frames, out = values.get("frame", "").strip(), values.get("out_time_us", "").strip()
-    return Progress(int(frames) if frames.isdigit() else 0, int(out) / 1e6 if out.lstrip("-").isdigit() else None)
+    return int(frames) if frames.isdigit() else 0, int(out) / 1e6 if out.lstrip("-").isdigit() else None
 
 
 def read_row(line: str) -> tuple[str, float, float] | None:
@@ -373,12 +361,11 @@ def read_row(line: str) -> tuple[str, float, float] | None:
 # says "timed out" too.
 DISK_WORDS = re.compile(r"No space left|Disk quota|Read-only file system|(?i:mkv.*Input/output)|File too large")
 UNAUTHORISED_WORDS = re.compile(r"\b40[13]\b|(?i:unauthori[sz]ed|forbidden)")
+LOGIN_OR_PATH = UNAUTHORISED_WORDS.pattern + r"|\b404\b"  # asking again soon does not help, and may lock the account
 REFUSED_WORDS = re.compile(
     r"refused|unreachable|No route to host|not known|name resolution|resolve host|\b404\b|\b4\d\d \(?[A-Z]|4XX|5XX|"
-    r"\b5\d\d \(?[A-Z]|timed out|reset by peer|Error -?\d+ \(Immediate|matches no streams"
+    r"\b5\d\d \(?[A-Z]|timed out|reset by peer|matches no streams|(?i:certificate)"
 )
-NOT_FOUND_WORDS = re.compile(r"\b404\b")
-CERTIFICATE_WORDS = re.compile(r"(?i)certificate")
 CAUSES = ("unknown", "stall", "video_dead", "crashed", "clock", "refused", "unauthorised", "disk", "stopped")
 
 
@@ -393,7 +380,7 @@ def classify(lines: Sequence[str], status: int, frames: int) -> str:
         return "stall"
     if UNAUTHORISED_WORDS.search(text):
         return "unauthorised"
-    if REFUSED_WORDS.search(text) or CERTIFICATE_WORDS.search(text):
+    if REFUSED_WORDS.search(text):
         return "refused"
     return "stall" if status == 0 else "unknown"
 
@@ -465,8 +452,7 @@ def write_journal(camera: Camera, kind: str, start_sec: float, **values: Any) ->
 def write_down(camera: Camera, start_sec: float, end_sec: float, cause: str) -> None:
     """A time without recording: a line for every UTC day that it touches, so that each day's file is complete."""
     while start_sec < end_sec:
-        midnight = (math.floor(start_sec / 86400) + 1) * 86400
-        end = min(end_sec, float(midnight))
+        end = min(end_sec, (math.floor(start_sec / 86400) + 1) * 86400.0)
         write_journal(camera, "down", start_sec, end=round(end, 3), cause=cause)
         start_sec = end
 
@@ -626,14 +612,14 @@ def read_media(ffmpeg: str, path: Path, window: Sequence[str] = ()) -> Media:
         done = run_ffmpeg(command, path.stat().st_size)
     except subprocess.TimeoutExpired as problem:
         raise Unreadable(f"{path.name}: reading it took longer than {problem.timeout:.0f} s") from problem
-    progress = read_progress(done.stdout.splitlines())
+    frames, out_sec = read_progress(done.stdout.splitlines())
     header = re.search(r"Duration: (\d+):(\d+):([\d.]+)", done.stderr)
     codec = re.search(r"Video: (\w+)", done.stderr)
     problems = [line for line in done.stderr.splitlines() if "[error]" in line or "[fatal]" in line]
-    if done.returncode or not progress.frames or not codec:
+    if done.returncode or not frames or not codec:
         raise Unreadable(f"{path.name}: {problems[-1] if problems else 'it holds no video'}")
-    length = int(header[1]) * 3600 + int(header[2]) * 60 + float(header[3]) if header else progress.out_sec or 0.0
-    return Media(length, None if window else progress.frames, codec[1], header is not None, tuple(problems))
+    length = int(header[1]) * 3600 + int(header[2]) * 60 + float(header[3]) if header else out_sec or 0.0
+    return Media(length, None if window else frames, codec[1], header is not None, tuple(problems))
 
 
 def examine(ffmpeg: str, path: Path, check_bytes: int) -> Media:
@@ -672,11 +658,8 @@ def remux(ffmpeg: str, source: Path, target: Path, held: Media, sound: str = "co
 
 
 def sync_file(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
 
 
 def publish(staged: Path, folder: Path, names: Iterable[str]) -> Path:
@@ -704,10 +687,6 @@ def publish(staged: Path, folder: Path, names: Iterable[str]) -> Path:
         fsync_folder(folder)
         return final
     raise AssertionError("names do not end")
-
-
-def free_bytes(folder: Path) -> int:
-    return shutil.disk_usage(folder).free
 
 
 def is_mounted(folder: Path) -> bool:
@@ -806,11 +785,9 @@ class Run:
             self.process.stdin.close()
         except BrokenPipeError:
             log.debug("%s: FFmpeg ended before it was told what to record", camera.name)
-        if camera.core is not None and hasattr(os, "sched_setaffinity"):
-            try:
+        if camera.core is not None:
+            with suppress(OSError, AttributeError):  # it has ended already; this system cannot do that
                 os.sched_setaffinity(self.process.pid, {camera.core})
-            except OSError as problem:
-                log.debug("%s: not bound to core %d: %s", camera.name, camera.core, problem)
 
     @property
     def anchor(self) -> float | None:
@@ -847,16 +824,14 @@ class Run:
         self._block.append(line)
         if not line.startswith("progress="):
             return
-        progress, self._block = read_progress(self._block), []
+        (frames, out_sec), self._block = read_progress(self._block), []
         now = time.time()
-        moved = progress.out_sec is not None and progress.out_sec > self.out_sec
-        if progress.out_sec is not None and moved:
-            self.out_sec = progress.out_sec
-            self.anchors.append(now - self.out_sec)
-            if not progress.frames:
-                self.blind_sec = self.out_sec
-        if progress.frames > self.frames:
-            self.frames, self.last_rise, self.out_at_rise_sec = progress.frames, time.monotonic(), self.out_sec
+        if out_sec is not None and out_sec > self.out_sec:
+            self.out_sec = out_sec
+            self.anchors.append(now - out_sec)
+            self.blind_sec = self.blind_sec if frames else out_sec
+        if frames > self.frames:
+            self.frames, self.last_rise, self.out_at_rise_sec = frames, time.monotonic(), self.out_sec
             self.last_frame_at = now
 
     def _take_row(self, line: str) -> None:
@@ -890,8 +865,8 @@ class Run:
                 self.poll(0.05)
                 time.sleep(0.01)
         until = time.monotonic() + step_sec
-        while self.poll(0.05) and time.monotonic() < until:
-            continue
+        while time.monotonic() < until and self.poll(0.05):
+            pass
 
     def close(self) -> None:
         """The process has ended: free what belongs to it, and take files that it did not close as they are."""
@@ -922,12 +897,13 @@ class Finisher:
 
     def finish(self, job: Job) -> None:
         """Raises OSError when the disk or the folder is the problem: then nothing is lost, and it can be repeated."""
-        path = job.path
+        cut = job.path.with_stem(job.path.stem + "-cut")  # its name after a first try that did not get through
+        path = cut if cut.exists() else job.path
         ready = path.with_suffix(".mp4")
         try:
             if ready.exists():  # made and checked by a process that was killed before it published it
                 source, media, whole = ready, read_media(self.ffmpeg, ready), "-cut" not in path.stem
-                path = path if path.exists() else ready
+                path = path if path.exists() else source
             elif not path.exists():
                 return
             else:
@@ -937,17 +913,19 @@ class Finisher:
             return
         start, end = segment_times(job, path, media)
         start = min(end, start + (silent_start_sec(self.ffmpeg, source) if job.first or job.found else 0.0))
+        if source != path:  # first: where publishing is a rename, a crash after it must not find the MKV and redo it
+            path.unlink()
         size = source.stat().st_size
         named = staged_sec(path.name)
         stem = final_stem(self.camera, start if named is None or abs(named - start) > 1 else named)
-        final = publish(source, self.camera.folder, names_for(stem, source.suffix[1:]))
+        final = publish(source, self.camera.root / self.camera.name, names_for(stem, source.suffix[1:]))
         name = final.relative_to(self.camera.root).as_posix()
-        if not job.found or not self.is_journaled(name, start):
+        known = read_journal(self.camera.own("journal"), start - 86400, end + 86400) if job.found else []
+        if name not in (line.get("file") for line in known):
             write_journal(self.camera, "segment", start, file=name, end=round(end, 3), frames=media.frames,
                           bytes=size, whole=whole)  # fmt: skip
         self.last_file, self.journaled_until = name, max(self.journaled_until, end)
-        for left in {path, source}:
-            left.unlink(missing_ok=True)
+        source.unlink(missing_ok=True)
         log.info("%s: %s: %.1f s, %s frames, %.1f MB%s", self.camera.name, final.name, end - start,
                  "?" if media.frames is None else media.frames, size / 1e6, "" if whole else ", cut short")  # fmt: skip
 
@@ -977,10 +955,6 @@ class Finisher:
             return path, path, media, whole
         os.utime(ready, (written, written))
         return path, ready, made, whole
-
-    def is_journaled(self, name: str, start_sec: float) -> bool:
-        lines = read_journal(self.camera.own("journal"), start_sec - 86400, start_sec + 86400)
-        return any(line.get("file") == name for line in lines)
 
     def set_aside(self, path: Path, problem: Unreadable) -> None:
         """What cannot be read is kept where nobody takes it for footage; a header without a picture is removed."""
@@ -1038,7 +1012,7 @@ class Recorder:
                                       "since": time.time(), "cause": None, "last_frame_at": None,
                                       "recording_since": None, "fps": 0.0, "bytes_per_sec": 0.0,
                                       "last_file": None, "lost_today_sec": 0.0}  # fmt: skip
-        self.down_since = time.time()
+        self.down_since, self.today = time.time(), utc_day(time.time())
         self.down_cause: str | None = None
         self.default_cause = "stopped"  # of the seconds between the program's start and the first frame
         self.said: str | None = None
@@ -1054,13 +1028,11 @@ class Recorder:
     def work(self, delay_sec: float) -> None:
         """Whatever goes wrong with this camera, it is tried again, and the others do not notice."""
         self.stopping.wait(delay_sec)
-        begun = False
+        steps = [self.take_over, self.record]
         while not self.stopping.is_set():
             try:
-                if not begun:
-                    self.take_over()
-                    begun = True
-                self.record()
+                steps[0]()
+                steps = steps[-1:]
             except Exception:  # noqa: BLE001  a bug must not end the recording of a camera for ever
                 log.exception("%s: this is a bug in the program; trying again in %d s", self.camera.name, KEPT_AWAY_SEC)
                 self.stopping.wait(KEPT_AWAY_SEC)
@@ -1136,10 +1108,9 @@ class Recorder:
             self.down_since = current.media_end
         self.tidy(folder)
         lines = list(current.stderr)
-        refused = not current.frames and bool(UNAUTHORISED_WORDS.search("\n".join(lines))
-                                              or NOT_FOUND_WORDS.search("\n".join(lines)))  # fmt: skip
-        said = next((line for line in reversed(lines) if re.search(r"\[(error|fatal)\]", line)), "")
-        said = re.sub(r"^(\[[^\]]*\] )*", "", said)
+        refused = not current.frames and bool(re.search(LOGIN_OR_PATH, "\n".join(lines)))
+        failed = [re.sub(r"^(\[[^\]]*\] )*", "", line) for line in lines if re.search(r"\[(error|fatal)\]", line)]
+        said = failed[-1] if failed else ""
         return ours or classify(lines, current.process.returncode, current.frames), said, refused
 
     def look_after(self, current: Run) -> None:
@@ -1152,11 +1123,9 @@ class Recorder:
             self.up(current)
         if now >= self.next_sync:
             self.next_sync = now + self.camera.limits.fsync_every
-            try:
+            with suppress(OSError):  # published while we looked; a disk that fails ends FFmpeg, which says so
                 if opened := current.open_file():
                     sync_file(opened)
-            except OSError as problem:
-                log.debug("%s: the open file was not synced: %s", self.camera.name, problem)
         if now >= self.next_state:
             self.note(current)
 
@@ -1181,7 +1150,7 @@ class Recorder:
         if camera.require_mount and not is_mounted(camera.root):
             return f"{camera.root} is not mounted"
         try:
-            free = free_bytes(camera.root)
+            free = shutil.disk_usage(camera.root).free
         except OSError as problem:
             return f"{camera.root}: {problem.strerror}"
         needed = camera.space_bytes if going else camera.space_again_bytes
@@ -1208,19 +1177,16 @@ class Recorder:
         if self.said != self.down_cause:
             log.warning("%s: not recording: %s%s", self.camera.name, cause, f": {detail}" if detail else "")
             self.said = self.down_cause
-        log.debug("%s: attempt %d: %s: %s", self.camera.name, self.attempt, cause, detail)
         midnight = time.time() // 86400 * 86400
         if self.down_since < midnight:  # the past day's journal is complete in itself
             self.try_journal(self.down_since, midnight, self.down_cause)
             self.down_since = midnight
-            self.state |= {"since": midnight, "lost_today_sec": 0.0}
+            self.state["since"] = midnight
         self.write_state()
 
     def try_journal(self, start_sec: float, end_sec: float, cause: str) -> None:
-        try:
+        with suppress(OSError):  # a full disk: the gap shows in the journal all the same, only not why
             write_down(self.camera, start_sec, end_sec, cause)
-        except OSError as problem:  # the gap itself shows in the journal all the same
-            log.warning("%s: journal not written: %s", self.camera.name, problem.strerror)
 
     def rest(self, wait_sec: float) -> None:
         until = time.monotonic() + wait_sec
@@ -1250,10 +1216,9 @@ class Recorder:
         current.new_stderr.clear()
         if current.frames:
             self.state["last_frame_at"] = round(current.media_end, 3)
-        try:
+        size = 0
+        with suppress(OSError):  # published while we looked
             size = sum(entry.stat().st_size for entry in os.scandir(current.folder))
-        except OSError:
-            size = 0
         then, frames, before = self.rate
         if now - then >= STATE_EVERY_SEC:
             self.state["fps"] = round(max(0, current.frames - frames) / (now - then), 1)
@@ -1268,6 +1233,8 @@ class Recorder:
         self.beat = time.monotonic()
         self.next_state = self.beat + STATE_EVERY_SEC
         file = self.camera.state_file
+        if (today := utc_day(time.time())) != self.today:
+            self.today, self.state["lost_today_sec"] = today, 0.0
         self.state |= {"updated_at": round(time.time(), 3), "last_file": self.finisher.last_file}
         part = file.with_name(f"{file.name}.part")
         try:
@@ -1303,19 +1270,14 @@ class Recorder:
             self.state["recording_since"] = self.finisher.journaled_until
 
     def tidy(self, folder: Path) -> None:
-        try:
+        with suppress(OSError):  # files in it are still to be published, or FFmpeg is at work
             folder.rmdir()
-        except OSError:
-            return  # files in it are still to be published, or FFmpeg is at work
 
 
 def open_ffmpeg_log(camera: Camera) -> logging.Logger:
     """What FFmpeg says about one camera, masked already, in logs_dir; at most 2 x LOG_BYTES."""
     own = logging.getLogger(f"rtsp_recorder.ffmpeg.{camera.name}")
     own.propagate = False
-    for handler in list(own.handlers):
-        own.removeHandler(handler)
-        handler.close()
     if camera.logs_dir is None:
         own.addHandler(logging.NullHandler())
         return own
@@ -1432,7 +1394,6 @@ def record(cameras: Sequence[Camera], quiet: bool) -> int:
             thread.join(max(0.0, deadline - time.monotonic()))
         wait_for_files(recorders, deadline)
         pool.shutdown(wait=False, cancel_futures=True)
-    log.info("stopped")
     return Status.SIGINT if signals[0] == signal.SIGINT else Status.DONE
 
 
@@ -1485,18 +1446,12 @@ def parse_time(text: str | None, flag: str, zone: tzinfo) -> float | None:
     try:
         moment: datetime | None = datetime.fromisoformat(re.sub(r"[zZ]$", "+00:00", text))
     except ValueError:
-        try:
-            import dateparser
-        except ImportError as problem:
-            raise UsageError(f"{flag} {text!r}: words need the package dateparser; say 2026-01-31T12:00") from problem
+        import dateparser
+
         moment = dateparser.parse(text, settings={"PREFER_DATES_FROM": "past"})
     if moment is None:
         raise UsageError(f"{flag}: {text!r} is no time; say 2026-01-31T12:00, epoch seconds or '2 hours ago'")
     return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp()
-
-
-def length_text(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 100 else str(timedelta(seconds=round(seconds)))
 
 
 def show_gaps(reports: Sequence[Coverage], zone: tzinfo, form: str) -> None:
@@ -1524,7 +1479,7 @@ def show_gaps(reports: Sequence[Coverage], zone: tzinfo, form: str) -> None:
         for day, percent in summary["days"].items():
             sys.stdout.write(f"  {day}  {percent:7.3f} %\n")
         for gap in report.gaps:
-            sys.stdout.write(f"  {clock_text(gap.start, zone)}  {length_text(gap.end - gap.start):>12}  {gap.cause}"
+            sys.stdout.write(f"  {clock_text(gap.start, zone)}  {gap.end - gap.start:>10.1f} s  {gap.cause}"
                              f"{'' if gap.basis == 'journal' else ' (inferred)'}\n")  # fmt: skip
 
 
@@ -1545,38 +1500,30 @@ def gaps_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> in
     until = time.time() if until is None else until
     if since is not None and since >= until:
         raise UsageError("--since is not before --until")
-    reports = []
-    for root, name in known_cameras(arguments, config):
-        report = coverage_of(root, name, since, until)
-        if report is None:
-            log.warning("%s: nothing was recorded yet", name)
-        else:
-            reports.append(report)
+    known = known_cameras(arguments, config)
+    reports = [report for root, name in known if (report := coverage_of(root, name, since, until))]
     show_gaps(reports, zone, "json" if arguments.json else "csv" if arguments.csv else "table")
-    limit = arguments.limit
-    beyond = [report.camera for report in reports if limit is not None and report.lost_percent() > limit]
+    limit = 100.0 if arguments.limit is None else arguments.limit
+    beyond = [report.camera for report in reports if report.lost_percent() > limit]
     if beyond:
         log.error("%s: more than %g %% is missing", ", ".join(beyond), limit)
     return Status.PARTIAL if beyond or not reports else Status.DONE
 
 
 def known_cameras(arguments: argparse.Namespace, config: Mapping[str, Any]) -> list[tuple[Path, str]]:
-    """Those named, or all of the config and all that have a journal: also cameras that are gone count for a season."""
-    flags = {"output_dir": arguments.output_dir} if arguments.output_dir else {}
-    count = len(config["cameras"])
-    places = [(camera.root, camera.name) for camera in (
-        settle_camera({**entry, **flags}, config, (place, count)) for place, entry in enumerate(config["cameras"]))]
-    roots = [Path(root) for root in (arguments.output_dir, config["storage"]["local_path"]) if root]
-    for root in dict.fromkeys([*(root for root, _ in places), *roots]):
-        for folder in sorted((root / STATE_FOLDER / "journal").glob("*")):
-            if folder.is_dir() and (root, folder.name) not in places:
-                places.append((root, folder.name))
+    """Every camera that a recorder has left a journal or a state of, also those that are gone; or those named."""
+    given = [config["storage"]["local_path"], (config["recording"]["defaults"] or {}).get("output_dir")]
+    given += [entry.get("output_dir") for entry in config["cameras"]]
+    given = [arguments.output_dir] if arguments.output_dir else [place for place in given if place]
+    if not given:
+        raise UsageError("nowhere to look for journals; set storage.local_path, or give --output_dir")
+    files = [(Path(str(place)).expanduser(), pattern) for place in given for pattern in ("journal/*", "state/*.json")]
+    found = sorted({(root, file.name.removesuffix(".json")) for root, pattern in files
+                    for file in (root / STATE_FOLDER).glob(pattern)})  # fmt: skip
     wanted = [name.lower() for name in arguments.camera]
-    if unknown := [name for name in arguments.camera if name.lower() not in {known.lower() for _, known in places}]:
-        raise UsageError(f"{', '.join(unknown)}: neither in the config nor in a journal")
-    if not places:
-        raise UsageError("no camera in the config and no journal; set storage.local_path, or give --output_dir")
-    return [(root, name) for root, name in places if not wanted or name.lower() in wanted]
+    if unknown := [name for name in arguments.camera if name.lower() not in {known.lower() for _, known in found}]:
+        raise UsageError(f"{', '.join(unknown)}: no recorder has left a journal of it")
+    return [(root, name) for root, name in found if not wanted or name.lower() in wanted]
 
 
 # --- command line ------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -289,8 +290,7 @@ def test_the_command_holds_nothing_about_the_camera():
     ],
 )
 def test_a_block_of_progress_is_read(text, progress):
-    read = recorder.read_progress(text.splitlines())
-    assert (read.frames, read.out_sec) == progress
+    assert recorder.read_progress(text.splitlines()) == progress
 
 
 def test_a_row_of_the_segment_list_is_read():
@@ -372,6 +372,40 @@ def test_a_published_file_is_never_overwritten_and_a_repeated_publish_is_one(tmp
     (folder / "n_2.mkv").touch()  # left by a crash between the two steps
     assert recorder.publish(staged, folder, recorder.names_for("n", "mkv")).name == "n_2.mkv"
     assert [file.read_text() for file in sorted(folder.iterdir())] == ["old", "new", "new"]
+
+
+@pytest.mark.parametrize("container", ["mkv", "mp4"])
+@pytest.mark.parametrize("links", [True, False])
+def test_a_crash_at_any_step_of_publishing_ends_with_one_file_and_one_line(tmp_path, monkeypatch, container, links):
+    """A file that was being written when everything died, then a crash or a full disk at each step in turn."""
+    entry = {"name": "a", "rtsp_url": "rtsp://h", "container": container}
+    (camera,) = settled([entry], storage={"local_path": str(tmp_path)})
+    folder = camera.own("staging") / "run"
+    folder.mkdir(parents=True)
+    ffmpeg = recorder.find_ffmpeg("this test")
+    staged = folder / "20260101T120000Z.mkv"
+    make = [ffmpeg, "-v", "error", "-f", "lavfi", "-i", "testsrc2=r=10:s=160x120", "-t", "6", "-c:v", "mpeg4",
+            "-g", "10", "-f", "matroska", "-cluster_time_limit", "1000", "-live", "1", str(staged)]  # fmt: skip
+    subprocess.run(make, check=True, stdin=subprocess.DEVNULL)
+    os.truncate(staged, staged.stat().st_size * 2 // 3)
+    os.utime(staged, (0, 0))
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(1, "no links here")))
+    for step in ("remux", "publish", "write_journal"):
+        with monkeypatch.context() as crash:
+            crash.setattr(recorder, step, lambda *_, **__: (_ for _ in ()).throw(OSError(28, "no space")))
+            for stem in {file.stem for file in folder.iterdir()}:
+                with pytest.raises(OSError, match="no space"):
+                    recorder.Finisher(camera, ffmpeg).finish(recorder.Job(folder / f"{stem}.mkv", found=True))
+    for stem in {file.stem for file in folder.iterdir()}:
+        recorder.Finisher(camera, ffmpeg).finish(recorder.Job(folder / f"{stem}.mkv", found=True))
+    assert [file.name for file in (tmp_path / "a").iterdir()] == [f"20260101_120000.{container}"]
+    lines = recorder.read_journal(camera.own("journal"), 0, 2e9)
+    assert list(folder.iterdir()) == []
+    if links:
+        (line,) = lines
+        assert (line["file"], line["whole"]) == (f"a/20260101_120000.{container}", False)
+        assert 20 < line["frames"] < 60 and line["end"] - line["start"] == pytest.approx(line["frames"] / 10, abs=0.3)
 
 
 # --- gaps, pure ---
@@ -719,7 +753,7 @@ def test_the_least_important_cameras_stop_before_the_reserve_is_used_and_go_on_b
 
     def leave_free(size: int) -> None:
         ballast.write_bytes(b"")
-        ballast.write_bytes(bytes(recorder.free_bytes(small_disk) - size))
+        ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free - size))
 
     process = site.start()
     site.wait_for("recording")
