@@ -915,8 +915,7 @@ class Finisher:
         start = min(end, start + (silent_start_sec(self.ffmpeg, source) if job.first or job.found else 0.0))
         if source != path:  # first: where publishing is a rename, a crash after it must not find the MKV and redo it
             path.unlink()
-        size = source.stat().st_size
-        named = staged_sec(path.name)
+        size, named = source.stat().st_size, staged_sec(path.name)
         stem = final_stem(self.camera, start if named is None or abs(named - start) > 1 else named)
         final = publish(source, self.camera.root / self.camera.name, names_for(stem, source.suffix[1:]))
         name = final.relative_to(self.camera.root).as_posix()
