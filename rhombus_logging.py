@@ -190,9 +190,15 @@ class Key:
     keys: Mapping[str, Key] = field(default_factory=dict)  # of a map, or of each map in a list
 
 
-_CAMERA_DEFAULTS = {"user": Key(), "password": Key(secret=True), "rtsp_port": Key(554, "whole"), "rtsp_path": Key(),
-                    "output_dir": Key(), "logs_dir": Key(), "segment_time": Key(3600, "whole"),
-                    "loglevel": Key("warning")}  # fmt: skip
+_CAMERA_DEFAULTS = {
+    "user": Key(), "password": Key(secret=True), "rtsp_port": Key(554, "whole"), "rtsp_path": Key(),
+    "output_dir": Key(), "logs_dir": Key(), "segment_time": Key(3600, "whole"), "loglevel": Key("warning"),
+    "core": Key(None, "whole")}  # fmt: skip
+_STREAM = {  # of all cameras in `recording`, of one camera in `cameras`
+    "filename": Key(), "container": Key(choices=("mkv", "mp4")), "audio": Key("copy", choices=("copy", "aac", "none")),
+    "transport": Key("tcp", choices=("tcp", "udp")), "tls_verify": Key(True, "bool"), "tls_ca_file": Key(),
+    "first_frame": Key(75, "number"), "stall": Key(20, "number"), "socket_timeout": Key(10, "number"),
+}  # fmt: skip
 
 # The one list of names: an unknown section or key anywhere in a config file is refused. `rhombus` and `notify` are
 # read by the programs that are here; the other sections are those of existing installations.
@@ -215,13 +221,16 @@ CONFIG_KEYS: dict[str, dict[str, Key]] = {
         "alert_to": Key([], "list"), "urls": Key([], "list", secret=True), "ping_url": Key(secret=True),
         "on": Key("failure", choices=("failure", "warning", "always")), "repeat_after": Key(86400, "whole"),
     },
-    "storage": {"local_path": Key()},
+    "storage": {"local_path": Key(), "require_mount": Key(False, "bool"), "reserve_bytes": Key(1_000_000_000, "whole")},
     "cameras": {
         "name": Key(), "rtsp_url": Key(secret=True), "enabled": Key(True, "bool"), "station": Key(), "ip": Key(),
-        "label": Key(), "rhombus_uuid": Key(), **_CAMERA_DEFAULTS,
+        "label": Key(), "rhombus_uuid": Key(), **_CAMERA_DEFAULTS, **_STREAM,
     },
-    "recording": {"segment_duration": Key(3600, "whole"), "timezone": Key("UTC"),
-                  "defaults": Key({}, "map", keys=_CAMERA_DEFAULTS)},
+    "recording": {"segment_duration": Key(3600, "whole"), "timezone": Key("UTC"), **_STREAM,
+        "retry_wait": Key(1, "number"), "retry_max": Key(5, "number"), "retry_fast_for": Key(600, "number"),
+        "retry_slow": Key(30, "number"), "retry_refused": Key(60, "number"), "fsync_every": Key(2, "number"),
+        "clock_step": Key(2, "number"), "stop_wait": Key(2, "number"), "check_bytes": Key(256 << 20, "whole"),
+        "defaults": Key({}, "map", keys=_CAMERA_DEFAULTS)},
     "nas": {"ready_for_backup_dir": Key(), "nas_target_dir": Key(), "success_log_dir": Key(), "lock_dir": Key(),
             "rsync_options": Key([], "list")},
     "s3": {"access_key_id": Key(secret=True), "secret_access_key": Key(secret=True), "bucket": Key(),
@@ -244,14 +253,16 @@ KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 }  # fmt: skip
 
 
-def load_config(path: Path | None, sections: tuple[str, ...], beside: Path) -> dict[str, dict[str, Any]]:
-    """The settings of `sections`, each key filled: environment > file > default.
+def load_config(path: Path | None, sections: tuple[str, ...], beside: Path, *more: Any) -> dict[str, dict[str, Any]]:
+    """The settings of `sections`, each key filled: environment > `more` (maps of sections) > file > default.
 
     `path` None means config.yaml in the folder `beside`, if it is there. Raises UsageError that names every mistake at
     once: unknown names anywhere, wrong types, unset ${NAMES} and leftover YOUR_… values in `sections`.
     """
     file = path or beside / "config.yaml"
     document = _read_yaml(file) if path or file.exists() else {}
+    for name, value in [item for overlay in more for item in overlay.items()]:
+        document[name] = {**document[name], **value} if isinstance(document.get(name), dict) else value
     mistakes: list[str] = []
     for section, content in document.items():
         known = CONFIG_KEYS.get(str(section))
@@ -345,16 +356,25 @@ def _fill(section: str, values: Any) -> Any:
 
 def _check_permissions(file: Path, document: Mapping[Any, Any]) -> None:
     """A secret in a file that others can read is warned about, and refused where systemd runs us."""
-    if os.name != "posix" or not document or not file.stat().st_mode & stat.S_IROTH:
+    if os.name != "posix" or not file.exists() or not file.stat().st_mode & stat.S_IROTH:
         return
-    found = (f"{section}.{name}" for section, values in document.items()
-             for one in (values if isinstance(values, list) else [values or {}]) for name, value in one.items()
-             if CONFIG_KEYS[section][name].secret and value and "${" not in str(value))  # fmt: skip
-    if secret := next(found, None):
+    secrets = (secret for section, values in document.items()
+               for one in (values if isinstance(values, list) else [values])
+               for secret in _secrets_in(section, one or {}, CONFIG_KEYS[section]))  # fmt: skip
+    if secret := next(secrets, None):
         sentence = f"{file}: others can read {secret}; run: chmod o-r {file}"
         if "INVOCATION_ID" in os.environ:
             raise UsageError(sentence)
         log.warning(sentence)
+
+
+def _secrets_in(where: str, values: Mapping[str, Any], known: Mapping[str, Key]) -> Iterator[str]:
+    """Names of secrets that stand in `values` themselves, not as ${NAME}."""
+    for name, value in values.items():
+        if known[name].keys and isinstance(value, dict):
+            yield from _secrets_in(f"{where}.{name}", value, known[name].keys)
+        elif known[name].secret and value and "${" not in str(value):
+            yield f"{where}.{name}"
 
 
 # --- files -------------------------------------------------------------------------------------------------------

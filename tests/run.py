@@ -34,12 +34,25 @@ APT_TIMEOUT_SEC = 600
 class DebianPart:
     """A program that some tests need and pip cannot bring."""
 
-    package: str
+    package: str  # or several, with spaces between them
     program: str
     why: str
+    files: str = ""  # for what is not on PATH: a pattern below / of which one file has to be there
+
+    def absent(self) -> bool:
+        return not any(Path("/").glob(self.files)) if self.files else shutil.which(self.program) is None
 
 
-DEBIAN_PARTS = (DebianPart("curl", "curl", "the peer that tests/benchmarks/bench_copy.py measures against"),)
+DEBIAN_PARTS = (
+    DebianPart("curl", "curl", "the peer that tests/benchmarks/bench_copy.py measures against"),
+    DebianPart("ffmpeg", "ffmpeg", "the FFmpeg that most installations have; recordings are made with it too"),
+    DebianPart(
+        "python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-good glib-networking",
+        "gst-rtsp-server",
+        "the RTSP server of others that is recorded from, for TCP, UDP, TLS and logins as they are in the wild",
+        "usr/lib/*/girepository-1.0/GstRtspServer-1.0.typelib",
+    ),
+)
 
 
 def say(sentence: str) -> None:
@@ -144,12 +157,12 @@ def apt_install(*packages: str) -> None:
 
 
 def absent_parts() -> list[DebianPart]:
-    return [part for part in DEBIAN_PARTS if shutil.which(part.program) is None]
+    return [part for part in DEBIAN_PARTS if part.absent()]
 
 
 def prepare_programs(may_apt: bool) -> None:
     if may_apt and absent_parts():
-        apt_install(*(part.package for part in absent_parts()))
+        apt_install(*(name for part in absent_parts() for name in part.package.split()))
     for part in absent_parts():
         say(f"{part.program} is missing (Debian package {part.package}): {part.why}")
     os.environ[MISSING_VARIABLE] = "\n".join(f"{part.program}: {part.why}" for part in absent_parts())
