@@ -337,7 +337,10 @@ class PhaseWatch(threading.Thread):
 
     def run(self) -> None:
         while not self.over.wait(PHASE_POLL_SEC):
-            sent = self.cloud.media_bytes()
+            try:
+                sent = self.cloud.media_bytes()
+            except (OSError, http.client.HTTPException):  # it has died; who asks next says so
+                return
             if sent > self.sent_bytes:
                 self.sent_bytes, self.ended_at = sent, time.time()
 
@@ -349,6 +352,8 @@ def measure(cloud: Cloud, size_bytes: int, download: Callable[[], Ended]) -> Sam
     watch.start()
     server_cpu = cloud.cpu_sec()
     ended = download()
+    if cloud.process.poll() is not None:
+        raise RuntimeError(f"the simulator ended with status {cloud.process.returncode}")
     server_cpu = cloud.cpu_sec() - server_cpu
     time.sleep(10 * PHASE_POLL_SEC)
     watch.over.set()
