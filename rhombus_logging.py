@@ -10,6 +10,7 @@ Needs: PyYAML for a config file; apprise only for `notify.urls`. Nothing is impo
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
 import os
@@ -261,6 +262,7 @@ def load_config(path: Path | None, sections: tuple[str, ...], beside: Path, *mor
     """
     file = path or beside / "config.yaml"
     document = _read_yaml(file) if path or file.exists() else {}
+    as_written = copy.deepcopy(document)
     for name, value in [item for overlay in more for item in overlay.items()]:
         document[name] = {**document[name], **value} if isinstance(document.get(name), dict) else value
     mistakes: list[str] = []
@@ -273,7 +275,7 @@ def load_config(path: Path | None, sections: tuple[str, ...], beside: Path, *mor
             _check_map(str(section), values, known, section in sections, mistakes)
     if mistakes:
         raise UsageError(f"{file}: " + "; ".join(mistakes))
-    _check_permissions(file, document)
+    _check_permissions(file, as_written)
     return {section: _fill(section, document.get(section) or {}) for section in sections}
 
 
@@ -369,11 +371,11 @@ def _check_permissions(file: Path, document: Mapping[Any, Any]) -> None:
 
 
 def _secrets_in(where: str, values: Mapping[str, Any], known: Mapping[str, Key]) -> Iterator[str]:
-    """Names of secrets that stand in `values` themselves, not as ${NAME}."""
+    """Names of secrets that stand in `values` themselves, not as ${NAME}; an RTSP address without a login is none."""
     for name, value in values.items():
         if known[name].keys and isinstance(value, dict):
             yield from _secrets_in(f"{where}.{name}", value, known[name].keys)
-        elif known[name].secret and value and "${" not in str(value):
+        elif known[name].secret and value and "${" not in str(value) and (name != "rtsp_url" or "@" in str(value)):
             yield f"{where}.{name}"
 
 

@@ -131,6 +131,27 @@ def test_an_empty_config_file_and_empty_sections_are_fine(tmp_path: Path) -> Non
         assert load(tmp_path, text)["rhombus"]["workers"] == 4
 
 
+@pytest.mark.parametrize(("text", "named"), [
+    ("rhombus: {api_key: '${MY_KEY}'}", ""), ("cameras: [{name: a, rtsp_url: 'rtsp://192.0.2.7/stream'}]", ""),
+    ("cameras: [{name: a, rtsp_url: 'rtsp://u:secret@192.0.2.7/stream'}]", "cameras.rtsp_url"),
+    ("recording: {defaults: {password: secret}}", "recording.defaults.password"), ("rhombus: {api_key: abc}", "rhombus.api_key"),
+])  # fmt: skip
+def test_only_secrets_that_stand_in_the_file_itself_must_not_be_read_by_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, named: str
+) -> None:
+    monkeypatch.setenv("MY_KEY", "from-outside")
+    monkeypatch.setenv("INVOCATION_ID", "systemd sets this")
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    file.chmod(0o644)
+    try:
+        rl.load_config(file, ("rhombus", "cameras", "recording"), tmp_path)
+    except rl.UsageError as problem:
+        assert named and f"others can read {named};" in str(problem) and "secret@" not in str(problem)
+    else:
+        assert not named
+
+
 def test_names_in_a_value_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_FOLDER", "/data")
     assert load(tmp_path, "rhombus: {output_dir: '${MY_FOLDER}/clips'}")["rhombus"]["output_dir"] == "/data/clips"
