@@ -292,6 +292,9 @@ def _read_yaml(file: Path) -> dict[Any, Any]:
         raise UsageError(f"{file}: this is not valid YAML{where}: {getattr(problem, 'problem', problem)}") from problem
     if not isinstance(document, (dict, type(None))):
         raise UsageError(f"{file}: expected sections such as 'rhombus:' at the top")
+    for values in document.values():
+        if isinstance(values, dict) and True in values:  # YAML 1.1 reads the bare key `on:` as true
+            values["on"] = values.pop(True)
     return document or {}
 
 
@@ -301,8 +304,6 @@ def _check_map(where: str, values: Any, known: Mapping[str, Key], used: bool, mi
         if values is not None:
             mistakes.append(f"{where}: expected a map of keys")
         return
-    if True in values:  # YAML 1.1 reads the bare key `on:` as true
-        values["on"] = values.pop(True)
     for name, value in list(values.items()):
         key = known.get(str(name))
         if key is None:

@@ -134,7 +134,8 @@ def test_an_empty_config_file_and_empty_sections_are_fine(tmp_path: Path) -> Non
 @pytest.mark.parametrize(("text", "named"), [
     ("rhombus: {api_key: '${MY_KEY}'}", ""), ("cameras: [{name: a, rtsp_url: 'rtsp://192.0.2.7/stream'}]", ""),
     ("cameras: [{name: a, rtsp_url: 'rtsp://u:secret@192.0.2.7/stream'}]", "cameras.rtsp_url"),
-    ("recording: {defaults: {password: secret}}", "recording.defaults.password"), ("rhombus: {api_key: abc}", "rhombus.api_key"),
+    ("recording: {defaults: {password: secret}}", "recording.defaults.password"),
+    ("rhombus: {api_key: abc}", "rhombus.api_key"),
 ])  # fmt: skip
 def test_only_secrets_that_stand_in_the_file_itself_must_not_be_read_by_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, named: str
