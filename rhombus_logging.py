@@ -292,10 +292,11 @@ def _read_yaml(file: Path) -> dict[Any, Any]:
         raise UsageError(f"{file}: this is not valid YAML{where}: {getattr(problem, 'problem', problem)}") from problem
     if not isinstance(document, (dict, type(None))):
         raise UsageError(f"{file}: expected sections such as 'rhombus:' at the top")
+    document = document or {}
     for values in document.values():
         if isinstance(values, dict) and True in values:  # YAML 1.1 reads the bare key `on:` as true
             values["on"] = values.pop(True)
-    return document or {}
+    return document
 
 
 def _check_map(where: str, values: Any, known: Mapping[str, Key], used: bool, mistakes: list[str]) -> None:
