@@ -333,9 +333,11 @@ def parse_time(text: str, what: str, zone: tzinfo, now: float) -> float:
         if found > LATEST_SEC * 10:
             raise UsageError(f"{what}: {text} looks like milliseconds; say seconds")
     else:
+        from dateutil.parser import isoparse  # before 3.11 Python itself knows only some of ISO 8601
+
         moment: datetime | None
         try:
-            moment = datetime.fromisoformat(re.sub(r"[zZ]$", "+00:00", text))
+            moment = isoparse(text)
         except ValueError:
             moment = _words_time(text, zone, now)
         if moment is None:

@@ -14,7 +14,6 @@ import copy
 import json
 import logging
 import os
-import platform
 import re
 import shutil
 import signal
@@ -563,13 +562,14 @@ def _send(settings: Mapping[str, Any], subject: str, body: str) -> None:
 
 def _send_mail(settings: Mapping[str, Any], subject: str, body: str) -> None:
     import smtplib
+    import socket
     import ssl
     from email.message import EmailMessage
 
     host, port, user = str(settings["smtp_host"]), int(settings["smtp_port"]), settings["smtp_user"]
     message = EmailMessage()
     message["Subject"] = subject
-    message["From"] = user if user and "@" in str(user) else f"camera-archive@{platform.node()}"
+    message["From"] = user if user and "@" in str(user) else f"camera-archive@{socket.gethostname()}"
     message["To"] = ", ".join(settings["alert_to"])
     message.set_content(body or subject)
     tls = ssl.create_default_context()

@@ -247,6 +247,8 @@ def refuse(camera: Camera) -> None:
 def settle_cameras(config: Mapping[str, Any], flags: Mapping[str, Any], wanted: Sequence[str]) -> list[Camera]:
     """The cameras to record, in the order of the config: all enabled ones, or those wanted by name."""
     entries = [dict(entry) for entry in config["cameras"] if entry]
+    if flags.get("station") and not flags.get("ip") and not flags.get("rtsp_url"):
+        raise UsageError("--station needs --ip or --rtsp_url; a camera of the config is named without a flag")
     if flags.get("ip") or flags.get("rtsp_url"):
         if wanted:
             raise UsageError("--ip and --rtsp_url describe one camera; leave out the names")
@@ -383,6 +385,11 @@ def classify(lines: Sequence[str], status: int, frames: int) -> str:
     if REFUSED_WORDS.search(text):
         return "refused"
     return "stall" if status == 0 else "unknown"
+
+
+def quotable(words: object) -> str:
+    """What FFmpeg or the system said, for a log line that is no ERROR: people search logs for that word."""
+    return re.sub("(?i)error", "failure", re.sub(r"\[[^\]]*\] ", "", str(words)))
 
 
 def telling(before: str | None, now: str) -> str:
@@ -555,10 +562,9 @@ def days_of(span: Interval, zone: tzinfo) -> Iterator[tuple[str, Interval]]:
 
 
 def read_state(file: Path) -> dict[str, Any]:
-    try:
+    state: Any = None
+    with suppress(OSError, ValueError):
         state = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
     return state if isinstance(state, dict) else {}
 
 
@@ -691,10 +697,9 @@ def publish(staged: Path, folder: Path, names: Iterable[str]) -> Path:
 
 def is_mounted(folder: Path) -> bool:
     """On another filesystem than the system's root."""
-    try:
+    with suppress(OSError):
         return folder.stat().st_dev != Path("/").stat().st_dev
-    except OSError:
-        return False
+    return False
 
 
 def writers_in(folder: Path) -> list[int]:
@@ -702,11 +707,9 @@ def writers_in(folder: Path) -> list[int]:
     ours = f"{STAGED_NAME}.mkv".encode()
     found = []
     for entry in Path("/proc").glob("[0-9]*") if Path("/proc/self/cwd").exists() else ():
-        try:
+        with suppress(OSError):  # ended, or another user's
             if (entry / "cwd").readlink() == folder and ours in (entry / "cmdline").read_bytes():
                 found.append(int(entry.name))
-        except OSError:
-            continue  # ended, or another user's
     return found
 
 
@@ -717,10 +720,8 @@ def end_writers(folder: Path, step_sec: float) -> None:
             return
         log.warning("%s: ending FFmpeg %s of a recorder that was killed", folder.parent.name, processes[0])
         for process in processes:
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(process, what)
-            except ProcessLookupError:
-                continue
         until = time.monotonic() + step_sec
         while time.monotonic() < until and writers_in(folder):
             time.sleep(0.02)
@@ -731,15 +732,12 @@ def end_writers(folder: Path, step_sec: float) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """A staged file that waits for being checked and published; times where FFmpeg told them.
-
-    The first file of a run may begin with sound alone, until the camera's next key frame.
-    """
+    """A staged file that waits for being checked and published; times where FFmpeg told them."""
 
     path: Path
     start_sec: float | None = None
     end_sec: float | None = None
-    first: bool = False  # of its run
+    first: bool = False  # of its run: it may begin with sound alone, until the camera's next key frame
     found: bool = False  # left by an earlier process: it may have been published, but not recorded as such
 
 
@@ -755,6 +753,7 @@ class Run:
         self.anchors: deque[float] = deque(maxlen=ANCHOR_SAMPLES)  # epoch seconds of stream time 0, each a bit late
         self.stderr: deque[str] = deque(maxlen=STDERR_LINES)
         self.new_stderr: list[str] = []
+        self.rows: list[tuple[Job, float, float]] = []  # start and end in stream time
         self.jobs: list[Job] = []
         self.closed: set[str] = set()  # names of files that FFmpeg has closed
         self._block: list[str] = []
@@ -838,10 +837,15 @@ class Run:
         row = read_row(line)
         if row and Path(row[0]).name == row[0]:
             name, start, end = row
-            zero = self.anchor
-            first, path = not self.closed, self.folder / name
-            self.jobs.append(Job(path, first=first) if zero is None else Job(path, zero + start, zero + end, first))
+            self.rows.append((Job(self.folder / name, first=not self.closed), start, end))
             self.closed.add(name)
+
+    def settle_rows(self) -> None:
+        """Make jobs of the rows: soon after the start there are too few anchors to tell when stream time 0 was."""
+        zero = self.anchor
+        for job, start, end in self.rows:
+            self.jobs.append(job if zero is None else replace(job, start_sec=zero + start, end_sec=zero + end))
+        self.rows.clear()
 
     def _take_stderr(self, line: str) -> None:
         text = mask(line.strip())
@@ -878,6 +882,7 @@ class Run:
                 os.close(key.fd)
         self._selector.close()
         self._stderr.close()
+        self.settle_rows()
         for entry in sorted(os.scandir(self.folder), key=lambda entry: entry.name):
             if entry.name.endswith(".mkv") and entry.name not in self.closed:
                 self.jobs.append(Job(self.folder / entry.name, first=not self.closed))
@@ -964,7 +969,7 @@ class Finisher:
         aside = self.camera.own("unreadable")
         aside.mkdir(parents=True, exist_ok=True)
         path.replace(aside / f"{path.parent.name}_{path.name}")
-        log.warning("%s: %s; kept in %s", self.camera.name, problem, aside)
+        log.warning("%s: %s; kept in %s", self.camera.name, quotable(problem), aside)
 
 
 def silent_start_sec(ffmpeg: str, path: Path) -> float:
@@ -1021,8 +1026,6 @@ class Recorder:
         self.next_state = self.next_sync = 0.0
         self.rate = (0.0, 0, 0)  # when, frames, bytes: at the last state
         self.ffmpeg_log = open_ffmpeg_log(camera)
-
-    # the thread
 
     def work(self, delay_sec: float) -> None:
         """Whatever goes wrong with this camera, it is tried again, and the others do not notice."""
@@ -1093,6 +1096,7 @@ class Recorder:
             while current.poll(TICK_SEC) and not ours:
                 self.look_after(current)
                 ours = self.verdict(current)
+            lines = list(current.stderr)  # not what our TERM makes it say
             if ours:
                 self.note(current)
                 current.stop(STOP_STEP_SEC if self.stopping.is_set() else self.camera.limits.stop_wait)
@@ -1106,19 +1110,16 @@ class Recorder:
         if current.frames:
             self.down_since = current.media_end
         self.tidy(folder)
-        lines = list(current.stderr)
         refused = not current.frames and bool(re.search(LOGIN_OR_PATH, "\n".join(lines)))
-        failed = [re.sub(r"^(\[[^\]]*\] )*", "", line) for line in lines if re.search(r"\[(error|fatal)\]", line)]
-        said = failed[-1] if failed else ""
-        return ours or classify(lines, current.process.returncode, current.frames), said, refused
+        failed = ["", *(line for line in lines if re.search(r"\[(error|fatal)\]", line))]
+        return ours or classify(lines, current.process.returncode, current.frames), failed[-1], refused
 
     def look_after(self, current: Run) -> None:
         """What has to be done several times a second while FFmpeg runs."""
         self.take_jobs(current)
         now = time.monotonic()
-        if current.frames and self.state["state"] != "recording" and (
-            len(current.anchors) >= ANCHOR_ENOUGH or now - current.started > STEADY_SEC
-        ):
+        settled = len(current.anchors) >= ANCHOR_ENOUGH or now - current.started > STEADY_SEC
+        if settled and current.frames and self.state["state"] != "recording":
             self.up(current)
         if now >= self.next_sync:
             self.next_sync = now + self.camera.limits.fsync_every
@@ -1133,10 +1134,9 @@ class Recorder:
         if self.stopping.is_set():
             return "stopped"
         now = time.monotonic()
-        offset, before = time.time() - now, self.clock_offset
-        self.clock_offset = offset
-        if abs(offset - before) > self.camera.limits.clock_step:
-            log.warning("%s: the clock of this machine jumped by %.1f s", self.camera.name, offset - before)
+        before, self.clock_offset = self.clock_offset, time.time() - now
+        if abs(jump := self.clock_offset - before) > self.camera.limits.clock_step:
+            log.warning("%s: the clock of this machine jumped by %.1f s", self.camera.name, jump)
             return "clock"
         if self.obstacle(going=True):
             return "disk"
@@ -1155,8 +1155,6 @@ class Recorder:
         needed = camera.space_bytes if going else camera.space_again_bytes
         return None if free >= needed else f"{free / 1e6:.0f} MB free, {needed / 1e6:.0f} are needed"
 
-    # up and down
-
     def up(self, current: Run) -> None:
         since = time.time() if current.anchor is None else current.anchor + current.blind_sec
         since = max(since, self.down_since + 0.001)  # a line in any case: the wait for a key frame has its cause there
@@ -1171,16 +1169,14 @@ class Recorder:
     def down(self, cause: str, detail: str) -> None:
         """Remember since when and why; said once, and again when the cause shows more plainly."""
         self.down_cause = telling(self.down_cause, cause)
-        if self.state["state"] != "down" or self.state["cause"] != self.down_cause:
-            self.state |= {"state": "down", "since": self.down_since, "cause": self.down_cause}
         if self.said != self.down_cause:
-            log.warning("%s: not recording: %s%s", self.camera.name, cause, f": {detail}" if detail else "")
+            log.warning("%s: not recording: %s%s", self.camera.name, cause, f": {quotable(detail)}" if detail else "")
             self.said = self.down_cause
         midnight = time.time() // 86400 * 86400
         if self.down_since < midnight:  # the past day's journal is complete in itself
             self.try_journal(self.down_since, midnight, self.down_cause)
             self.down_since = midnight
-            self.state["since"] = midnight
+        self.state |= {"state": "down", "since": self.down_since, "cause": self.down_cause}
         self.write_state()
 
     def try_journal(self, start_sec: float, end_sec: float, cause: str) -> None:
@@ -1204,8 +1200,6 @@ class Recorder:
             self.state["since"] = now
         self.state |= {"state": "stopped", "cause": "stopped"}
         self.write_state()
-
-    # state and files
 
     def note(self, current: Run) -> None:
         """Take over what FFmpeg told into the state, once a second."""
@@ -1244,6 +1238,8 @@ class Recorder:
             log.debug("%s: %s", file, problem)
 
     def take_jobs(self, current: Run) -> None:
+        if len(current.anchors) >= ANCHOR_ENOUGH:
+            current.settle_rows()
         for job in current.jobs:
             self.submit(job)
         current.jobs.clear()
@@ -1256,7 +1252,8 @@ class Recorder:
         for done in [future for future in self.pending if future.done()]:
             job = self.pending.pop(done)
             if problem := (None if done.cancelled() else done.exception()):
-                log.warning("%s: %s: not published, trying again: %s", self.camera.name, job.path.name, problem)
+                log.warning("%s: %s: not published, trying again: %s", self.camera.name, job.path.name,
+                            quotable(problem))  # fmt: skip
                 self.again.append((time.monotonic() + FINISH_RETRY_SEC, job))
             else:
                 self.tidy(job.path.parent)
@@ -1335,8 +1332,9 @@ def prepare(camera: Camera) -> None:
 
 
 def lock_cameras(cameras: Sequence[Camera], held: ExitStack) -> list[Camera]:
-    """The cameras that nobody else records, locked; Busy when there is none."""
-    free = []
+    """The cameras that nobody else records, locked. With none left, Busy if all are held, else CannotStart."""
+    free: list[Camera] = []
+    kind: type[Busy | CannotStart] = Busy
     for camera in cameras:
         try:
             prepare(camera)
@@ -1346,8 +1344,9 @@ def lock_cameras(cameras: Sequence[Camera], held: ExitStack) -> list[Camera]:
             if len(cameras) == 1:
                 raise
             log.log(logging.WARNING if isinstance(problem, Busy) else logging.ERROR, "%s", problem)
+            kind = kind if isinstance(problem, Busy) else CannotStart
     if not free:
-        raise Busy(f"no camera left to record of {', '.join(camera.name for camera in cameras)}")
+        raise kind(f"no camera left to record of {', '.join(camera.name for camera in cameras)}")
     return free
 
 
@@ -1442,12 +1441,15 @@ def parse_time(text: str | None, flag: str, zone: tzinfo) -> float | None:
         return None
     if re.fullmatch(r"\d{9,11}(\.\d+)?", text):
         return float(text)
+    from dateutil.parser import isoparse
+
     try:
-        moment: datetime | None = datetime.fromisoformat(re.sub(r"[zZ]$", "+00:00", text))
+        moment: datetime | None = isoparse(text)
     except ValueError:
         import dateparser
 
-        moment = dateparser.parse(text, settings={"PREFER_DATES_FROM": "past"})
+        base = datetime.now(zone).replace(tzinfo=None)
+        moment = dateparser.parse(text, settings={"RELATIVE_BASE": base, "PREFER_DATES_FROM": "past"})
     if moment is None:
         raise UsageError(f"{flag}: {text!r} is no time; say 2026-01-31T12:00, epoch seconds or '2 hours ago'")
     return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp()
@@ -1467,14 +1469,13 @@ def show_gaps(reports: Sequence[Coverage], zone: tzinfo, form: str) -> None:
         for gap in gaps:
             sys.stdout.write(json.dumps({name: round(value, 3) if isinstance(value, float) else value
                                          for name, value in asdict(gap).items()}) + "\n")  # fmt: skip
-        summaries = {report.camera: summary_of(report, zone) for report in reports}
-        sys.stdout.write(json.dumps({"summary": summaries}) + "\n")
+        sys.stdout.write(json.dumps({"summary": {one.camera: summary_of(one, zone) for one in reports}}) + "\n")
         return
     for report in reports:
         summary = summary_of(report, zone)
         start, end = (clock_text(moment, zone) for moment in report.span)
         sys.stdout.write(f"{report.camera}: {summary['recorded_percent']:.3f} % of {start} to {end}, "
-                         f"{len(report.gaps)} gaps\n")  # fmt: skip
+                         f"{len(report.gaps)} gap{'' if len(report.gaps) == 1 else 's'}\n")  # fmt: skip
         for day, percent in summary["days"].items():
             sys.stdout.write(f"  {day}  {percent:7.3f} %\n")
         for gap in report.gaps:
@@ -1572,7 +1573,8 @@ def camera_flags(arguments: argparse.Namespace) -> dict[str, Any]:
     names = ("station", "ip", "rtsp_url", "user", "password", "rtsp_port", "rtsp_path", "segment_time", "output_dir",
              "logs_dir", "core", "loglevel")  # fmt: skip
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
-    for secret in (given.get("password"), given.get("rtsp_url") and unquote(split_login(given["rtsp_url"])[0])):
+    login, _ = split_login(str(given.get("rtsp_url", "")).partition("://")[2])
+    for secret in (given.get("password"), unquote(login.partition(":")[2])):
         if secret:
             hide_secret(str(secret))
             log.warning("a password among the flags can be seen by others on this machine; better set RTSP_PASSWORD")

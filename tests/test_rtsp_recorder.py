@@ -263,6 +263,21 @@ def test_the_call_of_the_older_recorder_needs_no_config():
     assert camera.name == "10.0.0.9"
 
 
+@pytest.mark.parametrize("flags", [{"station": "Gate"}, {"ip": "10.0.0.9"}, {"station": "Gate", "ip": ""}])
+def test_half_of_one_camera_in_flags_never_records_those_of_the_config(flags):
+    with pytest.raises(UsageError, match="--station"):
+        settled([{"name": "a", "rtsp_url": "rtsp://h"}], flags=flags)
+
+
+@pytest.mark.parametrize("login, warned", [("admin@", False), ("", False), ("admin:hunter22@", True)])
+def test_only_a_password_in_the_address_is_warned_of_and_masked(login, warned, monkeypatch, caplog):
+    hidden = []
+    monkeypatch.setattr(recorder, "hide_secret", hidden.append)
+    recorder.camera_flags(recorder.build_parser().parse_args(["record", "--rtsp_url", f"rtsp://{login}h/a@b"]))
+    assert hidden == (["hunter22"] if warned else [])
+    assert ("RTSP_PASSWORD" in caplog.text) == warned
+
+
 # --- what FFmpeg is told, and what it says ---
 
 
@@ -323,6 +338,34 @@ def test_a_row_of_the_segment_list_is_read():
 )  # fmt: skip
 def test_what_ffmpeg_says_has_a_cause(cause, line, status, frames):
     assert recorder.classify([line], status, frames) == cause
+
+
+def test_what_is_quoted_in_a_warning_never_looks_like_an_error():
+    line = "[in#0 @ 0x5] [error] Error opening input: Input/output error"
+    assert recorder.quotable(line) == "failure opening input: Input/output failure"
+
+
+def test_the_first_file_begins_when_its_first_frame_came_though_few_anchors_are_known_then(tmp_path, monkeypatch):
+    (camera,) = settled([{"name": "a", "rtsp_url": "rtsp://h"}])
+    says = """import os, sys, time
+progress, rows = map(int, sys.argv[1:])
+os.write(progress, b"frame=1\\nout_time_us=100000\\nprogress=continue\\n")  # late: it looked at the stream for 3 s
+time.sleep(0.2)
+os.write(rows, b"a.mkv,0,3\\n")
+time.sleep(0.2)
+for number in range(2):
+    os.write(progress, b"frame=%d\\nout_time_us=%d\\nprogress=continue\\n" % (70 + number, 3500000 + number))
+    time.sleep(0.2)
+"""
+    monkeypatch.setattr(recorder, "record_command", lambda _ffmpeg, _camera, *fds: [
+        sys.executable, "-c", says, *map(str, fds)])  # fmt: skip
+    run = recorder.Run(camera, "ffmpeg", tmp_path, tls_options=False)
+    while run.poll(1):
+        assert run.jobs == []
+    run.close()
+    assert [(job.path.name, job.first) for job in run.jobs] == [("a.mkv", True)]
+    assert run.jobs[0].start_sec == min(run.anchors) < max(run.anchors) - 2.5
+    assert run.jobs[0].end_sec == run.jobs[0].start_sec + 3
 
 
 def test_a_down_time_is_called_by_what_shows_most_plainly():
@@ -423,6 +466,21 @@ def test_gaps_are_what_no_segment_covers_with_the_cause_of_the_down_time():
         (20, 30, "refused", "journal"), (40, 45, "unknown", "inferred"), (50, 60, "stall", "journal")]  # fmt: skip
     assert found.lost_percent() == pytest.approx(100 * 25 / 60)
     assert found.lost_percent((0, 20)) == 0
+
+
+def test_one_gap_is_not_called_gaps(capsys):
+    one = recorder.coverage("a", [segment(0, 10), segment(20, 60)], (0, 60))
+    recorder.show_gaps([one, recorder.coverage("b", [], (0, 0))], timezone.utc, "table")
+    heads = [line for line in capsys.readouterr().out.splitlines() if "gap" in line]
+    assert [line.rpartition(", ")[2] for line in heads] == ["1 gap", "0 gaps"]
+
+
+def test_words_for_a_time_mean_the_zone_that_is_asked_for():
+    zone = ZoneInfo("Pacific/Kiritimati")  # 14 h ahead of UTC
+    assert recorder.parse_time("2 hours ago", "--since", zone) == pytest.approx(time.time() - 7200, abs=5)
+    day = datetime.fromtimestamp(time.time() - 86400, zone)
+    nine = day.replace(hour=9, minute=0, second=0, microsecond=0).timestamp()
+    assert recorder.parse_time("yesterday 09:00", "--since", zone) == nine
 
 
 def test_the_open_segment_counts_as_covered():
@@ -570,6 +628,13 @@ def test_a_camera_that_cannot_be_reached_or_refuses_the_password_never_disturbs_
     assert [line["cause"] for line in season.journal("Unplugged", "down")] == ["refused"]
 
 
+def test_warnings_quote_what_happened_and_not_what_our_own_signal_causes(season):
+    said = season.log()
+    assert "Wedged: not recording: stall" in said and "Unplugged: not recording: refused: " in said
+    assert "Immediate exit" not in said
+    assert [line for line in said.splitlines() if re.search("WARNING|INFO", line) and "error" in line.lower()] == []
+
+
 def test_sound_that_mp4_cannot_hold_becomes_aac_and_that_is_said_once(season):
     assert {file.suffix for file in season.files("Fine") + season.files("Modern")} == {".mp4"}
     assert season.log().count("it becomes AAC") == 1
@@ -690,8 +755,10 @@ def test_a_camera_named_like_a_path_ends_with_status_2_and_nothing_is_made(site)
     assert sorted(path.name for path in site.folder.iterdir()) == ["config.yaml"]
 
 
-def test_a_disk_that_must_be_mounted_and_is_not_ends_with_status_3(site):
-    site.add("Gate")
+@pytest.mark.parametrize("names", [("Gate",), ("Gate", "Yard")])
+def test_a_disk_that_must_be_mounted_and_is_not_ends_with_status_3(site, names):
+    for name in names:
+        site.add(name)
     missing = site.folder / "missing"
     site.storage |= {"require_mount": True, "local_path": str(missing)}
     done = subprocess.run(site.command("record"), capture_output=True, text=True, timeout=20, check=False)
@@ -714,8 +781,8 @@ def test_the_older_call_records_without_a_config_and_warns_of_the_password(tmp_p
             process.kill()
         said = process.stderr.read()
     assert "RTSP_PASSWORD" in said and "hunter22" not in said
-    (file,) = (tmp_path / "ROST2").iterdir()
-    assert re.fullmatch(r"ROST2_\d{8}T\d{6}\.mkv", file.name) and frame_numbers(file)
+    files = list((tmp_path / "ROST2").iterdir())  # two, when the clock just passed a full ten minutes
+    assert files and all(re.fullmatch(r"ROST2_\d{8}T\d{6}\.mkv", file.name) and frame_numbers(file) for file in files)
 
 
 def test_systemd_is_told_when_it_is_ready_and_alive(site):
