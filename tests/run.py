@@ -46,6 +46,10 @@ class DebianPart:
 DEBIAN_PARTS = (
     DebianPart("curl", "curl", "the peer that tests/benchmarks/bench_copy.py measures against"),
     DebianPart("ffmpeg", "ffmpeg", "the FFmpeg that most installations have; recordings are made with it too"),
+    DebianPart("rsync", "rsync", "nas_sync.py copies to the NAS with it"),
+    DebianPart("openssh-server openssh-client", "sshd", "a NAS that is reached over ssh", "usr/sbin/sshd"),
+    DebianPart("faketime", "faketime", "clocks that jump and change to summer time while a recorder runs"),
+    DebianPart("systemd", "systemd-analyze", "checks the units that rtsp_recorder.py services writes"),
     DebianPart(
         "python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-good glib-networking",
         "gst-rtsp-server",
