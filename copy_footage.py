@@ -5,6 +5,7 @@ Examples:
   copy_footage.py -s "2 hours ago" -u 30m -cam "Loading Dock"     half an hour of one camera
   copy_footage.py --alerts --after_time yesterday --usewan        what the alerts since yesterday show
   copy_footage.py --alerts --catch_up --quiet                     for cron: what is new since the last run
+  rtsp_recorder.py gaps --json | copy_footage.py --fill_gaps -    what our own recorder missed
 
 Needs: an API key (--api_key, RHOMBUS_API_KEY, or rhombus.api_key in config.yaml) and FFmpeg (pip brings one).
 State: finished clips `NAME.mp4` with a sidecar `NAME.json`; unfinished ones as `NAME.mp4.part`, taken up by the next
@@ -185,6 +186,8 @@ class Settings:
     status_max_pending: int
     status_max_lost: int
     status_min_free_bytes: int
+    gaps: tuple[tuple[str, int, int], ...]  # of --fill_gaps: (UUID with facet, start, end), joined and sorted
+    filling: bool
     now: float
 
 
@@ -503,6 +506,39 @@ def clip_of(camera: Camera, start_sec: int, end_sec: int, settings: Settings, al
         when = f"{local}_alert_{safe_word(alert.kind, TYPE_CHARACTERS)}_{safe_word(alert.id, ID_CHARACTERS)}"
     audio = bool(camera.gateway) and not settings.no_audio
     return Clip(camera, start_sec, end_sec, f"{name}_{camera.address}_{when}", alert, audio)
+
+
+def read_gaps(lines: Iterable[str], cameras: Iterable[Mapping[str, Any]]) -> tuple[tuple[str, int, int], ...]:
+    """What `rtsp_recorder.py gaps --json` lists, as (UUID, start, end) of the Rhombus cameras that show the same.
+
+    Gaps of a camera with less than a segment between them become one. Raises UsageError for a line that is no gap.
+    """
+    uuids = {str(one["name"] or one["station"]).lower(): str(one["rhombus_uuid"]) for one in cameras
+             if one["rhombus_uuid"]}  # fmt: skip
+    if wrong := [uuid for uuid in uuids.values() if not RUUID.fullmatch(uuid)]:
+        raise UsageError(f"cameras.rhombus_uuid: {', '.join(wrong)} has not the form of a UUID; --list cameras shows it")
+    windows: dict[str, list[tuple[float, float]]] = {}
+    unpaired: Counter[str] = Counter()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            if "summary" in entry:
+                continue
+            name, start, end = str(entry["camera"]), math.floor(entry["start"]), math.ceil(entry["end"])
+            if not EARLIEST_SEC <= start < end <= LATEST_SEC:
+                raise ValueError
+        except (ValueError, TypeError, KeyError, OverflowError) as problem:
+            raise UsageError(f"--fill_gaps: line {number} is no gap; give what rtsp_recorder.py gaps --json "
+                             "prints") from problem  # fmt: skip
+        if name.lower() in uuids:
+            windows.setdefault(uuids[name.lower()], []).append((start, end))
+        else:
+            unpaired[safe_word(name, NAME_CHARACTERS)] += 1
+    for name, count in sorted(unpaired.items()):
+        log.warning("%s: %s gaps left out, the config names no rhombus_uuid of this camera", name, count)
+    return tuple((uuid, int(start), int(end)) for uuid in sorted(windows) for start, end in join_windows(windows[uuid]))
 
 
 def newest_end(camera: Camera, settings: Settings) -> int:
@@ -2361,6 +2397,22 @@ def plan_ranges(world: World, settings: Settings) -> list[Clip]:
     return sorted(clips, key=lambda clip: clip.start_sec)  # cameras take turns
 
 
+def plan_gaps(world: World, settings: Settings) -> list[Clip]:
+    """--fill_gaps: each gap as far as its footage can be there by now, cut into clips; oldest first."""
+    clips = []
+    for uuid, start, end in settings.gaps:
+        device, facet = strip_facet(uuid), uuid.partition(".")[2] or "v0"
+        found = [one for one in world.chosen if (one.uuid, one.facet or "v0") == (device, facet)]
+        if not found and device not in {one.uuid for one in world.chosen}:
+            log.warning("%s: gap at %s not filled, there is no such camera%s", uuid, clock_text(start, settings.zone),
+                        " left by the filters" if settings.cameras or settings.locations else "")  # fmt: skip
+        for camera in found or [one for one in world.chosen if one.uuid == device][:1]:
+            last = min(end, newest_end(camera, settings))
+            clips += [clip_of(camera, begin, stop, settings)
+                      for begin, stop in split_range(start, last, settings.clip_length_sec)]  # fmt: skip
+    return sorted(clips, key=lambda clip: clip.start_sec)
+
+
 def copy_all(copier: Copier, clips: Sequence[Clip]) -> list[Outcome]:
     """Every clip, several side by side. A signal stops the threads within two seconds; parts are kept."""
     outcomes: list[Outcome] = []
@@ -2402,7 +2454,8 @@ def work(settings: Settings) -> tuple[int, str]:
         taken = catch_up.plan_alerts(taken) if catch_up else taken
         clips = clips_of_alerts(taken, world, settings, notes)
     else:
-        clips = catch_up.plan_ranges(world.chosen) if catch_up else plan_ranges(world, settings)
+        plan = plan_gaps if settings.filling else plan_ranges
+        clips = catch_up.plan_ranges(world.chosen) if catch_up else plan(world, settings)
     if settings.dry_run:
         show_plan([clip for clip in clips if not ledger.find(clip)], settings, ledger)
         return Status.DONE, ""
@@ -2592,6 +2645,8 @@ def build_parser() -> argparse.ArgumentParser:
     flag(what, "-cam", "--camera_uuid", metavar="ID", action="append",
          help="only this camera: UUID or exact name; repeatable")  # fmt: skip
     flag(what, "--clip_length", metavar="SEC", help="cut a range into clips of this length (default: 0, one clip)")
+    flag(what, "--fill_gaps", metavar="FILE",
+         help="only what rtsp_recorder.py gaps --json lists, of cameras with a rhombus_uuid; - reads it from stdin")
     flag(what, "--timezone", metavar="ZONE", help="of times without a zone and of alert names (default: the host's)")
     who = parser.add_argument_group("account")
     flag(who, "-a", "--api_key", metavar="KEY", help="API key; others can see flags, so better RHOMBUS_API_KEY")
@@ -2641,11 +2696,23 @@ def join_identifiers(argv: Sequence[str], parser: argparse.ArgumentParser) -> li
     return words
 
 
+def gaps_of(source: str, config: Path | None) -> tuple[tuple[str, int, int], ...]:
+    """The gaps in the file `source`, or in standard input, of the cameras of config.yaml."""
+    cameras: Any = load_config(config, ("cameras",), Path(__file__).resolve().parent, secrets=False)["cameras"] or []
+    try:
+        lines = sys.stdin.readlines() if source == "-" else Path(source).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise UsageError(f"--fill_gaps {source}: cannot be read: {problem}") from problem
+    return read_gaps(lines, cameras)
+
+
 def settle(arguments: argparse.Namespace, config: Mapping[str, Any]) -> Settings:
     """Flag over environment over config over default, every value checked. Raises UsageError."""
     given = {name: value for name, value in vars(arguments).items() if value not in (None, [])}
     values: dict[str, Any] = {**dict.fromkeys(vars(arguments), False), "duration": 3600, **config, **given}
-    values |= {"now": time.time(), "zone": parse_zone(values["timezone"])}
+    values |= {"now": time.time(), "zone": parse_zone(values["timezone"]), "gaps": (), "filling": False}
+    if values["fill_gaps"]:
+        values |= {"gaps": gaps_of(values["fill_gaps"], arguments.config), "filling": True}
     for name in DURATIONS:
         values[f"{name}_sec"] = None if values[name] is None else parse_duration(values[name], f"--{name}")
     for name in ("start", "after", "before"):
@@ -2690,6 +2757,8 @@ def refuse(settings: Settings, given: Mapping[str, Any]) -> None:
          "--after_time is not before --before_time"),
         *((settings.catch_up and name in given, f"--catch_up decides itself how far it goes; leave out --{name}")
           for name in ("duration", "before_time", "overwrite")),
+        *((settings.filling and name in given, f"--fill_gaps decides itself what to copy; leave out --{name}")
+          for name in ("start_time", "duration", "alerts", "catch_up", "list")),
         (settings.alert_buffer_sec > 86400, "--alert_buffer: more than a day"),
     ]  # fmt: skip
     for is_wrong, sentence in mistakes:

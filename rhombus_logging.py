@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import json
 import logging
 import os
@@ -21,7 +22,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -33,6 +34,7 @@ from urllib.parse import quote
 
 LOCK_POLL_SEC = 0.2
 NOTIFY_TIMEOUT_SEC = 20
+CLUSTER_CONNECT_SEC, CLUSTER_SIGN_SEC, CLUSTER_LOOK_SEC, CLUSTER_DEAD_SEC = 10, 2.0, 0.5, 30.0
 SHORTEST_SECRET = 4  # shorter values would blank out ordinary words in the log
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 DEBUG_FORMAT = "%(asctime)s %(levelname)s %(threadName)s %(message)s"
@@ -601,6 +603,103 @@ def _ping(url: str | None) -> None:
         urllib.request.urlopen(url, timeout=NOTIFY_TIMEOUT_SEC).close()  # noqa: S310
     except (OSError, ValueError) as problem:
         log.warning("notify.ping_url: not told: %s", problem)
+
+
+# --- many machines -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A connected Dask cluster. `sign` is a file in the shared folder: work goes on only while it is there and young."""
+
+    client: Any
+    sign: Path
+
+
+@contextmanager
+def cluster(address: str, folder: Path, modules: Sequence[Path], needs: str = "") -> Iterator[Cluster]:
+    """Connect to the scheduler at `address`, for work on `folder`, which every worker has to see under the same path.
+
+    `modules` are sent to workers that have not the same files, in this order. `needs` names an environment variable
+    that workers must have when the connection to any of them is neither encrypted nor local: a secret is not sent then.
+    Leaving the block, or dying, ends the work on all workers within seconds. Raises CannotStart.
+    """
+    try:
+        from distributed import Client
+    except ImportError as problem:
+        raise CannotStart("--scheduler needs the package distributed: pip install distributed") from problem
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    sign = folder / f"cluster.{os.getpid()}.{time.time_ns():x}.run"
+    try:
+        client = Client(address, timeout=CLUSTER_CONNECT_SEC, set_as_default=False)
+    except Exception as problem:  # the library raises what its transport raises
+        raise CannotStart(f"--scheduler {address}: no Dask scheduler answers there ({type(problem).__name__})") from problem
+    try:
+        sign.touch()
+        ended = threading.Event()
+        threading.Thread(target=_keep_young, args=(sign, ended), daemon=True, name="cluster").start()
+        _check_workers(client, address, sign, modules, needs)
+        yield Cluster(client, sign)
+    finally:
+        ended.set()
+        sign.unlink(missing_ok=True)
+        client.close(timeout=2)
+
+
+def is_open_road(address: str) -> bool:
+    """Whether others on the network could read what is sent to a Dask `address`."""
+    host = address.partition("://")[2].rpartition(":")[0].strip("[]")
+    return not (address.startswith(("tls://", "inproc://")) or host in ("localhost", "::1") or host.startswith("127."))
+
+
+def _keep_young(sign: Path, ended: threading.Event) -> None:
+    while not ended.wait(CLUSTER_SIGN_SEC):
+        with suppress(OSError):
+            os.utime(sign)
+
+
+def _check_workers(client: Any, address: str, sign: Path, modules: Sequence[Path], needs: str) -> None:
+    """Every worker sees `sign`, has `modules` as they are here, and the variable `needs` where it must."""
+    files = {module.stem: hashlib.sha256(module.read_bytes()).hexdigest() for module in modules}
+
+    def look(path: str, names: list[str], variable: str) -> tuple[bool, dict[str, str], bool]:  # sent by value
+        import hashlib
+        import os
+        import sys
+        from pathlib import Path
+
+        has = {name: hashlib.sha256(Path(str(sys.modules[name].__file__)).read_bytes()).hexdigest()
+               for name in names if name in sys.modules}  # fmt: skip
+        return Path(path).exists(), has, variable in os.environ
+
+    found = client.run(look, str(sign), list(files), needs)
+    if not found:
+        raise CannotStart(f"--scheduler {address}: it has no workers; start some with: dask worker {address}")
+    if blind := sorted(worker for worker, (sees, _, _) in found.items() if not sees):
+        raise CannotStart(f"{sign.parent.parent}: not seen by {', '.join(blind)}; with --scheduler the output has to go to "
+                          "a folder that all workers share, under the same path")  # fmt: skip
+    bare = sorted(worker for worker, (_, _, has) in found.items() if not has and is_open_road(worker))
+    if needs and bare:
+        raise CannotStart(f"{', '.join(bare)}: {needs} is not set there, and it is not sent over a connection that others "
+                          "can read; set it for the workers, or use tls://")  # fmt: skip
+    if any(has != files for _, has, _ in found.values()):
+        for module in modules:
+            client.upload_file(str(module))
+
+
+def watch_sign(sign: Path, end: Callable[[str], None]) -> None:
+    """On a worker: call `end` with the reason when whoever started the run has ended it, or has died."""
+    seen, last = 0.0, time.monotonic()
+    while True:
+        try:
+            young = sign.stat().st_mtime
+        except OSError:
+            return end("stopped by a signal")
+        if young != seen:
+            seen, last = young, time.monotonic()
+        elif time.monotonic() - last > CLUSTER_DEAD_SEC:
+            return end("the program that asked for it is gone")
+        time.sleep(CLUSTER_LOOK_SEC)
 
 
 # --- end of a run ------------------------------------------------------------------------------------------------
