@@ -255,11 +255,13 @@ KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 }  # fmt: skip
 
 
-def load_config(path: Path | None, sections: tuple[str, ...], beside: Path, *more: Any) -> dict[str, dict[str, Any]]:
+def load_config(path: Path | None, sections: tuple[str, ...], beside: Path, *more: Any,
+                secrets: bool = True) -> dict[str, dict[str, Any]]:  # fmt: skip
     """The settings of `sections`, each key filled: environment > `more` (maps of sections) > file > default.
 
     `path` None means config.yaml in the folder `beside`, if it is there. Raises UsageError that names every mistake at
-    once: unknown names anywhere, wrong types, unset ${NAMES} and leftover YOUR_… values in `sections`.
+    once: unknown names anywhere, wrong types, unset ${NAMES} and leftover YOUR_… values in `sections`. A command that
+    needs no password asks without `secrets`: they are left out, and nothing is expected of them.
     """
     file = path or beside / "config.yaml"
     document = _read_yaml(file) if path or file.exists() else {}
@@ -273,11 +275,13 @@ def load_config(path: Path | None, sections: tuple[str, ...], beside: Path, *mor
             mistakes.append(f"{section}: there is no such section{_nearest(section, CONFIG_KEYS)}")
             continue
         for values in content if section in LIST_SECTIONS and isinstance(content, list) else [content]:
+            if not secrets:
+                _leave_out_secrets(values, known)
             _check_map(str(section), values, known, section in sections, mistakes)
     if mistakes:
         raise UsageError(f"{file}: " + "; ".join(mistakes))
     _check_permissions(file, as_written)
-    return {section: _fill(section, document.get(section) or {}) for section in sections}
+    return {section: _fill(section, document.get(section) or {}, secrets) for section in sections}
 
 
 def _read_yaml(file: Path) -> dict[Any, Any]:
@@ -317,6 +321,14 @@ def _check_map(where: str, values: Any, known: Mapping[str, Key], used: bool, mi
             values[name] = _checked(f"{where}.{name}", value, key, mistakes)
 
 
+def _leave_out_secrets(values: Any, known: Mapping[str, Key]) -> None:
+    for name in values if isinstance(values, dict) else ():
+        key = known.get(str(name), Key())
+        if key.secret:
+            values[name] = None
+        _leave_out_secrets(values[name], key.keys)
+
+
 def _checked(where: str, value: Any, key: Key, mistakes: list[str]) -> Any:
     if isinstance(value, list) and key.kind == "list":
         return [_checked(where, item, Key(), mistakes) for item in value]
@@ -345,13 +357,13 @@ def _nearest(name: Any, known: Mapping[str, Any]) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
-def _fill(section: str, values: Any) -> Any:
+def _fill(section: str, values: Any, secrets: bool) -> Any:
     if isinstance(values, list):
         return values
     filled = {name: key.default for name, key in CONFIG_KEYS[section].items()}
     filled |= {name: value for name, value in values.items() if value is not None}
     for (owner, name), variable in ENVIRONMENT_OF.items():
-        if owner == section and (text := os.environ.get(variable)):
+        if owner == section and (text := os.environ.get(variable)) and (secrets or not CONFIG_KEYS[owner][name].secret):
             kind = CONFIG_KEYS[section][name].kind
             if kind == "whole" and not text.isdigit():
                 raise UsageError(f"{variable} in the environment: expected a whole number, found {text!r}")

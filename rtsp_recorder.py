@@ -1588,7 +1588,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     start_logging(arguments)
     overlays = [read_overlay(file) for file in (arguments.cameras_config, arguments.backup_config)]
     beside = Path(__file__).resolve().parent
-    config: dict[str, Any] = {**load_config(arguments.config, ("cameras", "recording", "storage"), beside, *overlays)}
+    config: dict[str, Any] = {**load_config(arguments.config, ("cameras", "recording", "storage"), beside, *overlays,
+                                            secrets=arguments.command != "gaps")}  # fmt: skip
     config["cameras"] = config["cameras"] if isinstance(config["cameras"], list) else []  # the section may be missing
     if arguments.command == "gaps":
         return gaps_command(arguments, config)
