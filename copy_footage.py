@@ -34,13 +34,13 @@ import time
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures import wait as wait_for
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone, tzinfo
-from functools import partial
+from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -49,8 +49,9 @@ from urllib.parse import urlsplit
 import rhombus_mpd_info as mpd_info
 
 from rhombus_logging import (  # isort: skip
-    Busy, CannotStart, Status, Terminated, UsageError, add_common_flags, append_line, find_ffmpeg, fsync_folder,
-    hide_secret, load_config, lock_file, mask, notify, read_json, run, run_lock, start_logging, write_json,
+    Busy, CannotStart, Cluster, MaskingFormatter, Status, Terminated, UsageError, add_common_flags, append_line,
+    cluster, find_ffmpeg, fsync_folder, hide_secret, is_open_road, load_config, lock_file, mask, notify, read_json, run,
+    run_lock, start_logging, watch_sign, write_json,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ READ_PIECE_BYTES = 64 << 10  # with --bwlimit bodies are read in pieces, so that
 WINDOW_BYTES = 8 << 20  # bodies that one clip may hold while it waits for an earlier segment
 CHECKPOINT_SEC = 2.0  # at most this much work is repeated after a power cut
 START_SPACING_SEC = 0.1  # between the starts of two clips
+REMOTE_TELL_SEC = 1.0  # how often a worker of a cluster tells how far a clip is
+REMOTE_LOCK = threading.Lock()  # a worker process has one Copier per run, however many of its threads begin at once
 STOP_GRACE_SEC = 1.5  # how long a stopped run waits for its threads to put down what they hold
 DURATION_SLACK_SEC = 2.5  # a file may differ this much from its plan: one segment and a frame
 WEBM_EBML, WEBM_SEGMENT, WEBM_CLUSTER = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"
@@ -142,7 +145,7 @@ class ClipError(Exception):
 class Settings:
     """Flags, environment and config, checked; named as the flag or key, with the unit where it has one."""
 
-    api_key: str
+    api_key: str = field(repr=False)  # a cluster's dashboard and logs show what tasks are given
     api_url: str
     cert: str | None
     private_key: str | None
@@ -182,6 +185,7 @@ class Settings:
     connect_timeout_sec: float
     read_timeout_sec: float
     ignore_space: bool
+    scheduler: str | None
     status_max_age_sec: float
     status_max_pending: int
     status_max_lost: int
@@ -513,10 +517,10 @@ def read_gaps(lines: Iterable[str], cameras: Iterable[Mapping[str, Any]]) -> tup
 
     Gaps of a camera with less than a segment between them become one. Raises UsageError for a line that is no gap.
     """
-    uuids = {str(one["name"] or one["station"]).lower(): str(one["rhombus_uuid"]) for one in cameras
-             if one["rhombus_uuid"]}  # fmt: skip
+    uuids = {str(one.get("name") or one.get("station")).lower(): str(one["rhombus_uuid"]) for one in cameras
+             if one.get("rhombus_uuid")}  # fmt: skip
     if wrong := [uuid for uuid in uuids.values() if not RUUID.fullmatch(uuid)]:
-        raise UsageError(f"cameras.rhombus_uuid: {', '.join(wrong)} has not the form of a UUID; --list cameras shows it")
+        raise UsageError(f"cameras.rhombus_uuid: {', '.join(wrong)} is no UUID; --list cameras shows those there are")
     windows: dict[str, list[tuple[float, float]]] = {}
     unpaired: Counter[str] = Counter()
     for number, line in enumerate(lines, 1):
@@ -609,6 +613,7 @@ class Context:
         self._lock = threading.Lock()
         self._quiet_until: dict[str, float] = {}
         self._bandwidth_free_at = 0.0
+        self.quiet_file: Path | None = None  # on a cluster: until when all workers leave the API alone
 
     def end(self, reason: str) -> None:
         with self._lock:
@@ -631,10 +636,17 @@ class Context:
         with self._lock:
             before, until = self._quiet_until.get(realm, 0.0), time.monotonic() + seconds
             self._quiet_until[realm] = max(before, until)
+        if self.quiet_file and realm == "api":
+            with suppress(OSError):
+                write_json(self.quiet_file, {"until": time.time() + seconds})
         if until > before + 0.5:
             log.warning("%s: too many requests, all threads wait %.0f s", realm, seconds)
 
     def wait_turn(self, realm: str) -> None:
+        if self.quiet_file and realm == "api" and (said := read_json(self.quiet_file)):
+            rest_sec = min(float(said.get("until", 0)) - time.time(), API_WAIT_MAX_SEC)
+            with self._lock:
+                self._quiet_until[realm] = max(self._quiet_until.get(realm, 0.0), time.monotonic() + rest_sec)
         while (rest := self._quiet_until.get(realm, 0.0) - time.monotonic()) > 0:
             self.sleep(rest)
         self.check()
@@ -845,6 +857,18 @@ class Directory:
                 detail = details.get(device) or details.get(f"{device}.v0") or details.get(f"{device}.a0")
                 if isinstance(detail, dict):
                     self._addresses[device] = read_addresses(detail)
+
+    def known(self, devices: Iterable[str]) -> tuple[dict[str, Addresses], dict[str, tuple[int, int]]]:
+        """Addresses and wanted ranges of `devices`, as far as there are any."""
+        bare = [strip_facet(device) for device in devices]
+        return ({device: self._addresses[device] for device in (*devices, *bare) if device in self._addresses},
+                {device: self.ranges[device] for device in bare if device in self.ranges})  # fmt: skip
+
+    def take(self, addresses: Mapping[str, Addresses], ranges: Mapping[str, tuple[int, int]]) -> None:
+        """What `known` gave in the program that sends clips to workers."""
+        with self._lock:
+            self._addresses = {**addresses, **self._addresses}
+            self.ranges = {**ranges, **self.ranges}
 
     def _once(self, known: dict[str, T], device: str, ask: Callable[[], T]) -> T:
         """What is known of a device, after at most one thread has asked."""
@@ -1540,7 +1564,7 @@ def sync_file(path: Path) -> None:
 class Copier:
     """What the clips of one run share, and the door that every clip goes through. Called from several threads."""
 
-    def __init__(self, api: Api, ledger: Ledger, progress: Progress) -> None:
+    def __init__(self, api: Api, ledger: Ledger, progress: Any) -> None:
         self.settings, self.context, self.ledger, self.progress = api.settings, api.context, ledger, progress
         self.media, self.directory, self.ffmpeg = MediaClient(api), Directory(api), ""
         self.lan_dead: set[str] = set()  # cameras of which no LAN address answered in this run
@@ -2151,6 +2175,7 @@ class Progress:
     def __init__(self, settings: Settings, total: int) -> None:
         self.settings, self.total, self.finished = settings, total, 0
         self.bars: Any = None
+        self.remote: dict[str, Any] = {}  # clip on a worker -> its bar
 
     def __enter__(self) -> Progress:
         if sys.stderr.isatty() and not self.settings.quiet:
@@ -2185,6 +2210,22 @@ class Progress:
             yield tell
         finally:
             self.bars.remove_task(task)
+
+    def hear(self, said: Mapping[str, Any]) -> None:
+        """The progress of a clip on a worker of the cluster."""
+        if not self.bars:
+            return
+        if said["over"]:
+            task = self.remote.pop(said["clip"], None)
+            if task is not None:
+                self.bars.remove_task(task)
+            return
+        if said["clip"] not in self.remote:
+            title = f"{said['name'][:24]} {clock_text(said['start'])[5:16]}"
+            self.remote[said["clip"]] = self.bars.add_task(title, total=None)
+        segments, size_bytes = said["segments"]
+        total = size_bytes / segments * said["count"] if segments else None
+        self.bars.update(self.remote[said["clip"]], completed=size_bytes, total=total)
 
     def report(self, outcome: Outcome) -> None:
         self.finished += 1
@@ -2413,22 +2454,28 @@ def plan_gaps(world: World, settings: Settings) -> list[Clip]:
     return sorted(clips, key=lambda clip: clip.start_sec)
 
 
-def copy_all(copier: Copier, clips: Sequence[Clip]) -> list[Outcome]:
-    """Every clip, several side by side. A signal stops the threads within two seconds; parts are kept."""
+def copy_all(copier: Copier, clips: Sequence[Clip], joined: Cluster | None = None) -> list[Outcome]:
+    """Every clip, several side by side, here or on a cluster. A signal stops all within two seconds; parts are kept."""
     outcomes: list[Outcome] = []
+    remote = ClusterCopier(copier, joined) if joined else None
     pool = ThreadPoolExecutor(2 * copier.settings.workers, thread_name_prefix="clip")  # as many download, others finish
-    futures: set[Future[Outcome]] = set()
+    clip_of_future: dict[Future[Outcome], Clip] = {}
     try:
-        futures = {pool.submit(copier.copy, clip) for clip in clips}
+        clip_of_future = {remote.submit(clip) if remote else pool.submit(copier.copy, clip): clip for clip in clips}
+        futures = set(clip_of_future)
         while futures:
             finished, futures = wait_for(futures, return_when=FIRST_COMPLETED)
             for future in finished:
-                outcomes.append(future.result())
+                outcome = outcome_of(future, clip_of_future[future])
+                file = outcome.file and copier.settings.output_dir / outcome.file.name  # as it was asked for
+                outcomes.append(replace(outcome, file=file))
                 copier.progress.report(outcomes[-1])
     except (KeyboardInterrupt, Terminated):
         copier.context.end("stopped by a signal")
+        if joined:
+            joined.sign.unlink(missing_ok=True)  # what makes the workers stop
         pool.shutdown(wait=False, cancel_futures=True)
-        wait_for(futures, timeout=STOP_GRACE_SEC)
+        wait_for(clip_of_future, timeout=STOP_GRACE_SEC)
         log.warning("stopped: %s of %s clips are finished, parts are kept for the next run", len(outcomes), len(clips))
         raise
     finally:
@@ -2473,6 +2520,126 @@ def work(settings: Settings) -> tuple[int, str]:
     return status, "\n".join([summary_text(summary), "", *lines])
 
 
+@dataclass(frozen=True)
+class RemoteJob:
+    """A clip for a worker of the cluster. What its repr shows may stand in the cluster's dashboard and logs."""
+
+    stem: str
+    sign: Path
+    settings: Settings = field(repr=False)
+    clip: Clip = field(repr=False)
+    addresses: dict[str, Addresses] = field(repr=False)
+    ranges: dict[str, tuple[int, int]] = field(repr=False)
+
+
+class RemoteVoice(logging.Handler):
+    """On a worker: log lines, masked, and the progress of clips go to whoever asked for the run, as Dask events."""
+
+    def __init__(self, topic: str) -> None:
+        from distributed import get_worker
+
+        super().__init__()
+        self.topic, self.worker = topic, get_worker()
+        self.setFormatter(MaskingFormatter("%(message)s"))
+        self.addFilter(lambda record: record.name in ("copy_footage", "rhombus_logging"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.worker.log_event(self.topic, {"level": record.levelno, "message": self.format(record)})
+
+    @contextmanager
+    def clip(self, clip: Clip, count: int) -> Iterator[Callable[[int], None]]:
+        """As Progress.clip; told every second, and once at the end."""
+        seen, told_at = [0, 0], time.monotonic()
+
+        def tell(size_bytes: int) -> None:
+            nonlocal told_at
+            seen[0], seen[1] = seen[0] + 1, seen[1] + size_bytes
+            if time.monotonic() - told_at >= REMOTE_TELL_SEC:
+                told_at = time.monotonic()
+                say()
+
+        def say() -> None:
+            event = {"clip": clip.stem, "name": clip.camera.name, "start": clip.start_sec, "segments": list(seen)}
+            self.worker.log_event(self.topic, event | {"count": count, "over": False})
+
+        say()
+        try:
+            yield tell
+        finally:
+            self.worker.log_event(self.topic, {"clip": clip.stem, "over": True})
+
+
+@lru_cache(maxsize=4)
+def remote_copier(sign: Path, settings: Settings) -> Copier:
+    """On a worker: what all clips of one run share in this process; ends when `sign` goes, and hears other workers."""
+    voice = RemoteVoice(sign.name)
+    root, ours = logging.getLogger(), logging.getLogger("copy_footage")
+    root.addHandler(voice)
+    ours.setLevel(logging.INFO)
+    hide_secret(settings.api_key)
+    api = Api(replace(settings, api_key=settings.api_key or os.environ.get("RHOMBUS_API_KEY", "")))
+    api.context.quiet_file = sign.with_suffix(".quiet")
+    ledger = Ledger(settings.output_dir / STATE_FOLDER)
+    copier = Copier(api, ledger, voice)
+    copier.ffmpeg = find_ffmpeg("making MP4 files")
+
+    def watch() -> None:
+        watch_sign(sign, api.context.end)
+        root.removeHandler(voice)
+
+    threading.Thread(target=watch, daemon=True, name="sign").start()
+    return copier
+
+
+def remote_clip(job: RemoteJob) -> Outcome:
+    """On a worker: one clip. A clip that this run has finished before its worker died counts as done by it."""
+    with REMOTE_LOCK:
+        copier = remote_copier(job.sign, job.settings)
+    copier.directory.take(job.addresses, job.ranges)
+    copier.ledger.refresh()
+    outcome, done = copier.copy(job.clip), copier.ledger.find(job.clip)
+    if outcome.state == "already" and done:  # act() has looked before: it was not there when the run began
+        return replace(outcome, state=done.state, detail="")
+    return outcome
+
+
+class ClusterCopier:
+    """In place of Copier.copy in a pool of threads: the same clips, on the workers of a cluster."""
+
+    def __init__(self, copier: Copier, joined: Cluster) -> None:
+        self.copier, self.sign = copier, joined.sign
+        self.executor = joined.client.get_executor(pure=False, retries=0)
+        self.settings = replace(copier.settings, output_dir=copier.settings.output_dir.absolute())
+        workers = joined.client.scheduler_info(n_workers=-1)["workers"]
+        if any(is_open_road(worker) for worker in workers):
+            self.settings = replace(self.settings, api_key="")
+        share = self.settings.bwlimit_bytes_per_sec / max(1, len(workers))
+        self.settings = replace(self.settings, bwlimit_bytes_per_sec=share)
+        joined.client.subscribe_topic(joined.sign.name, self.hear)
+
+    def submit(self, clip: Clip) -> Future[Outcome]:
+        devices = [clip.camera.address, clip.camera.gateway.uuid if clip.camera.gateway else ""]
+        known, ranges = self.copier.directory.known(devices)
+        job = RemoteJob(clip.stem, self.sign, self.settings, clip, known, ranges)
+        future: Future[Outcome] = self.executor.submit(remote_clip, job)
+        return future
+
+    def hear(self, event: tuple[float, Mapping[str, Any]]) -> None:
+        _, said = event
+        if "message" in said:
+            log.log(said["level"], "%s", said["message"])
+        else:
+            self.copier.progress.hear(said)
+
+
+def outcome_of(future: Future[Outcome], clip: Clip) -> Outcome:
+    """What became of a clip, also when its worker did not come to say it."""
+    try:
+        return future.result()
+    except (Exception, CancelledError) as problem:  # noqa: BLE001  whatever Dask raises when its machines are lost
+        return Outcome(clip, "failed", f"the cluster gave no result ({type(problem).__name__}); a rerun goes on")
+
+
 def act(api: Api, ledger: Ledger, clips: Sequence[Clip]) -> list[Outcome]:
     """Skip what is there, ask for addresses in bulk, check the space, and copy the rest."""
     progress = Progress(api.settings, len(clips))
@@ -2497,8 +2664,15 @@ def act(api: Api, ledger: Ledger, clips: Sequence[Clip]) -> list[Outcome]:
     devices |= {one.uuid: None for clip in todo if clip.audio and (one := clip.camera.gateway) and one.uuid}
     if len(devices) > 1:
         copier.directory.load_addresses(list(devices))
-    with progress:
-        return outcomes + copy_all(copier, todo)
+    with ExitStack() as stack:
+        joined = None
+        if scheduler := api.settings.scheduler:
+            here = Path(__file__).resolve()
+            modules = [here.with_name(name) for name in ("rhombus_logging.py", "rhombus_mpd_info.py")]
+            state_folder = api.settings.output_dir.absolute() / STATE_FOLDER
+            joined = stack.enter_context(cluster(scheduler, state_folder, [*modules, here], "RHOMBUS_API_KEY"))
+        stack.enter_context(progress)
+        return outcomes + copy_all(copier, todo, joined)
 
 
 def show_list(api: Api, what: str) -> int:
@@ -2661,6 +2835,7 @@ def build_parser() -> argparse.ArgumentParser:
     flag(how, "--verify_lan", help="verify the TLS certificates of LAN devices, which are mostly self-signed")
     flag(how, "--workers", metavar="N", type=int, help="clips side by side (default: 4)")
     flag(how, "--segment_workers", metavar="N", type=int, help="requests at once in a clip (default: 0: WAN 8, LAN 2)")
+    flag(how, "--scheduler", metavar="URL", help="copy on the Dask cluster of this scheduler: tcp://host:8786")
     flag(how, "--no_audio", help="video only")
     flag(how, "--audio_offset", metavar="SEC", type=float, help="audio so much later (default: 0)")
     flag(how, "--audio_codec", choices=("copy", "aac"), help="copy keeps Opus, aac suits old players (default: copy)")
@@ -2801,6 +2976,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     arguments = parser.parse_args(join_identifiers(sys.argv[1:] if argv is None else argv, parser))
     start_logging(arguments)
+    if arguments.scheduler and __name__ == "__main__":  # workers find classes by the name of their module
+        import copy_footage
+
+        return copy_footage.main(argv)
     if arguments.demo:
         return demo(arguments)
     config = load_config(arguments.config, ("rhombus", "notify"), Path(__file__).resolve().parent)

@@ -622,7 +622,7 @@ def _ping(url: str | None) -> None:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A connected Dask cluster. `sign` is a file in the shared folder: work goes on only while it is there and young."""
+    """A connected Dask cluster. `sign` is a file in the shared folder: work goes on only while it is touched."""
 
     client: Any
     sign: Path
@@ -642,13 +642,14 @@ def cluster(address: str, folder: Path, modules: Sequence[Path], needs: str = ""
         raise CannotStart("--scheduler needs the package distributed: pip install distributed") from problem
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     sign = folder / f"cluster.{os.getpid()}.{time.time_ns():x}.run"
+    connect: Any = Client
     try:
-        client = Client(address, timeout=CLUSTER_CONNECT_SEC, set_as_default=False)
-    except Exception as problem:  # the library raises what its transport raises
-        raise CannotStart(f"--scheduler {address}: no Dask scheduler answers there ({type(problem).__name__})") from problem
+        client = connect(address, timeout=CLUSTER_CONNECT_SEC, set_as_default=False)
+    except Exception as problem:  # noqa: BLE001  the library raises what its transport raises
+        raise CannotStart(f"--scheduler {address}: no Dask scheduler there ({type(problem).__name__})") from problem
+    ended = threading.Event()
     try:
         sign.touch()
-        ended = threading.Event()
         threading.Thread(target=_keep_young, args=(sign, ended), daemon=True, name="cluster").start()
         _check_workers(client, address, sign, modules, needs)
         yield Cluster(client, sign)
@@ -688,12 +689,12 @@ def _check_workers(client: Any, address: str, sign: Path, modules: Sequence[Path
     if not found:
         raise CannotStart(f"--scheduler {address}: it has no workers; start some with: dask worker {address}")
     if blind := sorted(worker for worker, (sees, _, _) in found.items() if not sees):
-        raise CannotStart(f"{sign.parent.parent}: not seen by {', '.join(blind)}; with --scheduler the output has to go to "
-                          "a folder that all workers share, under the same path")  # fmt: skip
+        raise CannotStart(f"{sign.parent.parent}: not seen by {', '.join(blind)}; --scheduler needs an output folder "
+                          "that all workers share, under the same path")  # fmt: skip
     bare = sorted(worker for worker, (_, _, has) in found.items() if not has and is_open_road(worker))
     if needs and bare:
-        raise CannotStart(f"{', '.join(bare)}: {needs} is not set there, and it is not sent over a connection that others "
-                          "can read; set it for the workers, or use tls://")  # fmt: skip
+        raise CannotStart(f"{', '.join(bare)}: {needs} is not set there, and it is not sent over a connection that "
+                          "others can read; set it for the workers, or use tls://")  # fmt: skip
     if any(has != files for _, has, _ in found.values()):
         for module in modules:
             client.upload_file(str(module))
