@@ -2816,11 +2816,9 @@ def build_parser() -> argparse.ArgumentParser:
     flag(what, "-ab", "--alert_buffer", metavar="SEC", help="before and after each alert (default: 30)")
     flag(what, "-loc", "--location_uuid", metavar="ID", action="append",
          help="only this location and what is below it: UUID or exact name; repeatable")  # fmt: skip
-    flag(what, "-cam", "--camera_uuid", metavar="ID", action="append",
-         help="only this camera: UUID or exact name; repeatable")  # fmt: skip
+    flag(what, "-cam", "--camera_uuid", metavar="ID", action="append", help="only this camera: as --location_uuid")
     flag(what, "--clip_length", metavar="SEC", help="cut a range into clips of this length (default: 0, one clip)")
-    flag(what, "--fill_gaps", metavar="FILE",
-         help="only what rtsp_recorder.py gaps --json lists, of cameras with a rhombus_uuid; - reads it from stdin")
+    flag(what, "--fill_gaps", metavar="FILE", help="only the gaps that rtsp_recorder.py gaps --json lists; - is stdin")
     flag(what, "--timezone", metavar="ZONE", help="of times without a zone and of alert names (default: the host's)")
     who = parser.add_argument_group("account")
     flag(who, "-a", "--api_key", metavar="KEY", help="API key; others can see flags, so better RHOMBUS_API_KEY")
@@ -2977,9 +2975,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(join_identifiers(sys.argv[1:] if argv is None else argv, parser))
     start_logging(arguments)
     if arguments.scheduler and __name__ == "__main__":  # workers find classes by the name of their module
-        import copy_footage
+        import importlib
 
-        return copy_footage.main(argv)
+        return int(importlib.import_module(Path(__file__).stem).main(argv))
     if arguments.demo:
         return demo(arguments)
     config = load_config(arguments.config, ("rhombus", "notify"), Path(__file__).resolve().parent)
