@@ -92,7 +92,7 @@ F_SETSIG = 10  # of Linux; Python's fcntl has no name for it
 ODD_SHOWN = 3
 BATCH_FILES, BATCH_BYTES = 2000, 16 << 30  # records are written after each batch
 SSH = "ssh -o BatchMode=yes -o ConnectTimeout=15 -o ServerAliveInterval=15 -o ServerAliveCountMax=4"
-STEP_SEC = 0.05  # between two looks at a running rsync
+STEP_SEC = 0.01  # between two looks at a running rsync
 KILL_AFTER_SEC = 2.0  # from TERM to KILL
 PROOF_BYTES_PER_SEC = 10_000_000  # a target that reads slower than this counts as hanging
 UNCERTAIN_SEC = 86400  # a file of ours is not longer than a day
@@ -361,7 +361,8 @@ def settle(arguments: argparse.Namespace, config: Mapping[str, Any], config_file
     if home is None:
         raise UsageError(f"{config_file}: nothing to archive; set storage.local_path, or rhombus.output_dir")
     state_dir = home / STATE_FOLDER
-    cameras = [str(one.get("name") or one.get("station") or "") for one in config["cameras"] or [] if one]
+    entries = config["cameras"] if isinstance(config["cameras"], list) else []  # the section may be missing
+    cameras = [str(one.get("name") or one.get("station") or "") for one in entries if one]
     duration_sec = parse_duration(getattr(arguments, "max_duration", None) or 0, "--max_duration")
     settings = Settings(
         local_dir=local_dir, clips_dir=clips_dir, evidence_dir=evidence_dir, ready_dir=ready_dir, state_dir=state_dir,
@@ -1051,14 +1052,23 @@ class RsyncResult:
 def end_group(process: subprocess.Popen[bytes]) -> None:
     """End rsync and its ssh; also when rsync itself has gone and its child holds on."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, sign)
         try:
-            process.wait(KILL_AFTER_SEC)
-        except subprocess.TimeoutExpired:
-            continue
-        if sign == signal.SIGTERM:
+            os.killpg(process.pid, sign)
+        except (ProcessLookupError, PermissionError):
+            break
+        end = time.monotonic() + KILL_AFTER_SEC
+        while time.monotonic() < end and is_group_alive(process):
             time.sleep(STEP_SEC)
+    process.poll()
+
+
+def is_group_alive(process: subprocess.Popen[bytes]) -> bool:
+    process.poll()  # else its zombie would count
+    try:
+        os.killpg(process.pid, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
 
 
 class NasTarget:
