@@ -1627,7 +1627,7 @@ class S3Target:
             intact = stored == content
             self.able = replace(self.able, multipart=intact, parts=refused and intact, keeps_multipart=kept)
         finally:
-            self._accepts(client.abort_multipart_upload, **known)
+            self._abort(S3_PROBE_KEY, upload["UploadId"])
 
     # -- sending --
 
@@ -1701,13 +1701,16 @@ class S3Target:
             if target_id != self.target_id:
                 continue
             with self._told():
-                try:
-                    self.client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload_id)
-                    log.info("%s: an interrupted upload was aborted, its parts are gone", key)
-                except self.client.exceptions.ClientError as problem:
-                    if http_status(problem) != 404:
-                        raise
+                self._abort(key, upload_id)
+            log.info("%s: an interrupted upload was aborted, its parts are gone", key)
             self._change_open(upload_id, None)
+
+    def _abort(self, key: str, upload_id: str) -> None:
+        try:
+            self.client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload_id)
+        except self.client.exceptions.ClientError as problem:
+            if http_status(problem) != 404:  # it is complete, or gone
+                raise
 
     def send(self, batch: Sequence[Footage], hashes: Hashes, progress: Progress) -> Iterator[list[Outcome]]:
         """Outcomes as they come. A sidecar goes before its clip, everything else side by side."""
