@@ -22,10 +22,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from zoneinfo import ZoneInfo
 
+import imageio_ffmpeg
 import pytest
+import trustme
 from conftest import NOT_TESTED, need
 from fake_camera import CameraLoop, frame_numbers
-from test_rtsp_recorder import FPS, Site, end, segment, until
+from rtsp_server import GstServer, need_gst_server
+from test_rtsp_recorder import FPS, PASSWORD, Site, end, segment, until
 
 import rtsp_recorder as recorder
 
@@ -82,7 +85,8 @@ def site(tmp_path):
 @contextmanager
 def loop_device(image: Path):
     """What FUSE wants instead of an image."""
-    done = subprocess.run([need("losetup"), "--find", "--show", str(image)], capture_output=True, text=True, check=False)
+    command = [need("losetup"), "--find", "--show", str(image)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(NOT_TESTED + f"losetup (it is there, but does not work here: {done.stderr.strip()})")
     device = done.stdout.strip()
@@ -289,7 +293,52 @@ def no_links(folder: Path) -> Place:
     return site
 
 
-SCENES = (autumn, spring, same_second, terminal, power_cut_with_fsync, power_cut_without_fsync, no_links)
+def real_server(folder: Path, ffmpeg: str) -> Place:
+    """gst-rtsp-server: digest without TLS, basic with it; every codec, TCP and UDP."""
+    need_gst_server()
+    site = Place(folder, recording={"segment_duration": 60})
+    (folder / "bin").mkdir()
+    (folder / "bin" / "ffmpeg").symlink_to(ffmpeg)
+    mp4 = {"filename": "%Y%m%d_%H%M%S.mp4"}
+    login = {"user": "us er", "password": PASSWORD, "fps": FPS}
+    with GstServer(**login) as plain, GstServer(**login, auth="basic", tls=True) as secure:
+        stranger = folder / "stranger.pem"
+        trustme.CA().cert_pem.write_to_path(stranger)
+        for name, server, mount, more in (
+            ("Tcp", plain, "/h264", {}), ("H265Aac", plain, "/h265_aac", mp4), ("Pcmu", plain, "/h264_pcmu", mp4),
+            ("Udp", plain, "/h265_pcma", {"transport": "udp"}), ("SelfSigned", secure, "/h264_aac",
+            {"tls_verify": False}), ("WithCa", secure, "/h265_pcmu", {"tls_ca_file": str(secure.ca_file)}),
+            ("Stranger", secure, "/h264", {"tls_ca_file": str(stranger)}), ("Locked", secure, "/h264", {}),
+        ):  # fmt: skip
+            more = {"filename": "%Y%m%d_%H%M%S.mkv", **more}
+            site.entries.append({"name": name, "rtsp_url": server.url(mount), **more})
+        site.entries[-1] |= {"rtsp_url": secure.url("/h264").replace("p%40", "wrong"), "tls_verify": False}
+        site.servers = {"SelfSigned": secure, "WithCa": secure, "Stranger": secure}
+        try:
+            process = site.start(environment={"PATH": f"{folder / 'bin'}:{os.environ['PATH']}"})
+            until(lambda: site.state("Locked").get("cause") == "unauthorised", "refused")
+            site.wait_for("recording", "Tcp", "H265Aac", "Pcmu", "Udp", "SelfSigned", "WithCa")
+            time.sleep(2)
+            site.stopped_at = time.time()
+            site.before_end = {name: site.state(name) for name in ("Stranger", "Locked")}
+            site.status = end(process)[0]
+            site.expected = {name: site.servers.get(name, plain).expected(0, site.stopped_at)[-1]
+                             for name in (entry["name"] for entry in site.entries)}  # fmt: skip
+        finally:
+            site.close()
+    return site
+
+
+def real_server_old(folder: Path) -> Place:
+    return real_server(folder, need("ffmpeg"))
+
+
+def real_server_new(folder: Path) -> Place:
+    return real_server(folder, imageio_ffmpeg.get_ffmpeg_exe())
+
+
+SCENES = (autumn, spring, same_second, terminal, power_cut_with_fsync, power_cut_without_fsync, no_links,
+          real_server_old, real_server_new)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -358,6 +407,42 @@ def test_32_cameras_that_start_at_once_are_all_recorded_whole(tmp_path):
         waiting = [file for file in site.staged() if f"/staging/{name}/" in str(file)]
         numbers = sorted(number for file in {*site.files(name), *waiting} for number in frame_numbers(file))
         assert numbers == list(range(numbers[0], numbers[-1] + 1)) and len(numbers) > FPS, name
+
+
+# --- a server of others ---
+
+
+def sound_of(file):
+    done = subprocess.run([recorder.find_ffmpeg("this test"), "-i", file], capture_output=True, text=True, check=False)
+    found = re.search(r"Audio: (\w+)", done.stderr)
+    return found[1] if found else None
+
+
+@pytest.mark.parametrize("scene", [real_server_old, real_server_new])
+def test_the_streams_of_a_real_server_are_recorded_whole(scenes, scene):
+    site = scenes(scene)
+    assert site.status == 0 and site.staged() == []
+    sounds = {"Tcp": None, "H265Aac": "aac", "Pcmu": "aac", "Udp": "pcm_alaw", "SelfSigned": "aac",
+              "WithCa": "pcm_mulaw"}  # fmt: skip
+    for name, sound in sounds.items():
+        assert site.lost_sec(name) == 0, name
+        assert len(site.numbers(name)) >= 2 * FPS and site.numbers(name)[-1] >= site.expected[name] - FPS, name
+        assert {sound_of(file) for file in site.files(name)} == {sound}, name
+        assert all(line["whole"] for line in site.journal(name, "segment")), name
+    assert {file.suffix for name in ("H265Aac", "Pcmu") for file in site.files(name)} == {".mp4"}
+    assert site.before_end["Locked"]["cause"] == "unauthorised"
+    said = site.log()
+    assert "p%40%3A" not in said and PASSWORD not in said
+
+
+@pytest.mark.parametrize("scene", [real_server_old, real_server_new])
+def test_certificates_are_checked_where_ffmpeg_can_and_otherwise_it_is_said(scenes, scene):
+    site = scenes(scene)
+    if recorder.knows_tls_options(str(site.folder / "bin" / "ffmpeg")):
+        assert "SelfSigned, Locked: the certificate is not checked (tls_verify: false)" in site.log()
+        assert site.before_end["Stranger"]["cause"] == "refused" and site.files("Stranger") == []
+    else:
+        assert "SelfSigned, WithCa, Stranger, Locked: this FFmpeg does not check certificates" in site.log()
 
 
 # --- disks ---
