@@ -690,19 +690,25 @@ def read_media(ffmpeg: str, path: Path, window: Sequence[str] = ()) -> Media:
     problems = [line for line in done.stderr.splitlines() if "[error]" in line or "[fatal]" in line]
     if done.returncode or not frames or not codec:
         raise Unreadable(f"{path.name}: {problems[-1] if problems else 'it holds no video'}")
-    length = int(header[1]) * 3600 + int(header[2]) * 60 + float(header[3]) if header else out_sec or 0.0
+    length = out_sec or 0.0
+    if header and (window or not problems):  # in a file with a hole or a torn end the header promises too much
+        length = int(header[1]) * 3600 + int(header[2]) * 60 + float(header[3])
     return Media(length, None if window else frames, codec[1], header is not None, tuple(problems))
 
 
 def examine(ffmpeg: str, path: Path, check_bytes: int) -> Media:
-    """Read all of a file, of a big one its head and its tail. Raises Unreadable."""
-    if path.stat().st_size <= check_bytes:
-        return read_media(ffmpeg, path)
-    head = read_media(ffmpeg, path, ["-t", str(CHECK_ENDS_SEC)])
-    if not head.finalised:
-        return head
-    tail = read_media(ffmpeg, path, ["-sseof", f"-{CHECK_ENDS_SEC}"])
-    return replace(head, problems=head.problems + tail.problems)
+    """Read all of a file, of a big one its head and its tail; all, too, where these are not as usual.
+
+    A head of sound alone waits for the first key frame. Raises Unreadable.
+    """
+    if path.stat().st_size > check_bytes:
+        with suppress(Unreadable):
+            head = read_media(ffmpeg, path, ["-t", str(CHECK_ENDS_SEC)])
+            if not head.finalised:
+                return head
+            if not head.problems and not read_media(ffmpeg, path, ["-sseof", f"-{CHECK_ENDS_SEC}"]).problems:
+                return head
+    return read_media(ffmpeg, path)
 
 
 def remux(ffmpeg: str, source: Path, target: Path, held: Media, sound: str = "copy") -> Media | None:

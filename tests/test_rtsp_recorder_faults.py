@@ -28,7 +28,7 @@ import trustme
 from conftest import NOT_TESTED, need
 from fake_camera import CameraLoop, frame_numbers
 from rtsp_server import GstServer, need_gst_server
-from test_rtsp_recorder import FPS, PASSWORD, Site, end, segment, until
+from test_rtsp_recorder import FPS, PASSWORD, Site, end, segment, settled, until
 
 import rtsp_recorder as recorder
 
@@ -469,6 +469,59 @@ def test_where_there_are_no_hard_links_every_file_is_published_once(scenes):
         there = sorted(number for numbers in site.held[name].values() for number in numbers)
         assert there == sorted(set(there)) and there[-1] - there[0] + 1 - len(there) <= 4 * FPS
     assert {Path(line["file"]).suffix for line in site.lines["Yard"]} == {".mp4"}
+
+
+# --- big files ---
+
+
+def recording(path, video, sound):
+    """A Matroska file with video and sound in these seconds."""
+    sources = []
+    for (start, end_sec), source in ((video, "testsrc2=r=10:s=64x48"), (sound, "anoisesrc=r=8000")):
+        sources += ["-itsoffset", str(start), "-f", "lavfi", "-t", str(end_sec - start), "-i", source]
+    command = [recorder.find_ffmpeg("this test"), "-v", "error", *sources, "-c:v", "mpeg4", "-g", "10", "-c:a",
+               "pcm_alaw", "-map", "0", "-map", "1", str(path)]  # fmt: skip
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    return path
+
+
+@pytest.mark.parametrize(
+    "video, sound",
+    [((0, 40), (0, 40)), ((0, 15), (0, 40)), ((20, 40), (0, 40))],
+    ids=["all along", "video died", "key frame late"],
+)
+def test_a_big_file_is_checked_at_its_ends_and_sound_alone_there_is_no_reason_to_refuse_it(tmp_path, video, sound):
+    entry = {"name": "a", "rtsp_url": "rtsp://h", "filename": "%Y%m%d_%H%M%S.mkv"}
+    (camera,) = settled([entry], storage={"local_path": str(tmp_path)}, recording={"check_bytes": 1000})
+    folder = camera.own("staging") / "run"
+    folder.mkdir(parents=True)
+    path = recording(folder / "20260101T120000Z.mkv", video, sound)
+    noon = datetime(2026, 1, 1, 12, tzinfo=timezone.utc).timestamp()
+    ffmpeg = recorder.find_ffmpeg("this test")
+    media = recorder.examine(ffmpeg, path, camera.limits.check_bytes)
+    assert media.finalised and media.problems == () and media.duration_sec == pytest.approx(40, abs=0.5)
+    recorder.Finisher(camera, ffmpeg).finish(recorder.Job(path, noon, noon + 40))
+    (line,) = recorder.read_journal(camera.own("journal"), 0, 4e9)
+    assert (line["file"], line["whole"]) == ("a/20260101_120000.mkv", True)
+
+
+def test_a_big_file_with_a_broken_end_is_published_as_far_as_it_can_be_read(tmp_path):
+    entry = {"name": "a", "rtsp_url": "rtsp://h", "filename": "%Y%m%d_%H%M%S.mkv"}
+    (camera,) = settled([entry], storage={"local_path": str(tmp_path)}, recording={"check_bytes": 1000})
+    folder = camera.own("staging") / "run"
+    folder.mkdir(parents=True)
+    path = recording(folder / "20260101T120000Z.mkv", (0, 40), (0, 40))
+    size = path.stat().st_size
+    os.truncate(path, size * 2 // 3)
+    os.truncate(path, size)  # as a disk that lost its last writes
+    noon = datetime(2026, 1, 1, 12, tzinfo=timezone.utc).timestamp()
+    ffmpeg = recorder.find_ffmpeg("this test")
+    recorder.Finisher(camera, ffmpeg).finish(recorder.Job(path, noon, noon + 40))
+    (line,) = recorder.read_journal(camera.own("journal"), 0, 4e9)
+    assert line["whole"] is False and 200 < line["frames"] < 320
+    assert line["end"] - line["start"] == pytest.approx(line["frames"] / 10, abs=1.5)
+    held = recorder.read_media(ffmpeg, tmp_path / line["file"])
+    assert (held.frames, held.finalised, held.problems) == (line["frames"], True, ())
 
 
 # --- files without a journal ---
