@@ -31,7 +31,6 @@ import hashlib
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -41,7 +40,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from urllib.parse import quote
@@ -179,7 +178,7 @@ class Season:
         self.runs: Counter[str] = Counter()
         self.said: list[str] = []
         self.dice = random.Random(plan.seed + 2)
-        self.told_until = {camera: plan.start for camera in CAMERAS}
+        self.told_until = dict.fromkeys(CAMERAS, plan.start)
         self.base = self.make_media()
         for place in (self.disk / "recordings", self.disk / "clips", self.disk / "ready", self.nas, folder / "logs"):
             place.mkdir(parents=True)
@@ -265,18 +264,19 @@ class Season:
             self.problems.append(f"{name} {words[:2]} ended with {status} at {self.story[-1]}:\n{err[-1500:]}")
         return out
 
-    def record(self, camera: str) -> None:
-        """Bring in what the camera sent since the last time, and why nothing came."""
+    def prepare(self, camera: str) -> str:
+        """What the camera sent since the last time, staged, and why nothing came: the plan for publish.py."""
         begin, end = self.told_until[camera], int(self.now)
-        staged = []
-        for start, stop in pieces_of(self.plan, camera):
-            if begin < stop <= end:
-                staged.append(self.stage(camera, start, stop))
+        staged = [self.stage(camera, start, stop) for start, stop in pieces_of(self.plan, camera)
+                  if begin < stop <= end]  # fmt: skip
+        end = min(end, self.plan.end)
         downs = [(max(one.start, begin), min(one.end, end), one.detail) for one in self.plan.events
                  if one.what == "dead" and one.who == camera and one.end > begin and one.start < end]  # fmt: skip
         self.told_until[camera] = end
-        self.run("publish", self.config, camera, statuses=(0, 1) if self.active("disk full") else (0,),
-                 stdin=json.dumps({"downs": downs, "staged": staged}))  # fmt: skip
+        return json.dumps({"downs": downs, "staged": staged})
+
+    def record(self, camera: str, plan: str) -> None:
+        self.run("publish", self.config, camera, statuses=(0, 1) if self.active("disk full") else (0,), stdin=plan)
         self.note_published()
 
     def stage(self, camera: str, start: int, stop: int) -> tuple[str, int, int]:
@@ -356,11 +356,10 @@ class Season:
         self.balance()
 
     def tick(self) -> None:
-        calm = self.now > self.plan.end
+        plans = {camera: self.prepare(camera) for camera in CAMERAS}
         with self.weather():
-            for camera in CAMERAS:
-                if not calm:
-                    self.record(camera)
+            for camera, plan in plans.items():
+                self.record(camera, plan)
             if self.active("cron missed"):
                 return self.tell("cron does not run")
             cloudy = self.active("cloud out") or self.active("429 storm") or self.active("short tokens")
