@@ -93,6 +93,9 @@ USUAL_SHARE = 1.05  # of the usual distance between two files: a longer one is n
 WATCHDOG_QUIET_SEC = 30  # a camera's thread that is silent so long hangs: systemd is no longer told that all is well
 KEPT_AWAY_SEC = 5.0  # after a bug in a camera's thread
 EMPTY_BYTES = 4096  # a file up to this size without a readable picture is a bare header
+CHECK_SAMPLE_SEC = 5  # of each camera; rates over less say little
+CHECK_CAMERA_SEC = 30.0  # connecting and learning what a stream is may take 10 s
+CHECK_WORKERS = 32  # cameras looked at side by side; they do little but wait
 NAME_LATE_SEC = 10  # a staged name may be later than the first frame: FFmpeg looks at a stream for up to 5 s first
 
 log = logging.getLogger("rtsp_recorder")
@@ -144,6 +147,8 @@ class Camera:
     space_bytes: float  # recording stops when less is free
     space_again_bytes: float  # and goes on when more is free
     limits: Limits
+    expected_video: Any = None  # for `check`, as it stands in the config
+    expected_audio: Any = None
 
     def own(self, kind: str) -> Path:
         """Where this camera's `staging`, `journal`, ... lies."""
@@ -223,6 +228,7 @@ def settle_camera(given: Mapping[str, Any], config: Mapping[str, Any], rank: tup
         zone=parse_zone(recording["timezone"]), audio=chosen["audio"], transport=chosen["transport"],
         tls_verify=chosen["tls_verify"], tls_ca_file=chosen["tls_ca_file"], loglevel=str(chosen["loglevel"]),
         logs_dir=Path(str(chosen["logs_dir"])).expanduser() if chosen.get("logs_dir") else None,
+        expected_video=chosen["expected_video"], expected_audio=chosen["expected_audio"],
         core=chosen.get("core"), require_mount=storage["require_mount"], space_bytes=reserve * (1 + place / of),
         space_again_bytes=reserve * (1 + place / of + SPACE_HYSTERESIS),
         limits=Limits(**{name: chosen[name] for name in Limits.__dataclass_fields__}))  # fmt: skip
@@ -1605,6 +1611,319 @@ def known_cameras(arguments: argparse.Namespace, config: Mapping[str, Any]) -> l
     return [(root, name) for root, name in found if not wanted or name.lower() in wanted]
 
 
+# --- check -------------------------------------------------------------------------------------------------------
+
+# What people and cameras call a codec, without ".", "-" and "_" -> what FFmpeg calls it
+CODEC_NAMES = {"avc": "h264", "h265": "hevc", "mpeg4aac": "aac", "pcma": "pcm_alaw", "alaw": "pcm_alaw",
+               "g711a": "pcm_alaw", "pcmalaw": "pcm_alaw", "pcmu": "pcm_mulaw", "mulaw": "pcm_mulaw",
+               "ulaw": "pcm_mulaw", "g711u": "pcm_mulaw", "g711mu": "pcm_mulaw", "pcmmulaw": "pcm_mulaw",
+               "mjpg": "mjpeg"}  # fmt: skip
+CHANNEL_NAMES = {1: "mono", 2: "stereo"}
+QUANTITIES = {  # of a short text, with how far what is found may be off where no range is given
+    "size": (r"(?P<a>\d+x\d+)", 0.0),
+    "fps": (r"(?P<a>[\d.]+)(?:\s*-\s*(?P<b>[\d.]+))?\s*fps", 0.1),
+    "bit_rate": (r"(?P<a>[\d.]+)(?:\s*-\s*(?P<b>[\d.]+))?\s*(?P<unit>[kM])(?:bit/s|bps)", 0.5),  # so do scenes
+    "sample_rate": (r"(?P<a>[\d.]+)\s*(?P<unit>k?)Hz", 0.0),
+    "channels": (r"(?P<a>mono|stereo|\d+ channels?)", 0.0),
+}
+SHOWN_IN = {"fps": (1, ""), "bit_rate": (1e6, " Mbit/s"), "sample_rate": (1, " Hz"), "channels": (1, "")}
+EXPECTED_KEYS = {  # of a map, also as ffprobe calls them
+    "video": {"codec", "codec_name", "size", "width", "height", "fps", "frame_rate", "r_frame_rate", "bit_rate"},
+    "audio": {"codec", "codec_name", "sample_rate", "channels"},
+}
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What `expected_video` or `expected_audio` says; what is not named in it is not compared."""
+
+    nothing: bool = False  # none: the camera shall have no such stream
+    codec: str | None = None
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    size: str | None = None
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What a camera sends, as measured; `packets` 0 for a stream that is announced and does not come."""
+
+    codec: str
+    packets: int
+    bit_rate: float
+    size: str = ""
+    fps: float = 0.0
+    sample_rate: int = 0
+    channels: int = 0
+
+    def __str__(self) -> str:
+        """In the form of expected_video and expected_audio."""
+        if self.size:
+            return f"{self.codec} {self.size} {self.fps:.3g} fps {self.bit_rate / 1e6:.2g} Mbit/s"
+        return f"{self.codec} {self.sample_rate} Hz {CHANNEL_NAMES.get(self.channels, f'{self.channels} channels')}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of one camera."""
+
+    camera: Camera
+    video: Stream | None = None
+    audio: Stream | None = None
+    cause: str = ""  # of no answer: as in the journal
+    detail: str = ""
+    differences: tuple[tuple[str, str, str], ...] = ()  # (what, expected, found)
+    snapshot: Path | None = None
+
+    @property
+    def result(self) -> str:
+        return self.cause or ("differs" if self.differences else "ok")
+
+
+def expected_text(kind: str, value: Any, where: str) -> str:
+    """The short text of a map; a text as it is."""
+    if not isinstance(value, Mapping):
+        return str(value or "")
+    if unknown := sorted(set(map(str, value)) - EXPECTED_KEYS[kind]):
+        raise UsageError(f"{where}: {', '.join(unknown)}: there is no such key; there is "
+                         f"{', '.join(sorted(EXPECTED_KEYS[kind]))}")  # fmt: skip
+    given = {str(name): one for name, one in value.items() if one is not None}
+    rate = next((given[name] for name in ("fps", "frame_rate", "r_frame_rate") if name in given), None)
+    size = f"{given['width']}x{given['height']}" if {"width", "height"} <= set(given) else given.get("size")
+    words = [given.get("codec", given.get("codec_name")), size]
+    if rate is not None:
+        top, _, bottom = str(rate).partition("/")  # 30000/1001
+        with suppress(ValueError, ZeroDivisionError):
+            top = f"{float(top) / float(bottom or 1):g}"
+        words.append(top if "fps" in top else f"{top} fps")
+    for name, factor, unit in (("bit_rate", 1e6, "Mbit/s"), ("sample_rate", 1, "Hz"), ("channels", 1, "channels")):
+        if name in given:
+            plain = re.fullmatch(r"[\d.]+", str(given[name]))
+            words.append(f"{float(given[name]) / factor:.10g} {unit}" if plain else given[name])
+    return " ".join(str(word) for word in words if word is not None)
+
+
+def read_expected(kind: str, value: Any, where: str) -> Expected | None:
+    """`kind` is video or audio; None where nothing is expected. Raises UsageError."""
+    text = expected_text(kind, value, where).strip()
+    if text.lower() in ("none", "no"):
+        return Expected(nothing=True)
+    ranges, size, left = {}, None, text
+    for name in ("size", "fps", "bit_rate") if kind == "video" else ("sample_rate", "channels"):
+        pattern, slack = QUANTITIES[name]
+        if not (found := re.search(rf"(?<![\w.])(?:{pattern})(?!\w)", left, re.IGNORECASE)):
+            continue
+        left = left[: found.start()] + " " + left[found.end() :]
+        if name == "size":
+            size = found["a"].lower()
+            continue
+        parts = found.groupdict()
+        factor = {"k": 1e3, "m": 1e6}.get((parts.get("unit") or "").lower(), 1.0)
+        word = found["a"].lower().split()[0]
+        try:
+            low = float({"mono": "1", "stereo": "2"}.get(word, word)) * factor
+            high = float(parts["b"]) * factor if parts.get("b") else low * (1 + slack)
+        except ValueError as problem:
+            raise UsageError(f"{where}: {found[0]!r} is no quantity") from problem
+        ranges[name] = (low if parts.get("b") else low * (1 - slack), high)
+    names = re.split(r"[,\s]+", left.strip(" ,\t\n"))
+    if len(names) > 1:
+        example = "h264 1920x1080 25 fps 2-6 Mbit/s" if kind == "video" else "pcm_alaw 8000 Hz mono, or none"
+        raise UsageError(f"{where}: {text!r} is not understood; expected such as: {example}")
+    return Expected(codec=plain_codec(names[0]) or None, ranges=ranges, size=size) if text else None
+
+
+def plain_codec(name: str) -> str:
+    """One name for all the names of a codec."""
+    plain = re.sub(r"[._-]", "", name.lower())
+    return CODEC_NAMES.get(plain, plain)
+
+
+def compare(kind: str, expected: Expected | None, found: Stream | None) -> list[tuple[str, str, str]]:
+    """(what, expected, found) of everything that is not as expected."""
+    if expected is None:
+        return []
+    if found is None or expected.nothing:
+        right = (found is None) == expected.nothing
+        return [] if right else [(kind, "none" if expected.nothing else expected.codec or "any", str(found or "none"))]
+    if not found.packets:
+        return [(kind, expected.codec or "any", f"{found.codec} is announced, but does not come")]
+    differences = []
+    if expected.codec and expected.codec != plain_codec(found.codec):
+        differences.append((f"{kind} codec", expected.codec, found.codec))
+    if expected.size and expected.size != found.size:
+        differences.append((f"{kind} size", expected.size, found.size))
+    for name, (low, high) in expected.ranges.items():
+        value = float(getattr(found, name))
+        if not low <= value <= high:
+            divisor, unit = SHOWN_IN[name]
+            limits = sorted({f"{one / divisor:.4g}" for one in (low, high)}, key=float)
+            differences.append((f"{kind} {name}", f"{' to '.join(limits)}{unit}", f"{value / divisor:.4g}{unit}"))
+    return differences
+
+
+def check_command(ffmpeg: str, picture: Path | None) -> list[str]:
+    """FFmpeg that reads for a while: a line for each packet on stdout, and a picture of the first key frame."""
+    still = ["-map", "0:v:0", "-frames:v", "1", "-q:v", "2", "-f", "mjpeg", f"file:{picture}"] if picture else []
+    return [
+        ffmpeg, "-hide_banner", "-loglevel", "level+info", "-nostats", "-y", "-skip_frame", "nokey", "-f", "concat",
+        "-safe", "0", "-protocol_whitelist", PROTOCOLS, "-i", "pipe:0", "-map", "0:v:0", "-map", "0:a:0?",
+        "-c", "copy", "-copyinkf", "-t", str(CHECK_SAMPLE_SEC), "-flush_packets", "1", "-f", "framecrc", "pipe:1",
+        *still,
+    ]  # fmt: skip
+
+
+def read_packets(text: str, stderr: str = "") -> dict[str, Stream]:
+    """The streams in the output of FFmpeg's framecrc, by their kind. The first packets of a run have no true time."""
+    heads = {(name, int(number)): value for name, number, value in re.findall(r"(?m)^#(\w+) (\d+): (.*)$", text)}
+    packets: dict[int, list[tuple[int, int]]] = {}
+    for number, moment, size in re.findall(r"(?m)^(\d+), *-?\d+, *(-?\d+), *\d+, *(\d+),", text):
+        packets.setdefault(int(number), []).append((int(moment), int(size)))
+    streams = {}
+    for (name, number), kind in heads.items():
+        if name != "media_type":
+            continue
+        sent = packets.get(number, [])
+        up, _, down = heads.get(("tb", number), "1/1").partition("/")
+        timed = sent[2:]
+        span_sec = (timed[-1][0] - timed[0][0]) * int(up) / int(down) if len(timed) > 1 else 0.0
+        layout = re.search(r"Audio: [^\n]* Hz, (?:(mono)|(stereo)|(\d+) channels)", stderr)
+        streams[kind] = Stream(
+            heads.get(("codec_id", number), "unknown"), len(sent),
+            sum(size for _, size in timed[1:]) * 8 / span_sec if span_sec else 0.0,
+            heads.get(("dimensions", number), "") if kind == "video" else "",
+            (len(timed) - 1) / span_sec if kind == "video" and span_sec else 0.0,
+            int(heads.get(("sample_rate", number), 0)),
+            next((count or int(layout[3]) for count, word in ((1, 1), (2, 2), (0, 3)) if layout[word]), 0)
+            if layout and kind == "audio" else 0)  # fmt: skip
+    return streams
+
+
+def look_at(camera: Camera, ffmpeg: str, tls_options: bool, timeout_sec: float, picture: Path | None) -> Finding:
+    """One connection to one camera; a picture is written to `picture`."""
+    stdout, stderr, status = b"", b"", 0
+    try:
+        done = subprocess.run(
+            check_command(ffmpeg, picture), input=ffconcat(camera, tls_options).encode(), capture_output=True,
+            timeout=timeout_sec, start_new_session=True, check=False,
+            env={**os.environ, "AV_LOG_FORCE_NOCOLOR": "1"})  # fmt: skip
+        stdout, stderr, status = done.stdout, done.stderr, done.returncode
+    except subprocess.TimeoutExpired as late:
+        stdout, stderr = late.stdout or b"", late.stderr or b""
+    told = mask(stderr.decode("utf-8", "replace"))
+    streams = read_packets(stdout.decode("utf-8", "replace"), told)
+    video = streams.get("video")
+    if video and video.packets:
+        return Finding(camera, video, streams.get("audio"))
+    lines = told.splitlines()
+    failed = [line for line in lines if re.search(r"\[(error|fatal)\]", line)]
+    reason = re.sub(r"\?timeout=\d+", "", quotable(failed[0])) if failed else f"no picture within {timeout_sec:g} s"
+    state = read_state(camera.state_file)
+    if state.get("state") == "recording" and time.time() - float(state.get("updated_at") or 0) < STATE_STALE_SEC:
+        reason += " (it is being recorded; some cameras allow one connection only)"
+    return Finding(camera, cause=classify(lines, status, 0), detail=reason)
+
+
+def check_camera(camera: Camera, ffmpeg: str, tls_options: bool, timeout_sec: float,
+                 expected: Sequence[Expected | None], folder: Path | None) -> Finding:  # fmt: skip
+    """Look at a camera, compare, and keep its picture: whole or not at all."""
+    kept = folder / f"{camera.name}.jpg" if folder else None
+    try:
+        if kept is None:
+            finding = look_at(camera, ffmpeg, tls_options, timeout_sec, None)
+        else:
+            with part_file(kept) as part:
+                finding = look_at(camera, ffmpeg, tls_options, timeout_sec, part)
+                if finding.cause or not is_jpeg(part):
+                    raise Unreadable(f"no picture came within {timeout_sec:g} s")
+                finding = replace(finding, snapshot=kept)
+    except Unreadable as problem:
+        if not finding.cause:
+            finding = replace(finding, differences=(("snapshot", "a picture", str(problem)),))
+    except OSError as problem:
+        return Finding(camera, cause="disk", detail=f"{kept or ffmpeg}: {problem.strerror}")
+    if finding.cause:
+        return finding
+    found = compare("video", expected[0], finding.video) + compare("audio", expected[1], finding.audio)
+    return replace(finding, differences=(*found, *finding.differences))
+
+
+def is_jpeg(file: Path) -> bool:
+    """With its first and its last marker: all of it."""
+    data = file.read_bytes() if file.exists() else b""
+    return data.startswith(b"\xff\xd8") and data.rstrip(b"\0").endswith(b"\xff\xd9")
+
+
+def finding_json(finding: Finding) -> dict[str, Any]:
+    streams = {kind: None if stream is None else {name: round(value, 3) if isinstance(value, float) else value
+                                                  for name, value in asdict(stream).items() if value}
+               for kind, stream in (("video", finding.video), ("audio", finding.audio))}  # fmt: skip
+    named = ("what", "expected", "found")
+    return {"camera": finding.camera.name, "result": finding.result, "detail": finding.detail, **streams,
+            "differences": [dict(zip(named, one, strict=True)) for one in finding.differences],
+            "snapshot": str(finding.snapshot) if finding.snapshot else None}  # fmt: skip
+
+
+def show_findings(findings: Sequence[Finding], form: str) -> None:
+    """To stdout: a table, JSON Lines, or lines for the config."""
+    answered = [finding for finding in findings if finding.video]
+    if form == "json":
+        for finding in findings:
+            sys.stdout.write(json.dumps(finding_json(finding), ensure_ascii=False) + "\n")
+        count = {"cameras": len(findings), "ok": sum(finding.result == "ok" for finding in findings),
+                 "differ": sum(bool(finding.differences) for finding in findings),
+                 "no_answer": len(findings) - len(answered)}  # fmt: skip
+        sys.stdout.write(json.dumps({"summary": count}) + "\n")
+        return
+    if form == "yaml":
+        for finding in answered:
+            sys.stdout.write(f"  # {finding.camera.name}\n    expected_video: {finding.video}\n"
+                             f"    expected_audio: {finding.audio or 'none'}\n")  # fmt: skip
+        return
+    rows = [("camera", "result", "video", "audio")]
+    rows += [(finding.camera.name, finding.result, str(finding.video or "-"),
+              str(finding.audio or ("none" if finding.video else "-"))) for finding in findings]  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row, one in zip(rows, [None, *findings], strict=True):
+        sys.stdout.write("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n")
+        if one and one.detail:
+            sys.stdout.write(f"  {one.detail}\n")
+        for what, expected, found in one.differences if one else ():
+            sys.stdout.write(f"  {what}: expected {expected}, found {found}\n")
+
+
+def check_command_line(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
+    """Look at all cameras side by side and tell what was found."""
+    timeout_sec = CHECK_CAMERA_SEC if arguments.timeout is None else arguments.timeout
+    if timeout_sec <= 0:
+        raise UsageError(f"--timeout {timeout_sec:g}: expected more than 0 seconds")
+    flags = camera_flags(arguments)
+    if not config["storage"]["local_path"]:
+        flags.setdefault("output_dir", ".")  # nothing is written there
+    cameras = settle_cameras(config, flags, arguments.camera)
+    expected = {camera.name: [read_expected(kind, value, f"camera {camera.name!r}: expected_{kind}")
+                              for kind, value in (("video", camera.expected_video), ("audio", camera.expected_audio))]
+                for camera in cameras}  # fmt: skip
+    ffmpeg = find_ffmpeg("checking cameras")
+    tls_options = knows_tls_options(ffmpeg)
+    if arguments.snapshot:
+        try:
+            arguments.snapshot.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise CannotStart(f"--snapshot {arguments.snapshot}: {problem.strerror}") from problem
+    with ThreadPoolExecutor(CHECK_WORKERS, thread_name_prefix="check") as pool:
+        findings = list(pool.map(
+            lambda camera: check_camera(camera, ffmpeg, tls_options, timeout_sec, expected[camera.name],
+                                        arguments.snapshot), cameras))  # fmt: skip
+    show_findings(findings, "json" if arguments.json else "yaml" if arguments.yaml else "table")
+    for finding in findings:
+        if finding.cause:
+            log.error("%s: no answer: %s: %s", finding.camera.name, finding.cause, finding.detail)
+        if finding.differences:
+            log.error("%s: %s", finding.camera.name, "; ".join(
+                f"{what}: expected {wanted}, found {found}" for what, wanted, found in finding.differences))  # fmt: skip
+    return Status.PARTIAL if any(finding.result != "ok" for finding in findings) else Status.DONE
+
+
 # --- command line ------------------------------------------------------------------------------------------------
 
 
@@ -1637,6 +1956,12 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--core", metavar="N", type=int, help="CPU core for FFmpeg (default: any)")
     one.add_argument("--loglevel", choices=LOG_LEVELS, help="of FFmpeg, for --logs_dir (default: warning)")
 
+    check = command("check", "connect to each camera and compare what it sends with expected_video and expected_audio")
+    check.add_argument("--snapshot", metavar="DIR", type=Path, help="keep a picture of each camera there, CAMERA.jpg")
+    check.add_argument("--timeout", metavar="SEC", type=float, help="wait so long for each camera (default: 30)")
+    check.add_argument("--json", action="store_true", default=None, help="JSON Lines, the last one a summary")
+    check.add_argument("--yaml", action="store_true", help="what was found, in the form of config.yaml")
+
     gaps = command("gaps", "what is recorded, what is missing, and why; from the journal")
     gaps.add_argument("--since", metavar="TIME", help="from when on (default: the first recording)")
     gaps.add_argument("--until", metavar="TIME", help="until when (default: now)")
@@ -1651,7 +1976,7 @@ def camera_flags(arguments: argparse.Namespace) -> dict[str, Any]:
     """The flags that stand for keys of a camera, as far as given; RTSP_USER and RTSP_PASSWORD count like flags."""
     names = ("station", "ip", "rtsp_url", "user", "password", "rtsp_port", "rtsp_path", "segment_time", "output_dir",
              "logs_dir", "core", "loglevel")  # fmt: skip
-    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    given = {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
     login, _ = split_login(str(given.get("rtsp_url", "")).partition("://")[2])
     for secret in (given.get("password"), unquote(login.partition(":")[2])):
         if secret:
@@ -1672,6 +1997,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     config["cameras"] = config["cameras"] if isinstance(config["cameras"], list) else []  # the section may be missing
     if arguments.command == "gaps":
         return gaps_command(arguments, config)
+    if arguments.command == "check":
+        return check_command_line(arguments, config)
     flags = camera_flags(arguments)
     if not config["storage"]["local_path"] and ("ip" in flags or "rtsp_url" in flags):
         flags.setdefault("output_dir", ".")
