@@ -1920,7 +1920,7 @@ def check_command_line(arguments: argparse.Namespace, config: Mapping[str, Any])
             log.error("%s: no answer: %s: %s", finding.camera.name, finding.cause, finding.detail)
         if finding.differences:
             log.error("%s: %s", finding.camera.name, "; ".join(
-                f"{what}: expected {wanted}, found {found}" for what, wanted, found in finding.differences))  # fmt: skip
+                f"{what}: expected {wanted}, found {found}" for what, wanted, found in finding.differences))
     return Status.PARTIAL if any(finding.result != "ok" for finding in findings) else Status.DONE
 
 
