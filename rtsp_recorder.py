@@ -27,6 +27,7 @@ import selectors
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -42,6 +43,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from rhombus_logging import (
+    CONFIG_KEYS,
     Busy,
     CannotStart,
     Status,
@@ -49,9 +51,11 @@ from rhombus_logging import (
     add_common_flags,
     append_line,
     find_ffmpeg,
+    find_program,
     fsync_folder,
     hide_secret,
     load_config,
+    lock_file,
     mask,
     part_file,
     run,
@@ -1611,6 +1615,649 @@ def known_cameras(arguments: argparse.Namespace, config: Mapping[str, Any]) -> l
     return [(root, name) for root, name in found if not wanted or name.lower() in wanted]
 
 
+# --- services ----------------------------------------------------------------------------------------------------
+
+UNIT_HEAD = "# made by rtsp_recorder.py services generate, which will replace it: change the settings instead"
+SYSTEM_UNITS, SYSTEM_USERS = Path("/etc/systemd/system"), Path("/etc/passwd")
+ENVIRONMENT_FILE = "environment"  # beside the config: NAME=value lines, for the ${NAME} of the config
+OLDER_UNITS = ("camera-recorder", "camera_recorder", "record-camera", "record_camera", "rtsp-recorder", "rtsp_recorder")
+RESTART_SEC, UNIT_WATCHDOG_SEC, UNIT_STOP_SEC = 2, 60, 15  # a recorder ends within 5 s, a monitor within seconds
+HARDENING = """
+NoNewPrivileges=yes
+CapabilityBoundingSet=
+ProtectSystem=strict
+ProtectHome=read-only
+ProtectProc=invisible
+ProtectClock=yes
+ProtectHostname=yes
+ProtectKernelTunables=yes
+ProtectKernelModules=yes
+ProtectKernelLogs=yes
+ProtectControlGroups=yes
+PrivateTmp=yes
+PrivateDevices=yes
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+RemoveIPC=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallErrorNumber=EPERM
+UMask=0027
+""".strip().splitlines()
+CONFIG_TEMPLATE = """\
+# Settings of rtsp_recorder.py, made by its `services install`. The README explains every key.
+# Secrets may stand here (only root and the group of the recorder can read this file), or as ${NAME}, with NAME=value
+# in the file `environment` beside this one.
+storage:
+  local_path: /srv/recordings
+cameras: []
+#  - name: Gate
+#    rtsp_url: rtsp://viewer:${GATE_PASSWORD}@192.0.2.7:554/stream1
+"""
+
+
+@dataclass(frozen=True)
+class UnitJob:
+    """What a unit runs; `calendar` for what a timer starts, None for what runs all the time."""
+
+    name: str
+    program: str
+    words: tuple[str, ...]
+    calendar: str | None
+    what: str
+    hardening: tuple[str, ...] = ()  # lines instead of those of HARDENING
+    is_root: bool = False
+    takes_overlays: bool = False
+
+
+PUBLIC = ("UMask=0022",)  # what a web server shows
+DEVICES = (*PUBLIC, "PrivateDevices=no", "DeviceAllow=char-video4linux rw", "DeviceAllow=char-alsa rw",
+           "DeviceAllow=char-drm rw", "SupplementaryGroups=video audio")  # fmt: skip
+JOBS = (  # the minutes of those that a timer starts are two apart, so that they do not compete for the disk
+    UnitJob("nas_sync", "nas_sync.py", ("run",), "*:0/10", "Bring footage to the NAS and to S3",
+        ("RestrictSUIDSGID=no",), takes_overlays=True),  # rsync keeps the setgid bit of shared folders
+    UnitJob("watch", "rtsp_recorder.py", ("watch",), "*:2/5", "Look after the recorders of the cameras",
+        ("CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_CHOWN", "ProtectProc=default"), is_root=True,
+        takes_overlays=True),  # only root may restart units; its files are given to the recorder's user
+    UnitJob("clean", "capture_analyzer.py", ("clean",), "*:4/10", "Remove old stills of the captures"),
+    UnitJob("copy_footage", "copy_footage.py", ("--alerts", "--catch_up"), "*:06", "Copy footage of Rhombus alerts"),
+    UnitJob("capture", "capture_analyzer.py", ("capture",), None, "Capture from video grabbers", DEVICES),
+    UnitJob("monitor", "capture_analyzer.py", ("monitor",), None, "Look for black, frozen and silent pictures", PUBLIC),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A unit as it has to be; `camera` of one that records."""
+
+    name: str
+    text: str
+    camera: Camera | None = None
+
+    @property
+    def is_enabled(self) -> bool:
+        """Started with the machine; the others by their timer."""
+        return "\n[Install]\n" in self.text
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where the units lie and what they name. Everything is written below `prefix`, and names no part of it."""
+
+    python: str
+    programs: Path  # the folder of the programs
+    config: Path
+    units: Path
+    user: str
+    overlays: tuple[str, ...]  # flags for units: --cameras_config and --backup_config
+    cores: int
+    prefix: Path | None
+
+    def real(self, path: Path) -> Path:
+        return path if self.prefix is None else self.prefix / path.relative_to("/")
+
+    def file(self, name: str) -> Path:
+        return self.real(self.units / ("timers" if name.endswith(".timer") else "services") / name)
+
+    def link(self, name: str) -> Path:
+        return self.real(SYSTEM_UNITS / name)
+
+
+# Units are text. In all of them `%` begins a specifier, in Exec lines `$` a variable; words with spaces are quoted.
+
+
+def unit_word(text: str | Path, *, is_argument: bool = False) -> str:
+    """A word of a unit that means exactly this text. Raises UsageError for what no unit can say."""
+    word = str(text)
+    if re.search(r"[\x00-\x1f\x7f]", word):
+        raise UsageError(f"{word!r}: a unit cannot name a path with control characters")
+    word = word.replace("%", "%%").replace("$", "$$" if is_argument else "$")
+    if re.fullmatch(r"[A-Za-z0-9_./:@%$+,=-]+", word):
+        return word
+    return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def exec_line(site: Site, program: str, words: Sequence[str | Path]) -> str:
+    arguments = [site.programs / program, *words, "--config", site.config]
+    return " ".join([unit_word(site.python), *(unit_word(word, is_argument=True) for word in arguments)])
+
+
+def hardened(own: Sequence[str], writable: Iterable[Path]) -> list[str]:
+    """Lines that keep a unit from everything but its folders; folders that are not there yet do not end it."""
+    replaced = {line.partition("=")[0] for line in own}
+    lines = [*(line for line in HARDENING if line.partition("=")[0] not in replaced), *own]
+    places = " ".join(unit_word(f"-{path}") for path in sorted(set(writable)))
+    return [*lines, f"ReadWritePaths={places}"] if places else lines
+
+
+def unit_text(sections: Mapping[str, Iterable[str]]) -> str:
+    return "\n\n".join(["\n".join([UNIT_HEAD] if name == "" else [f"[{name}]", *lines])
+                        for name, lines in {"": (), **sections}.items()]) + "\n"  # fmt: skip
+
+
+def long_running(site: Site, user: str, command: str) -> list[str]:
+    return ["Type=notify", "NotifyAccess=main", f"User={user}", f"EnvironmentFile=-{environment_of(site)}",
+            f"ExecStart={command}", "Restart=always", f"RestartSec={RESTART_SEC}", "RestartPreventExitStatus=2 4",
+            f"WatchdogSec={UNIT_WATCHDOG_SEC}", "KillMode=mixed", f"TimeoutStopSec={UNIT_STOP_SEC}"]  # fmt: skip
+
+
+def environment_of(site: Site) -> str:
+    """The value of EnvironmentFile= is taken as it stands, without quotes."""
+    return str(site.config.with_name(ENVIRONMENT_FILE)).replace("%", "%%")
+
+
+def camera_unit(site: Site, camera: Camera, place: int) -> Unit:
+    """One process for each camera, so that none can do another harm, on a CPU core in turn."""
+    command = exec_line(site, "rtsp_recorder.py", ["record", camera.name, *site.overlays])
+    core = place % site.cores if camera.core is None else camera.core
+    folders = [camera.root, *([camera.logs_dir] if camera.logs_dir else [])]
+    text = unit_text({
+        "Unit": [f"Description=Record camera {camera.name}", "Wants=network-online.target",
+                 "After=network-online.target time-sync.target", "StartLimitIntervalSec=0",
+                 f"RequiresMountsFor={unit_word(camera.root)}"],
+        "Service": [*long_running(site, site.user, command), f"CPUAffinity={core}", *hardened((), folders)],
+        "Install": ["WantedBy=multi-user.target"]})  # fmt: skip
+    return Unit(f"record_camera_{camera.name}.service", text, camera)
+
+
+def job_units(site: Site, job: UnitJob, writable: Iterable[Path], folders: Sequence[Path]) -> list[Unit]:
+    """The service of a job, and its timer if it has one. `folders` are those that it is told to work on."""
+    words: list[str | Path] = [*job.words, *folders, *(site.overlays if job.takes_overlays else ())]
+    command, user = exec_line(site, job.program, words), "root" if job.is_root else site.user
+    lines = long_running(site, user, command)
+    if job.calendar:  # 4: busy, another run is at work
+        lines = ["Type=oneshot", *lines[2:5], "SuccessExitStatus=4"]
+    sections = {
+        "Unit": [f"Description={job.what}", "Wants=network-online.target", "After=network-online.target"],
+        "Service": [*lines, *hardened(job.hardening, writable)]}  # fmt: skip
+    if not job.calendar:
+        sections["Unit"].append("StartLimitIntervalSec=0")
+        return [Unit(f"{job.name}.service", unit_text({**sections, "Install": ["WantedBy=multi-user.target"]}))]
+    timer = unit_text({
+        "Unit": [f"Description={job.what}: when"],
+        "Timer": [f"OnCalendar={job.calendar}", "AccuracySec=5s", "Persistent=yes"],
+        "Install": ["WantedBy=timers.target"]})  # fmt: skip
+    return [Unit(f"{job.name}.service", unit_text(sections)), Unit(f"{job.name}.timer", timer)]
+
+
+def fixed_part(pattern: str) -> Path:
+    """The folder that all paths of a glob pattern are in."""
+    parts = Path(pattern).parts
+    count = next((place for place, part in enumerate(parts) if re.search(r"[*?\[]", part)), len(parts))
+    return Path(*parts[:count])
+
+
+def capture_folders(config: Mapping[str, Any]) -> list[Path]:
+    """Of the grabbers, as `capture` writes them: a map with capture_dir, or "video|audio|capture_dir|fps"."""
+    found = []
+    for entry in config["capture"]["grabbers"] or []:
+        parts = str(entry).rsplit("|", 3)
+        given = str(entry.get("capture_dir") or "") if isinstance(entry, Mapping) else parts[2] if parts[3:] else ""
+        if given:
+            found.append(Path(given).parent if Path(given).name == "captures" else Path(given))
+    return found
+
+
+def jobs_of(config: Mapping[str, Any], cameras: Sequence[Camera]) -> list[tuple[UnitJob, list[Path], list[Path]]]:
+    """(job, folders that it may write to, folders that it is told) of what the config uses."""
+    nas, rhombus = config["nas"], config["rhombus"]
+    captures, patterns = capture_folders(config), [str(one) for one in config["analysis"]["capture_dirs"] or []]
+    roots = [camera.root for camera in cameras]
+    copied = [Path(str(rhombus["output_dir"]))]
+    evidence = [Path(str(one)) for one in [config["analysis"]["evidence_dir"]] if one]
+    looked_at = [*captures, *(fixed_part(pattern) for pattern in patterns)]
+    looked_at = [folder.parent if folder.name == "captures" else folder for folder in looked_at]
+    own = [Path(str(nas[name])) for name in ("ready_for_backup_dir", "nas_target_dir", "success_log_dir", "lock_dir")
+           if str(nas[name] or "").startswith("/")]  # a target may be HOST:PATH
+    told = [] if patterns else [folder / "captures" for folder in captures]
+    uses_rhombus = any(value != CONFIG_KEYS["rhombus"][name].default for name, value in rhombus.items()
+                       if name != "api_url")  # which the environment may set  # fmt: skip
+    uses_archive = any(config["nas"].values()) or config["s3"]["bucket"] or config["retention"]["without_archive"]
+    wanted = {
+        "nas_sync": (uses_archive, [*roots, *own, *evidence, *(copied if uses_rhombus else [])], []),
+        "watch": (bool(cameras), roots, []),
+        "clean": (captures or patterns, looked_at, told),
+        "copy_footage": (uses_rhombus, copied, []),
+        "capture": (captures, captures, []),
+        "monitor": (captures or patterns, [*looked_at, *evidence], told)}  # fmt: skip
+    return [(job, *wanted[job.name][1:]) for job in JOBS if wanted[job.name][0]]
+
+
+def refuse_relative(config: Mapping[str, Any]) -> None:
+    """A unit runs in no folder of yours and perhaps as another user: paths that depend on either are refused."""
+    shared = config["recording"]["defaults"] or {}
+    own = (("storage", "local_path"), ("rhombus", "output_dir"), ("analysis", "evidence_dir"))
+    places = {f"{section}.{name}": config[section][name] for section, name in own}
+    places |= {f"recording.defaults.{name}": shared.get(name) for name in ("output_dir", "logs_dir")}
+    places |= {f"cameras: {entry.get('name') or entry.get('station')}: {name}": entry.get(name)
+               for entry in config["cameras"] for name in ("output_dir", "logs_dir")}  # fmt: skip
+    places |= {f"capture.grabbers: {folder}": folder for folder in capture_folders(config)}
+    uses_rhombus = any(job.name == "copy_footage" for job, *_ in jobs_of(config, ()))
+    wrong = [name for name, value in places.items() if value and not str(value).startswith("/")
+             and (name != "rhombus.output_dir" or uses_rhombus)]  # fmt: skip
+    if wrong:
+        raise UsageError(f"{', '.join(wrong)}: units need paths that begin with /")
+
+
+def plan_units(site: Site, config: Mapping[str, Any], cameras: Sequence[Camera], there: Iterable[str]) -> list[Unit]:
+    """Every unit of this installation; `there` are the programs that it has."""
+    jobs = jobs_of(config, cameras)
+    units = [camera_unit(site, camera, place) for place, camera in enumerate(cameras)]
+    for job, writable, folders in jobs:
+        if job.program in there:
+            units += job_units(site, job, writable, folders)
+        else:
+            log.warning("%s: no unit, because %s is not in %s", job.name, job.program, site.programs)
+    return units
+
+
+def planned(site: Site, arguments: argparse.Namespace, *, empty: bool = False) -> list[Unit]:
+    """From the config as it is now, the one below the prefix if there is one. Passwords are neither needed nor read."""
+    file = site.real(site.config)
+    file = file if file.is_file() else site.config
+    if not file.is_file():
+        raise UsageError(f"{file}: there is no such file; give --config, or begin with: services install")
+    overlays = [read_overlay(one) for one in (arguments.cameras_config, arguments.backup_config)]
+    names = ("cameras", "recording", "storage", "rhombus", "nas", "s3", "retention", "analysis", "capture")
+    config: dict[str, Any] = {**load_config(file, names, site.programs, *overlays, secrets=False)}
+    # Addresses are secrets, too: none is known here, and none is looked at.
+    entries = [{**entry, "ip": entry.get("ip") or "0.0.0.0"} for entry in config["cameras"] or []]  # noqa: S104
+    config["cameras"] = entries
+    refuse_relative(config)
+    enabled = any(entry.get("enabled", True) for entry in entries)
+    cameras = settle_cameras(config, {}, ()) if enabled else []
+    units = plan_units(site, config, cameras, {file.name for file in site.programs.glob("*.py")})
+    if not units and not empty:
+        raise UsageError(f"{file}: nothing to make a unit for: no enabled camera, no grabber")
+    return units
+
+
+# What is on the disk
+
+
+def is_ours(file: Path) -> bool:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace").startswith(UNIT_HEAD)
+    except OSError:
+        return False
+
+
+def target_of(site: Site, link: Path) -> Path | None:
+    """Where a link points to, as it is to be found now."""
+    return site.real(Path(os.path.normpath(link.parent / link.readlink()))) if link.is_symlink() else None
+
+
+def link_is_ours(site: Site, link: Path) -> bool:
+    """A link to a unit of ours, also to one that is gone, or a unit of ours itself."""
+    target = target_of(site, link)
+    if target is None:
+        return is_ours(link)
+    return is_ours(target) or (not target.exists() and site.real(site.units) in target.parents)
+
+
+def made_units(site: Site) -> list[str]:
+    """Names of all units of ours in the folder of units."""
+    found = [file for folder in ("services", "timers") for file in site.real(site.units / folder).glob("*.*")]
+    return sorted(file.name for file in found if file.suffix in (".service", ".timer") and is_ours(file))
+
+
+def systemctl(site: Site, *words: str) -> subprocess.CompletedProcess[str]:
+    program = find_program("systemctl", "starting and stopping units", "this system seems to have no systemd")
+    root = [] if site.prefix is None else [f"--root={site.prefix}"]
+    return subprocess.run([program, *root, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                          errors="replace", check=False)  # fmt: skip
+
+
+def told_systemd(site: Site, *words: str) -> bool:
+    """Whether systemctl did it; what it says otherwise is logged."""
+    done = systemctl(site, *words)
+    if done.returncode:
+        log.error("systemctl %s: status %d: %s", " ".join(words), done.returncode, " ".join(done.stderr.split()))
+    return done.returncode == 0
+
+
+def reload_systemd(site: Site) -> bool:
+    return site.prefix is not None or told_systemd(site, "daemon-reload")  # below a prefix nothing runs
+
+
+def is_active(site: Site, name: str) -> bool:
+    return systemctl(site, "is-active", "--quiet", name).returncode == 0
+
+
+def older_units(site: Site) -> list[tuple[str, bool, bool]]:
+    """(name, enabled, active) of units of older recorders, found by their names."""
+    folder = site.real(SYSTEM_UNITS)
+    files = [file for start in OLDER_UNITS for kind in ("service", "timer") for place in ("", "*.wants/")
+             for file in folder.glob(f"{place}{start}[-_@.]*{kind}")]  # fmt: skip
+    ours = {file.name for file in files if link_is_ours(site, file)} | set(made_units(site))
+    enabled = {file.name for file in files if file.parent != folder}
+    names = sorted({file.name for file in files} - ours)
+    return [(name, name in enabled, is_active(site, name)) for name in names]
+
+
+def name_older(site: Site) -> None:
+    for name, enabled, active in older_units(site):
+        if enabled or active:
+            states = " and ".join(word for word, true in (("enabled", enabled), ("active", active)) if true)
+            log.warning("%s: an older unit, still %s; when ours shall record: systemctl disable --now %s",
+                        name, states, name)  # fmt: skip
+
+
+# What the user asks for; each returns whether all of it was done
+
+
+def services_generate(site: Site, arguments: argparse.Namespace) -> bool:
+    """Write what is new or changed, and remove units of ours that the config has no use for any more."""
+    units, well = planned(site, arguments), True
+    for unit in units:
+        file = site.file(unit.name)
+        if file.exists() and not is_ours(file):
+            log.error("%s: not made by this program, so it is left as it is; rename or remove it", file)
+            well = False
+        elif file.exists() and file.read_text(encoding="utf-8", errors="replace") == unit.text:
+            log.debug("%s: unchanged", file)
+        else:
+            how = "changed" if file.exists() else "made"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with part_file(file) as part:
+                part.write_text(unit.text, encoding="utf-8")
+                part.chmod(0o644)
+            log.info("%s: %s", file, how)
+    gone = [name for name in made_units(site) if name not in {unit.name for unit in units}]
+    for name in sorted(gone, key=lambda name: not name.endswith(".timer")):
+        link = site.link(name)
+        if link.is_symlink() and link_is_ours(site, link):
+            well = told_systemd(site, "disable", *([] if site.prefix else ["--now"]), name) and well
+            link.unlink(missing_ok=True)  # `disable` removes it by itself, where it could
+        site.file(name).unlink()
+        log.info("%s: removed, the config has no use for it", site.file(name))
+    if gone:
+        well = reload_systemd(site) and well
+    sys.stdout.write("".join(f"{site.file(unit.name)}\n" for unit in units))
+    name_older(site)
+    return well
+
+
+def services_link(site: Site, arguments: argparse.Namespace) -> bool:
+    """Make systemd see the units."""
+    well = True
+    for unit in planned(site, arguments):
+        file, link = site.file(unit.name), site.link(unit.name)
+        target = site.units / file.parent.name / unit.name
+        if not is_ours(file):
+            log.error("%s: no unit of ours is there; begin with: services generate", file)
+            well = False
+        elif link.is_symlink() and link.readlink() == target:
+            log.debug("%s: linked already", link)
+        elif os.path.lexists(link) and not link_is_ours(site, link):
+            log.error("%s: not made by this program, so it is left as it is; rename or remove it", link)
+            well = False
+        else:
+            link.parent.mkdir(parents=True, exist_ok=True)
+            part = link.with_name(f".{link.name}.{os.getpid()}.part")
+            part.unlink(missing_ok=True)
+            part.symlink_to(target)
+            part.replace(link)
+            log.info("%s: linked to %s", link, target)
+    return reload_systemd(site) and well
+
+
+def recorded_elsewhere(site: Site, unit: Unit, older: Sequence[str]) -> str | None:
+    """Who records a camera already, if it is not this unit."""
+    if not unit.camera or is_active(site, unit.name):
+        return None
+    general = {f"{start}.service" for start in OLDER_UNITS}
+    own = re.compile(rf"[-_@]{re.escape(unit.camera.name)}\.service", re.IGNORECASE)
+    for name in older:
+        if name in general or own.search(name):
+            return f"the older unit {name} is active"
+    lock = unit.camera.own("lock")
+    try:  # only looked at: made by root, it could not be written by the recorder
+        with lock.open(encoding="utf-8") as handle:
+            return None if lock_file(handle) else f"process {handle.read().strip() or 'unknown'} records it"
+    except OSError:
+        return None
+
+
+def services_start(site: Site, arguments: argparse.Namespace) -> bool:
+    """Start what is not recorded by anybody else. Raises Busy when every camera is."""
+    units = [unit for unit in planned(site, arguments) if unit.is_enabled]
+    older = [name for name, _, active in older_units(site) if active]
+    refused = {unit.name: reason for unit in units if (reason := recorded_elsewhere(site, unit, older))}
+    for name, reason in refused.items():
+        log.error("%s: not started: %s; end that first", name, reason)
+    names = [unit.name for unit in units if unit.name not in refused]
+    if refused and not any(unit.camera for unit in units if unit.name not in refused):
+        raise Busy("no camera is left to start a recorder for")
+    return told_systemd(site, "start", *names) and not refused
+
+
+def services_stop(site: Site, arguments: argparse.Namespace) -> bool:
+    names = {unit.name for unit in planned(site, arguments)} | set(made_units(site))
+    return told_systemd(site, "stop", *sorted(names, key=lambda name: (not name.endswith(".timer"), name)))
+
+
+def services_enable(site: Site, arguments: argparse.Namespace) -> bool:
+    """Start with the machine from now on. `disable` of systemd removes links, so they are made again."""
+    well = services_link(site, arguments)
+    name_older(site)
+    return told_systemd(site, "enable", *[unit.name for unit in planned(site, arguments) if unit.is_enabled]) and well
+
+
+def services_disable(site: Site, arguments: argparse.Namespace) -> bool:
+    units = planned(site, arguments)
+    well = told_systemd(site, "disable", *[unit.name for unit in units if unit.is_enabled])
+    return services_link(site, arguments) and well
+
+
+def services_status(site: Site, arguments: argparse.Namespace) -> bool:
+    """A line for each unit: is it as the config wants it, does systemd see it, does it run."""
+    rows, well = [], True
+    for unit in planned(site, arguments):
+        file = site.file(unit.name)
+        text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else None
+        made = "missing" if text is None else "old" if is_ours(file) else "foreign"
+        made = "as planned" if text == unit.text else made
+        runs = is_active(site, unit.name)
+        state = read_state(unit.camera.state_file) if unit.camera else {}
+        rows.append({"unit": unit.name, "file": made, "linked": link_is_ours(site, site.link(unit.name)),
+                     "enabled": systemctl(site, "is-enabled", "--quiet", unit.name).returncode == 0,
+                     "active": runs,
+                     "camera": f"{state.get('state', '')} {state.get('cause') or ''}".strip()})  # fmt: skip
+        well = well and made == "as planned" and (runs or not unit.is_enabled)
+    if arguments.json:
+        count = {"units": len(rows), "active": sum(bool(row["active"]) for row in rows), "well": well}
+        for row in [*rows, {"summary": count}]:
+            sys.stdout.write(json.dumps(row) + "\n")
+        return well
+    cells = [["unit", "file", "linked", "enabled", "active", "camera"]]
+    cells += [[str(value) if not isinstance(value, bool) else "yes" if value else "no" for value in row.values()]
+              for row in rows]  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row_cells in cells:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row_cells, widths, strict=True))
+        sys.stdout.write(line.rstrip() + "\n")
+    name_older(site)
+    return well
+
+
+# Install
+
+
+def account(site: Site) -> tuple[int, int] | None:
+    """User and group id of the recorder's user; None when there is no such user."""
+    if site.prefix is None:
+        import pwd
+
+        try:
+            found = pwd.getpwnam(site.user)
+        except KeyError:
+            return None
+        return found.pw_uid, found.pw_gid
+    users = site.real(SYSTEM_USERS)
+    lines = users.read_text(encoding="utf-8", errors="replace").splitlines() if users.is_file() else []
+    fields = next((line.split(":") for line in lines if line.startswith(f"{site.user}:")), None)
+    return (int(fields[2]), int(fields[3])) if fields else None
+
+
+def make_user(site: Site) -> None:
+    """A user without a password and a shell, with a home for the keys of ssh."""
+    if account(site):
+        log.info("user %s: is there", site.user)
+        return
+    if site.prefix and not site.real(SYSTEM_USERS).is_file():
+        log.warning("user %s: not made, %s has no users", site.user, site.prefix)
+        return
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+    if not (program := shutil.which("useradd", path=path)):
+        raise CannotStart(f"useradd was not found; make the user {site.user} yourself, or name another by --run_as")
+    command = [program, *(["--prefix", str(site.prefix)] if site.prefix else []), "--system", "--user-group",
+               "--create-home", "--home-dir", f"/var/lib/{site.user}", "--shell", "/usr/sbin/nologin",
+               site.user]  # fmt: skip
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise CannotStart(f"useradd: status {done.returncode}: {' '.join(done.stderr.split())}")
+    log.info("user %s: made", site.user)
+
+
+def settle_mode(path: Path, mode: int, owner: tuple[int, int] | None) -> None:
+    """Owner and mode of a file or folder; says what it changed. Without a known owner it is left as it is."""
+    before = path.stat()
+    if owner and (before.st_uid, before.st_gid) != owner:
+        os.chown(path, *owner, follow_symlinks=False)
+        log.info("%s: now owned by %d:%d", path, *owner)
+    if stat.S_IMODE(before.st_mode) != mode:
+        path.chmod(mode)
+        log.info("%s: mode %04o", path, mode)
+
+
+def make_folder(path: Path, mode: int, owner: tuple[int, int] | None) -> None:
+    if not path.is_dir():
+        path.mkdir(parents=True)
+        log.info("%s: made", path)
+    settle_mode(path, mode, owner)
+
+
+def write_once(path: Path, text: str, mode: int, owner: tuple[int, int] | None) -> None:
+    """A file with this text where there is none; who may read it in any case."""
+    if not path.exists():
+        with part_file(path) as part:
+            part.touch(0o600)
+            part.write_text(text, encoding="utf-8")
+        log.info("%s: made", path)
+    settle_mode(path, mode, owner)
+
+
+def adopt_state(root: Path, names: Iterable[str], owner: tuple[int, int]) -> None:
+    """What an older recorder of another user left is written on: its own files, and the folders of cameras.
+
+    A file with a second name is left alone: that one might be anywhere.
+    """
+    folders = [root / name for name in names if (root / name).is_dir()]
+    own = [root / STATE_FOLDER, *(root / STATE_FOLDER).rglob("*")] if (root / STATE_FOLDER).is_dir() else []
+    changed = 0
+    for path in [*folders, *own]:
+        found = path.lstat()
+        if stat.S_ISDIR(found.st_mode) or (stat.S_ISREG(found.st_mode) and found.st_nlink == 1):
+            changed += found.st_uid != owner[0]
+            os.chown(path, *owner, follow_symlinks=False)
+    if changed:
+        log.info("%s: %d files and folders of another user given to the recorder's", root, changed)
+
+
+def services_install(site: Site, arguments: argparse.Namespace) -> bool:
+    """User, folders and a config, with the right modes. Done again, it changes nothing. Nothing is removed."""
+    root_owner = None
+    if site.prefix is None:
+        if os.geteuid() != 0:
+            raise CannotStart("install makes a user and folders of the system, so only root can; or give --prefix DIR")
+        root_owner = (0, 0)
+    file = site.real(site.config)
+    units = planned(site, arguments, empty=True) if file.exists() or site.config.exists() else []
+    make_user(site)
+    owner = account(site) if os.geteuid() == 0 else None
+    for folder in (site.config.parent, site.units, site.units / "services", site.units / "timers"):
+        if not site.real(folder).is_dir():
+            make_folder(site.real(folder), 0o755, root_owner)
+    write_once(file, CONFIG_TEMPLATE, 0o640, (0, owner[1]) if owner else None)
+    write_once(site.real(site.config.with_name(ENVIRONMENT_FILE)), "# NAME=value, for the ${NAME} of the config\n",
+               0o600, root_owner)  # fmt: skip
+    cameras = [unit.camera for unit in units if unit.camera]
+    for folder in sorted({place for camera in cameras for place in (camera.root, camera.logs_dir) if place}):
+        make_folder(site.real(folder), 0o750, owner)
+    for place in sorted({camera.root for camera in cameras}):
+        if owner:
+            adopt_state(site.real(place), [camera.name for camera in cameras], owner)
+    if site.prefix is None:
+        warn_unreachable(site)
+    if not units:
+        log.info("%s: enter the cameras, then: services install generate link enable start", file)
+    return True
+
+
+def warn_unreachable(site: Site) -> None:
+    """A virtual environment below /root works for root only."""
+    for path in (Path(site.python), Path(site.python).resolve(), site.programs / "rtsp_recorder.py", site.config):
+        closed = [folder for folder in path.parents if not folder.stat().st_mode & stat.S_IXOTH]
+        if closed:
+            log.warning("%s: the user %s cannot get there, because %s is closed to others; move it, say to /opt", path,
+                        site.user, closed[-1])  # fmt: skip
+
+
+VERBS = {"generate": services_generate, "install": services_install, "link": services_link, "start": services_start,
+         "stop": services_stop, "enable": services_enable, "disable": services_disable,
+         "status": services_status}  # fmt: skip
+
+
+def services_command(arguments: argparse.Namespace) -> int:
+    """One verb after the other; a later one is done although an earlier one was incomplete."""
+
+    def absolute(path: Path) -> Path:
+        return Path(os.path.abspath(path.expanduser()))  # noqa: PTH100  links stay as they are
+
+    programs = Path(__file__).resolve().parent
+    config = absolute(arguments.config or programs / "config.yaml")
+    if not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", arguments.run_as):
+        raise UsageError(f"--run_as {arguments.run_as!r}: this is no name of a user")
+    given = (("--cameras_config", arguments.cameras_config), ("--backup_config", arguments.backup_config))
+    site = Site(
+        sys.executable, programs, config, absolute(arguments.units_dir or config.parent), arguments.run_as,
+        tuple(word for flag, file in given if file for word in (flag, str(absolute(file)))), os.cpu_count() or 1,
+        absolute(arguments.prefix) if arguments.prefix else None)  # fmt: skip
+    well = True
+    for verb in arguments.verb:
+        try:
+            well = VERBS[verb](site, arguments) and well
+        except PermissionError as problem:
+            raise CannotStart(f"{problem.filename}: {problem.strerror}; run it as root") from problem
+        except OSError as problem:
+            raise CannotStart(f"{verb}: {problem.filename}: {problem.strerror}") from problem
+    return Status.DONE if well else Status.PARTIAL
+
+
 # --- check -------------------------------------------------------------------------------------------------------
 
 # What people and cameras call a codec, without ".", "-" and "_" -> what FFmpeg calls it
@@ -1761,7 +2408,7 @@ def compare(kind: str, expected: Expected | None, found: Stream | None) -> list[
     return differences
 
 
-def check_command(ffmpeg: str, picture: Path | None) -> list[str]:
+def look_command(ffmpeg: str, picture: Path | None) -> list[str]:
     """FFmpeg that reads for a while: a line for each packet on stdout, and a picture of the first key frame."""
     still = ["-map", "0:v:0", "-frames:v", "1", "-q:v", "2", "-f", "mjpeg", f"file:{picture}"] if picture else []
     return [
@@ -1803,7 +2450,7 @@ def look_at(camera: Camera, ffmpeg: str, tls_options: bool, timeout_sec: float, 
     stdout, stderr, status = b"", b"", 0
     try:
         done = subprocess.run(
-            check_command(ffmpeg, picture), input=ffconcat(camera, tls_options).encode(), capture_output=True,
+            look_command(ffmpeg, picture), input=ffconcat(camera, tls_options).encode(), capture_output=True,
             timeout=timeout_sec, start_new_session=True, check=False,
             env={**os.environ, "AV_LOG_FORCE_NOCOLOR": "1"})  # fmt: skip
         stdout, stderr, status = done.stdout, done.stderr, done.returncode
@@ -1891,7 +2538,7 @@ def show_findings(findings: Sequence[Finding], form: str) -> None:
             sys.stdout.write(f"  {what}: expected {expected}, found {found}\n")
 
 
-def check_command_line(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
+def check_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
     """Look at all cameras side by side and tell what was found."""
     timeout_sec = CHECK_CAMERA_SEC if arguments.timeout is None else arguments.timeout
     if timeout_sec <= 0:
@@ -1933,12 +2580,14 @@ def build_parser() -> argparse.ArgumentParser:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    def command(name: str, what: str) -> argparse.ArgumentParser:
+    def command(name: str, what: str, *, named: bool = True) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=what, description=what, allow_abbrev=False)
-        made.add_argument("camera", metavar="CAMERA", nargs="*", help="only these cameras (default: all)")
+        if named:
+            made.add_argument("camera", metavar="CAMERA", nargs="*", help="only these cameras (default: all)")
         made.add_argument("--cameras_config", metavar="FILE", type=Path, help="an older cameras.json, over config.yaml")
         made.add_argument("--backup_config", metavar="FILE", type=Path, help="an older backup.json, over config.yaml")
-        made.add_argument("--output_dir", metavar="DIR", help="where files go (default: storage.local_path)")
+        if named:
+            made.add_argument("--output_dir", metavar="DIR", help="where files go (default: storage.local_path)")
         add_common_flags(made)
         return made
 
@@ -1961,6 +2610,13 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("--timeout", metavar="SEC", type=float, help="wait so long for each camera (default: 30)")
     check.add_argument("--json", action="store_true", default=None, help="JSON Lines, the last one a summary")
     check.add_argument("--yaml", action="store_true", help="what was found, in the form of config.yaml")
+
+    services = command("services", "systemd units for all of this: make them, start them, show them", named=False)
+    services.add_argument("verb", metavar="VERB", nargs="+", choices=list(VERBS), help=f"in order: {', '.join(VERBS)}")
+    services.add_argument("--units_dir", metavar="DIR", type=Path, help="for services/ and timers/ (default: config's)")
+    services.add_argument("--run_as", metavar="USER", default="footage", help="user of the units (default: footage)")
+    services.add_argument("--prefix", metavar="DIR", type=Path, help="write below DIR instead of /, to try or to pack")
+    services.add_argument("--json", action="store_true", default=None, help="status as JSON Lines, the last a summary")
 
     gaps = command("gaps", "what is recorded, what is missing, and why; from the journal")
     gaps.add_argument("--since", metavar="TIME", help="from when on (default: the first recording)")
@@ -1990,6 +2646,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, configure, refuse early, act; returns the exit status."""
     arguments = build_parser().parse_args(argv)
     start_logging(arguments)
+    if arguments.command == "services":
+        return services_command(arguments)
     overlays = [read_overlay(file) for file in (arguments.cameras_config, arguments.backup_config)]
     beside = Path(__file__).resolve().parent
     config: dict[str, Any] = {**load_config(arguments.config, ("cameras", "recording", "storage"), beside, *overlays,
@@ -1998,7 +2656,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command == "gaps":
         return gaps_command(arguments, config)
     if arguments.command == "check":
-        return check_command_line(arguments, config)
+        return check_command(arguments, config)
     flags = camera_flags(arguments)
     if not config["storage"]["local_path"] and ("ip" in flags or "rtsp_url" in flags):
         flags.setdefault("output_dir", ".")
