@@ -1725,6 +1725,12 @@ class Site:
     def link(self, name: str) -> Path:
         return self.real(SYSTEM_UNITS / name)
 
+    @property
+    def config_file(self) -> Path:
+        """The one below the prefix, unless only the other is there."""
+        inside = self.real(self.config)
+        return self.config if self.config.is_file() and not inside.is_file() else inside
+
 
 # Units are text. In all of them `%` begins a specifier, in Exec lines `$` a variable; words with spaces are quoted.
 
@@ -1741,6 +1747,8 @@ def unit_word(text: str | Path, *, is_argument: bool = False) -> str:
 
 
 def exec_line(site: Site, program: str, words: Sequence[str | Path]) -> str:
+    if re.search(r"[\"'\\]", site.python):
+        raise UsageError(f"{site.python}: systemd starts no program with a quote or backslash in its path; move it")
     arguments = [site.programs / program, *words, "--config", site.config]
     return " ".join([unit_word(site.python), *(unit_word(word, is_argument=True) for word in arguments)])
 
@@ -1875,22 +1883,21 @@ def plan_units(site: Site, config: Mapping[str, Any], cameras: Sequence[Camera],
 
 
 def planned(site: Site, arguments: argparse.Namespace, *, empty: bool = False) -> list[Unit]:
-    """From the config as it is now, the one below the prefix if there is one. Passwords are neither needed nor read."""
-    file = site.real(site.config)
-    file = file if file.is_file() else site.config
+    """From the config as it is now. Passwords are neither needed nor read."""
+    file = site.config_file
     if not file.is_file():
         raise UsageError(f"{file}: there is no such file; give --config, or begin with: services install")
     overlays = [read_overlay(one) for one in (arguments.cameras_config, arguments.backup_config)]
     names = ("cameras", "recording", "storage", "rhombus", "nas", "s3", "retention", "analysis", "capture")
     config: dict[str, Any] = {**load_config(file, names, site.programs, *overlays, secrets=False)}
     # Addresses are secrets, too: none is known here, and none is looked at.
-    entries = [{**entry, "ip": entry.get("ip") or "0.0.0.0"} for entry in config["cameras"] or []]  # noqa: S104
-    config["cameras"] = entries
+    written = config["cameras"] if isinstance(config["cameras"], list) else []  # the section may be missing
+    entries = config["cameras"] = [{**entry, "ip": entry.get("ip") or "-"} for entry in written if entry]
     refuse_relative(config)
     enabled = any(entry.get("enabled", True) for entry in entries)
     cameras = settle_cameras(config, {}, ()) if enabled else []
     units = plan_units(site, config, cameras, {file.name for file in site.programs.glob("*.py")})
-    if not units and not empty:
+    if not units and not empty and not made_units(site):
         raise UsageError(f"{file}: nothing to make a unit for: no enabled camera, no grabber")
     return units
 
@@ -1931,8 +1938,11 @@ def systemctl(site: Site, *words: str) -> subprocess.CompletedProcess[str]:
                           errors="replace", check=False)  # fmt: skip
 
 
-def told_systemd(site: Site, *words: str) -> bool:
-    """Whether systemctl did it; what it says otherwise is logged."""
+def told_systemd(site: Site, verb: str, *words: str) -> bool:
+    """Whether systemctl did it; what it says otherwise is logged. Nothing is told about no units."""
+    if not words and verb != "daemon-reload":
+        return True
+    words = (verb, *words)
     done = systemctl(site, *words)
     if done.returncode:
         log.error("systemctl %s: status %d: %s", " ".join(words), done.returncode, " ".join(done.stderr.split()))
@@ -1952,9 +1962,9 @@ def older_units(site: Site) -> list[tuple[str, bool, bool]]:
     folder = site.real(SYSTEM_UNITS)
     files = [file for start in OLDER_UNITS for kind in ("service", "timer") for place in ("", "*.wants/")
              for file in folder.glob(f"{place}{start}[-_@.]*{kind}")]  # fmt: skip
-    ours = {file.name for file in files if link_is_ours(site, file)} | set(made_units(site))
-    enabled = {file.name for file in files if file.parent != folder}
-    names = sorted({file.name for file in files} - ours)
+    enabled, made = {file.name for file in files if file.parent != folder}, set(made_units(site))
+    names = sorted(name for name in {file.name for file in files} if not (
+        link_is_ours(site, site.link(name)) if os.path.lexists(site.link(name)) else name in made))
     return [(name, name in enabled, is_active(site, name)) for name in names]
 
 
@@ -2027,13 +2037,15 @@ def services_link(site: Site, arguments: argparse.Namespace) -> bool:
 
 def recorded_elsewhere(site: Site, unit: Unit, older: Sequence[str]) -> str | None:
     """Who records a camera already, if it is not this unit."""
-    if not unit.camera or is_active(site, unit.name):
+    if not unit.camera:
         return None
     general = {f"{start}.service" for start in OLDER_UNITS}
     own = re.compile(rf"[-_@]{re.escape(unit.camera.name)}\.service", re.IGNORECASE)
     for name in older:
         if name in general or own.search(name):
             return f"the older unit {name} is active"
+    if is_active(site, unit.name):
+        return None
     lock = unit.camera.own("lock")
     try:  # only looked at: made by root, it could not be written by the recorder
         with lock.open(encoding="utf-8") as handle:
@@ -2195,14 +2207,15 @@ def services_install(site: Site, arguments: argparse.Namespace) -> bool:
         if os.geteuid() != 0:
             raise CannotStart("install makes a user and folders of the system, so only root can; or give --prefix DIR")
         root_owner = (0, 0)
-    file = site.real(site.config)
-    units = planned(site, arguments, empty=True) if file.exists() or site.config.exists() else []
+    file = site.config_file
+    units = planned(site, arguments, empty=True) if file.exists() else []
     make_user(site)
     owner = account(site) if os.geteuid() == 0 else None
     for folder in (site.config.parent, site.units, site.units / "services", site.units / "timers"):
         if not site.real(folder).is_dir():
             make_folder(site.real(folder), 0o755, root_owner)
-    write_once(file, CONFIG_TEMPLATE, 0o640, (0, owner[1]) if owner else None)
+    if file == site.real(site.config):  # else it is one of this machine, not of the tree that is made
+        write_once(file, CONFIG_TEMPLATE, 0o640, (0, owner[1]) if owner else None)
     write_once(site.real(site.config.with_name(ENVIRONMENT_FILE)), "# NAME=value, for the ${NAME} of the config\n",
                0o600, root_owner)  # fmt: skip
     cameras = [unit.camera for unit in units if unit.camera]
