@@ -326,14 +326,17 @@ def parse_zone(name: str | None) -> tzinfo:
 # --- what FFmpeg is told, and what it says -----------------------------------------------------------------------
 
 
-def ffconcat(camera: Camera, tls_options: bool) -> str:
-    """The text for FFmpeg's stdin: what it shall open. On the command line everybody could read the password."""
+def ffconcat(camera: Camera, tls_options: bool, *, clock: str = "host") -> str:
+    """The text for FFmpeg's stdin: what it shall open. On the command line everybody could read the password.
+
+    `clock` is whose times the frames get: `host` survives jumps of the camera's, `camera` shows its frame rate.
+    """
 
     def quoted(value: str) -> str:
         return "'" + value.replace("'", r"'\''") + "'"
 
     options = {"rtsp_transport": camera.transport, "timeout": str(round(camera.limits.socket_timeout * 1e6)),
-               "use_wallclock_as_timestamps": "1"}  # fmt: skip
+               "use_wallclock_as_timestamps": str(int(clock == "host"))}  # fmt: skip
     if tls_options and camera.url.startswith("rtsps:"):
         options |= {"tls_verify": str(int(camera.tls_verify))}
         options |= {"ca_file": camera.tls_ca_file} if camera.tls_ca_file else {}
@@ -2445,7 +2448,8 @@ def read_packets(text: str, stderr: str = "") -> dict[str, Stream]:
         sent = packets.get(number, [])
         up, _, down = heads.get(("tb", number), "1/1").partition("/")
         timed = sent[2:]
-        span_sec = (timed[-1][0] - timed[0][0]) * int(up) / int(down) if len(timed) > 1 else 0.0
+        moments = [moment for moment, _ in timed]  # with B-frames not in order
+        span_sec = (max(moments) - min(moments)) * int(up) / int(down) if moments else 0.0
         layout = re.search(r"Audio: [^\n]* Hz, (?:(mono)|(stereo)|(\d+) channels)", stderr)
         streams[kind] = Stream(
             heads.get(("codec_id", number), "unknown"), len(sent),
@@ -2463,8 +2467,8 @@ def look_at(camera: Camera, ffmpeg: str, tls_options: bool, timeout_sec: float, 
     stdout, stderr, status = b"", b"", 0
     try:
         done = subprocess.run(
-            look_command(ffmpeg, picture), input=ffconcat(camera, tls_options).encode(), capture_output=True,
-            timeout=timeout_sec, start_new_session=True, check=False,
+            look_command(ffmpeg, picture), input=ffconcat(camera, tls_options, clock="camera").encode(),
+            capture_output=True, timeout=timeout_sec, start_new_session=True, check=False,
             env={**os.environ, "AV_LOG_FORCE_NOCOLOR": "1"})  # fmt: skip
         stdout, stderr, status = done.stdout, done.stderr, done.returncode
     except subprocess.TimeoutExpired as late:
