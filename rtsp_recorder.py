@@ -5,6 +5,8 @@ Examples:
   rtsp_recorder.py record Gate Yard                                    these two
   rtsp_recorder.py record --station Gate --ip 192.0.2.7 --user admin   without a config; password in RTSP_PASSWORD
   rtsp_recorder.py gaps Gate --since yesterday --limit 1               what is missing, and why
+  rtsp_recorder.py check --snapshot pictures                           what the cameras send, compared and looked at
+  rtsp_recorder.py services generate link enable start                 systemd units for all of it
 
 Needs: FFmpeg 5 or newer (pip brings one) and config.yaml with `cameras` and `storage.local_path`, or the flags above.
 State: finished files as CAMERA/NAME under storage.local_path; `.rtsp_recorder/` beside them holds the journal (what was
