@@ -1626,6 +1626,7 @@ UNIT_HEAD = "# made by rtsp_recorder.py services generate, which will replace it
 SYSTEM_UNITS, SYSTEM_USERS = Path("/etc/systemd/system"), Path("/etc/passwd")
 ENVIRONMENT_FILE = "environment"  # beside the config: NAME=value lines, for the ${NAME} of the config
 OLDER_UNITS = ("camera-recorder", "camera_recorder", "record-camera", "record_camera", "rtsp-recorder", "rtsp_recorder")
+TOP_LEVEL_PARTS = 2  # of a path such as /srv, which is not given to anybody
 RESTART_SEC, UNIT_WATCHDOG_SEC, UNIT_STOP_SEC = 2, 60, 15  # a recorder ends within 5 s, a monitor within seconds
 HARDENING = """
 NoNewPrivileges=yes
@@ -2005,7 +2006,9 @@ def services_generate(site: Site, arguments: argparse.Namespace) -> bool:
     for name in sorted(gone, key=lambda name: not name.endswith(".timer")):
         link = site.link(name)
         if link.is_symlink() and link_is_ours(site, link):
-            well = told_systemd(site, "disable", *([] if site.prefix else ["--now"]), name) and well
+            if not told_systemd(site, "disable", *([] if site.prefix else ["--now"]), name):
+                well = False  # it may still run; a unit that is there can be stopped
+                continue
             link.unlink(missing_ok=True)  # `disable` removes it by itself, where it could
         site.file(name).unlink()
         log.info("%s: removed, the config has no use for it", site.file(name))
@@ -2172,10 +2175,20 @@ def settle_mode(path: Path, mode: int, owner: tuple[int, int] | None) -> None:
 
 
 def make_folder(path: Path, mode: int, owner: tuple[int, int] | None) -> None:
+    """A folder that `owner` can write to. One that is there keeps its mode, because others may use it."""
     if not path.is_dir():
         path.mkdir(parents=True)
         log.info("%s: made", path)
-    settle_mode(path, mode, owner)
+        settle_mode(path, mode, owner)
+        return
+    found = path.stat()
+    by_group = found.st_mode & stat.S_IWGRP and owner and found.st_gid == owner[1]
+    if owner is None or found.st_uid == owner[0] or by_group or found.st_mode & stat.S_IWOTH:
+        return
+    if len(path.parts) <= TOP_LEVEL_PARTS:
+        log.warning("%s: belongs to the system, so its owner is not changed; record to a folder in it", path)
+        return
+    settle_mode(path, stat.S_IMODE(found.st_mode), owner)
 
 
 def write_once(path: Path, text: str, mode: int, owner: tuple[int, int] | None) -> None:
@@ -2217,8 +2230,7 @@ def services_install(site: Site, arguments: argparse.Namespace) -> bool:
     make_user(site)
     owner = account(site) if os.geteuid() == 0 else None
     for folder in (site.config.parent, site.units, site.units / "services", site.units / "timers"):
-        if not site.real(folder).is_dir():
-            make_folder(site.real(folder), 0o755, root_owner)
+        make_folder(site.real(folder), 0o755, None)
     if file == site.real(site.config):  # else it is one of this machine, not of the tree that is made
         write_once(file, CONFIG_TEMPLATE, 0o640, (0, owner[1]) if owner else None)
     write_once(site.real(site.config.with_name(ENVIRONMENT_FILE)), "# NAME=value, for the ${NAME} of the config\n",

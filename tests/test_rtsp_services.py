@@ -460,6 +460,7 @@ def test_install_makes_the_user_and_gives_it_the_folders(site):
     left = footage / ".rtsp_recorder/state/Gate.json"
     left.parent.mkdir(parents=True)
     left.touch()
+    footage.chmod(0o2775)
     site.document["storage"]["local_path"] = "/srv/recordings"
     inside = site.root / site.folder.relative_to("/") / "config.yaml"
     inside.parent.mkdir(parents=True)
@@ -468,6 +469,7 @@ def test_install_makes_the_user_and_gives_it_the_folders(site):
     assert done.returncode == 0 and "user cameras: made" in done.stderr, done.stderr
     name, _, uid, gid, _, home, shell = (site.root / "etc/passwd").read_text().strip().split(":")
     assert (name, home, shell) == ("cameras", "/var/lib/cameras", "/usr/sbin/nologin")
+    assert stat.S_IMODE(footage.stat().st_mode) == 0o2775, "others may use it"
     assert (footage.stat().st_uid, left.stat().st_uid, left.parent.stat().st_gid) == (int(uid), int(uid), int(gid))
     assert (inside.stat().st_uid, inside.stat().st_gid, stat.S_IMODE(inside.stat().st_mode)) == (0, int(gid), 0o640)
     assert "user cameras: is there" in site.run("install", "--run_as", "cameras").stderr
