@@ -705,19 +705,25 @@ def read_media(ffmpeg: str, path: Path, window: Sequence[str] = ()) -> Media:
     problems = [line for line in done.stderr.splitlines() if "[error]" in line or "[fatal]" in line]
     if done.returncode or not frames or not codec:
         raise Unreadable(f"{path.name}: {problems[-1] if problems else 'it holds no video'}")
-    length = int(header[1]) * 3600 + int(header[2]) * 60 + float(header[3]) if header else out_sec or 0.0
+    length = out_sec or 0.0
+    if header and (window or not problems):  # in a file with a hole or a torn end the header promises too much
+        length = int(header[1]) * 3600 + int(header[2]) * 60 + float(header[3])
     return Media(length, None if window else frames, codec[1], header is not None, tuple(problems))
 
 
 def examine(ffmpeg: str, path: Path, check_bytes: int) -> Media:
-    """Read all of a file, of a big one its head and its tail. Raises Unreadable."""
-    if path.stat().st_size <= check_bytes:
-        return read_media(ffmpeg, path)
-    head = read_media(ffmpeg, path, ["-t", str(CHECK_ENDS_SEC)])
-    if not head.finalised:
-        return head
-    tail = read_media(ffmpeg, path, ["-sseof", f"-{CHECK_ENDS_SEC}"])
-    return replace(head, problems=head.problems + tail.problems)
+    """Read all of a file, of a big one its head and its tail; all, too, where these are not as usual.
+
+    A head of sound alone waits for the first key frame. Raises Unreadable.
+    """
+    if path.stat().st_size > check_bytes:
+        with suppress(Unreadable):
+            head = read_media(ffmpeg, path, ["-t", str(CHECK_ENDS_SEC)])
+            if not head.finalised:
+                return head
+            if not head.problems and not read_media(ffmpeg, path, ["-sseof", f"-{CHECK_ENDS_SEC}"]).problems:
+                return head
+    return read_media(ffmpeg, path)
 
 
 def remux(ffmpeg: str, source: Path, target: Path, held: Media, sound: str = "copy") -> Media | None:
@@ -831,6 +837,7 @@ class Run:
         self.frames, self.out_sec, self.out_at_rise_sec = 0, 0.0, 0.0
         self.last_frame_at = 0.0  # epoch seconds
         self.blind_sec = 0.0  # stream time up to which there was sound alone, until the first key frame
+        self._clock_offset, self._clock_step_sec = time.time() - time.monotonic(), camera.limits.clock_step
         self.anchors: deque[float] = deque(maxlen=ANCHOR_SAMPLES)  # epoch seconds of stream time 0, each a bit late
         self.stderr: deque[str] = deque(maxlen=STDERR_LINES)
         self.new_stderr: list[str] = []
@@ -908,7 +915,10 @@ class Run:
         now = time.time()
         if out_sec is not None and out_sec > self.out_sec:
             self.out_sec = out_sec
-            self.anchors.append(now - out_sec)
+            offset = now - time.monotonic()
+            if abs(offset - self._clock_offset) <= self._clock_step_sec:  # else the clock was set: this run ends
+                self.anchors.append(now - out_sec)
+                self._clock_offset = offset
             self.blind_sec = self.blind_sec if frames else out_sec
         if frames > self.frames:
             self.frames, self.last_rise, self.out_at_rise_sec = frames, time.monotonic(), self.out_sec
@@ -1104,6 +1114,7 @@ class Recorder:
         self.attempt = 0
         self.run_count = itertools.count(1)
         self.clock_offset = time.time() - time.monotonic()
+        self.stepped_at = 0.0  # what the clock would show had it not jumped, when that was seen
         self.next_state = self.next_sync = 0.0
         self.rate = (0.0, 0, 0)  # when, frames, bytes: at the last state
         self.ffmpeg_log = open_ffmpeg_log(camera)
@@ -1184,12 +1195,13 @@ class Recorder:
         finally:
             current.close()
             self.note(current)
-            if ours == "video_dead":  # the file goes on with sound alone, the footage does not
-                current.jobs = [replace(job, end_sec=min(job.end_sec, current.media_end)) if job.end_sec else job
+            if ours in ("video_dead", "clock"):  # the file goes on: with sound alone, or with times of the new clock
+                last = current.media_end if ours == "video_dead" else self.stepped_at
+                current.jobs = [replace(job, end_sec=min(job.end_sec, last)) if job.end_sec else job
                                 for job in current.jobs]  # fmt: skip
             self.take_jobs(current)
         if current.frames:
-            self.down_since = current.media_end
+            self.down_since = min(self.stepped_at, time.time()) if ours == "clock" else current.media_end
         self.tidy(folder)
         refused = not current.frames and bool(re.search(LOGIN_OR_PATH, "\n".join(lines)))
         failed = ["", *(line for line in lines if re.search(r"\[(error|fatal)\]", line))]
@@ -1218,6 +1230,7 @@ class Recorder:
         before, self.clock_offset = self.clock_offset, time.time() - now
         if abs(jump := self.clock_offset - before) > self.camera.limits.clock_step:
             log.warning("%s: the clock of this machine jumped by %.1f s", self.camera.name, jump)
+            self.stepped_at = now + before
             return "clock"
         if self.obstacle(going=True):
             return "disk"
@@ -1238,6 +1251,8 @@ class Recorder:
 
     def up(self, current: Run) -> None:
         since = time.time() if current.anchor is None else current.anchor + current.blind_sec
+        if self.down_since - since > self.camera.limits.clock_step:  # set back meanwhile: this time comes twice
+            self.down_since = since
         since = max(since, self.down_since + 0.001)  # a line in any case: the wait for a key frame has its cause there
         cause = self.down_cause or self.default_cause
         self.try_journal(self.down_since, since, cause)
@@ -1467,7 +1482,7 @@ def record(cameras: Sequence[Camera], quiet: bool) -> int:
                 if all(time.monotonic() - recorder.beat < WATCHDOG_QUIET_SEC for recorder in recorders):
                     tell_systemd("WATCHDOG=1")
         tell_systemd("STOPPING=1")
-        deadline = time.monotonic() + STOP_WITHIN_SEC - 0.4
+        deadline = time.monotonic() + STOP_WITHIN_SEC - 0.7  # until a signal is noticed, and to end
         stopping.set()
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -1507,10 +1522,16 @@ def live_table(recorders: Sequence[Recorder], *, shown: bool) -> Iterator[Callab
                 f"{state['bytes_per_sec'] * 8 / 1e6:.2f}", f"{state['fps']:.1f}",
                 Path(str(state["last_file"] or "-")).name, f"{state['lost_today_sec']:.0f} s",
                 style="red" if state["state"] == "down" else "")  # fmt: skip
-        live.update(table, refresh=True)
+        with suppress(OSError):  # the terminal was closed; the hangup that follows is what ends us
+            live.update(table, refresh=True)
 
-    with Live(console=Console(stderr=True), auto_refresh=False, redirect_stdout=False) as live:
+    live = Live(console=Console(stderr=True), auto_refresh=False, redirect_stdout=False)
+    try:
+        live.start()
         yield update
+    finally:
+        with suppress(OSError):
+            live.stop()
 
 
 # --- gaps --------------------------------------------------------------------------------------------------------
