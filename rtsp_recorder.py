@@ -40,6 +40,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta, timezone, tzinfo
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -2497,17 +2498,28 @@ def read_packets(text: str, stderr: str = "") -> dict[str, Stream]:
     return streams
 
 
-def look_at(camera: Camera, ffmpeg: str, tls_options: bool, timeout_sec: float, picture: Path | None) -> Finding:
+def run_for(command: Sequence[str], text: str, until: float, stopping: threading.Event) -> tuple[bytes, bytes, int]:
+    """(stdout, stderr, status) of a process that gets `text`, and is killed at `until` or when all are to stop."""
+    process = subprocess.Popen(
+        list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        env={**os.environ, "AV_LOG_FORCE_NOCOLOR": "1"})  # fmt: skip
+    given: bytes | None = text.encode()
+    while True:
+        try:
+            stdout, stderr = process.communicate(given, timeout=TICK_SEC)
+            return stdout, stderr, process.returncode
+        except subprocess.TimeoutExpired:
+            given = None
+            if stopping.is_set() or time.monotonic() > until:
+                process.kill()
+                return *process.communicate(), 0
+
+
+def look_at(camera: Camera, ffmpeg: str, tls_options: bool, timeout_sec: float, picture: Path | None,
+            stopping: threading.Event) -> Finding:  # fmt: skip
     """One connection to one camera; a picture is written to `picture`."""
-    stdout, stderr, status = b"", b"", 0
-    try:
-        done = subprocess.run(
-            look_command(ffmpeg, picture), input=ffconcat(camera, tls_options, clock="camera").encode(),
-            capture_output=True, timeout=timeout_sec, start_new_session=True, check=False,
-            env={**os.environ, "AV_LOG_FORCE_NOCOLOR": "1"})  # fmt: skip
-        stdout, stderr, status = done.stdout, done.stderr, done.returncode
-    except subprocess.TimeoutExpired as late:
-        stdout, stderr = late.stdout or b"", late.stderr or b""
+    text, until = ffconcat(camera, tls_options, clock="camera"), time.monotonic() + timeout_sec
+    stdout, stderr, status = run_for(look_command(ffmpeg, picture), text, until, stopping)
     told = mask(stderr.decode("utf-8", "replace"))
     streams = read_packets(stdout.decode("utf-8", "replace"), told)
     video = streams.get("video")
@@ -2522,16 +2534,16 @@ def look_at(camera: Camera, ffmpeg: str, tls_options: bool, timeout_sec: float, 
     return Finding(camera, cause=classify(lines, status, 0), detail=reason)
 
 
-def check_camera(camera: Camera, ffmpeg: str, tls_options: bool, timeout_sec: float,
+def check_camera(camera: Camera, look: Callable[[Path | None], Finding], timeout_sec: float,
                  expected: Sequence[Expected | None], folder: Path | None) -> Finding:  # fmt: skip
     """Look at a camera, compare, and keep its picture: whole or not at all."""
     kept = folder / f"{camera.name}.jpg" if folder else None
     try:
         if kept is None:
-            finding = look_at(camera, ffmpeg, tls_options, timeout_sec, None)
+            finding = look(None)
         else:
             with part_file(kept) as part:
-                finding = look_at(camera, ffmpeg, tls_options, timeout_sec, part)
+                finding = look(part)
                 if finding.cause or not is_jpeg(part):
                     raise Unreadable(f"no picture came within {timeout_sec:g} s")
                 finding = replace(finding, snapshot=kept)
@@ -2539,7 +2551,7 @@ def check_camera(camera: Camera, ffmpeg: str, tls_options: bool, timeout_sec: fl
         if not finding.cause:
             finding = replace(finding, differences=(("snapshot", "a picture", str(problem)),))
     except OSError as problem:
-        return Finding(camera, cause="disk", detail=f"{kept or ffmpeg}: {problem.strerror}")
+        return Finding(camera, cause="disk", detail=f"{kept or problem.filename}: {problem.strerror}")
     if finding.cause:
         return finding
     found = compare("video", expected[0], finding.video) + compare("audio", expected[1], finding.audio)
@@ -2604,15 +2616,25 @@ def check_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
                 for camera in cameras}  # fmt: skip
     ffmpeg = find_ffmpeg("checking cameras")
     tls_options = knows_tls_options(ffmpeg)
+    warn_about_tls(cameras, tls_options)
     if arguments.snapshot:
         try:
             arguments.snapshot.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
             raise CannotStart(f"--snapshot {arguments.snapshot}: {problem.strerror}") from problem
+    stopping = threading.Event()
+
+    def check(camera: Camera) -> Finding:
+        look = partial(look_at, camera, ffmpeg, tls_options, timeout_sec, stopping=stopping)
+        return check_camera(camera, look, timeout_sec, expected[camera.name], arguments.snapshot)
+
     with ThreadPoolExecutor(CHECK_WORKERS, thread_name_prefix="check") as pool:
-        findings = list(pool.map(
-            lambda camera: check_camera(camera, ffmpeg, tls_options, timeout_sec, expected[camera.name],
-                                        arguments.snapshot), cameras))  # fmt: skip
+        try:
+            findings = list(pool.map(check, cameras))
+        except BaseException:  # Ctrl-C: no camera is waited for
+            stopping.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     show_findings(findings, "json" if arguments.json else "yaml" if arguments.yaml else "table")
     for finding in findings:
         if finding.cause:
