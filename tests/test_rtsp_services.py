@@ -352,7 +352,7 @@ def test_link_before_generate_says_what_is_missing(site):
     assert done.returncode == 1 and "begin with: services generate" in done.stderr
 
 
-def test_the_real_systemctl_enables_and_disables_what_is_linked(site):
+def test_the_real_systemctl_enables_what_is_linked_disables_it_and_forgets_what_is_gone(site):
     need("systemctl")
     done = site.run("generate", "link", "enable", real_systemctl=True)
     assert done.returncode == 0, done.stderr
@@ -362,6 +362,10 @@ def test_the_real_systemctl_enables_and_disables_what_is_linked(site):
     rows = [json.loads(line) for line in site.run("status", "--json", real_systemctl=True).stdout.splitlines()]
     assert [row["unit"] for row in rows[:-1] if row["enabled"]] == [
         "record_camera_Gate.service", "record_camera_Yard.service", "watch.timer"]
+    site.cameras("Gate")
+    done = site.run("generate", real_systemctl=True)
+    assert done.returncode == 0, done.stderr
+    assert not [path for path in site.root.rglob("*") if "Yard" in path.name], "gone with all its links"
     done = site.run("disable", real_systemctl=True)
     assert done.returncode == 0, done.stderr
     assert not any(link.is_symlink() for link in wanted)
