@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, need
+from conftest import NOT_TESTED, ROOT, need
 
 import rtsp_recorder as recorder
 from rhombus_logging import UsageError, load_config, run_lock
@@ -456,7 +456,7 @@ def test_install_makes_a_config_that_only_the_recorder_can_read_and_says_what_it
 def test_install_makes_the_user_and_gives_it_the_folders(site):
     need("useradd")
     if os.geteuid():
-        pytest.skip("only root can make a user")
+        pytest.skip(NOT_TESTED + "root, who alone can make a user")
     for name in ("passwd", "group", "shadow", "gshadow"):
         (site.root / "etc" / name).touch()
     (site.root / "etc/login.defs").write_text("SYS_UID_MIN 100\nSYS_UID_MAX 999\nSYS_GID_MIN 100\nSYS_GID_MAX 999\n")
