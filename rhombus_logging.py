@@ -199,6 +199,7 @@ _CAMERA_DEFAULTS = {
 _STREAM = {  # of all cameras in `recording`, of one camera in `cameras`
     "filename": Key(), "container": Key(choices=("mkv", "mp4")), "audio": Key("copy", choices=("copy", "aac", "none")),
     "transport": Key("tcp", choices=("tcp", "udp")), "tls_verify": Key(True, "bool"), "tls_ca_file": Key(),
+    "expected_video": Key(None, "text_or_map"), "expected_audio": Key(None, "text_or_map"),
     "first_frame": Key(75, "number"), "stall": Key(20, "number"), "socket_timeout": Key(10, "number"),
 }  # fmt: skip
 
@@ -251,7 +252,8 @@ ENVIRONMENT_OF = {  # environment > config file, for what should not stand in a 
 }  # fmt: skip
 KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "text": ((str, int, float), "text"), "whole": ((int,), "a whole number"), "number": ((int, float), "a number"),
-    "bool": ((bool,), "true or false"), "list": ((list,), "a list"), "map": ((dict,), "a map of keys"),
+    "bool": ((bool,), "true or false"), "list": ((list,), "a list"), "text_or_map": ((str, dict), "text or a map"),
+    "map": ((dict,), "a map of keys"),
 }  # fmt: skip
 
 
