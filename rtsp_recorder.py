@@ -98,8 +98,8 @@ WATCHDOG_QUIET_SEC = 30  # a camera's thread that is silent so long hangs: syste
 KEPT_AWAY_SEC = 5.0  # after a bug in a camera's thread
 EMPTY_BYTES = 4096  # a file up to this size without a readable picture is a bare header
 TELL_EVERY_SEC = 1.0  # the alerts' thread looks at cameras and disks
-COLLECT_SEC = 5.0  # changes of many cameras within this time become one message
-MAIL_AGAIN_SEC, MAIL_AGAIN_MAX_SEC = 5.0, 600.0  # after a failure; doubled from try to try up to the second
+COLLECT_SEC = 3.0  # changes of many cameras within this time become one message
+MAIL_AGAIN_SEC, MAIL_AGAIN_MAX_SEC = 2.0, 600.0  # after a failure; doubled from try to try up to the second
 WAITING_MOST = 1000  # messages kept while no channel takes them; the oldest are given up
 SUBJECT_NAMES = 5  # more cameras are a number in the subject, and names in the text
 FRESH_SEC = 3.0  # a state file so young is of a recorder that lives, whatever else is seen of it
@@ -1443,7 +1443,7 @@ class Outbox:
             wait_sec = min(MAIL_AGAIN_MAX_SEC, MAIL_AGAIN_SEC * 2 ** min(box["tries"] - 1, 50)) if failed else 0.0
             box["again_at"] = time.time() + wait_sec if failed else 0.0
             self.save(box)
-        if failed and box["tries"] == 1:
+        if failed and (at_once or box["tries"] == 1):
             log.warning("alert not sent, it is kept and tried again: %s", quotable("; ".join(failed)))
 
     def hand_over(self, box: dict[str, Any], tag: str, channel: str) -> str:
@@ -1523,8 +1523,9 @@ class Teller:
         self.outbox = Outbox(alert_home(config, recorders[0].camera.root), config["notify"])
         self.least_bytes = config["retention"]["min_free_bytes"]
         told = self.outbox.read()["told"]
-        self.pulses = {one.camera.name: Pulse(config["notify"]["after"], one.camera.limits.stall,
-                                              told.get(camera_key(one.camera))) for one in recorders}  # fmt: skip
+        self.pulses = {one.camera.name: Pulse(
+            config["notify"]["after"], max(one.camera.limits.stall, one.camera.limits.first_frame),
+            told.get(camera_key(one.camera))) for one in recorders}  # fmt: skip
         self.low = {root: disk_key(root) in told for root in {one.camera.root for one in recorders}}
         self.logged_low: set[Path] = set()
         self.news: deque[tuple[str, dict[str, Any] | None, Told]] = deque()  # to be noted once the outbox is free
@@ -1547,7 +1548,7 @@ class Teller:
     def look(self, step_sec: float) -> None:
         for one in self.recorders:
             state, pulse = dict(one.state), self.pulses[one.camera.name]
-            if state["state"] != "stopped" and pulse.beat(
+            if state["state"] in ("recording", "down") and pulse.beat(
                     recording=state["state"] == "recording", since_sec=state["since"], now_sec=time.time(),
                     step_sec=step_sec, urgent=one.shut_out):  # fmt: skip
                 told = None if state["state"] == "recording" else {
@@ -1702,7 +1703,7 @@ def record(cameras: Sequence[Camera], quiet: bool, config: Mapping[str, Any]) ->
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         wait_for_files(recorders, deadline)
-        teller.join(max(0.0, deadline - time.monotonic()))  # a mail that is half sent would come twice
+        teller.join(min(TELL_EVERY_SEC, max(0.0, deadline - time.monotonic())))  # half a mail would come twice
         pool.shutdown(wait=False, cancel_futures=True)
     return Status.SIGINT if signals[0] == signal.SIGINT else Status.DONE
 
@@ -1943,6 +1944,8 @@ def watch_targets(arguments: argparse.Namespace, config: Mapping[str, Any]) -> l
         cameras = settle_cameras({**config, "cameras": unseen}, flags, arguments.camera)
         return [Target(one.name, one.root, one.segment_sec, max(one.limits.stall, one.limits.first_frame))
                 for one in cameras]  # fmt: skip
+    if arguments.segment_time is not None and arguments.segment_time < 1:
+        raise UsageError("--segment_time has to be at least 1")
     root = Path(os.path.abspath(Path(str(arguments.recording_dir)).expanduser()))  # noqa: PTH100
     if not root.is_dir():
         raise CannotStart(f"--recording_dir {root}: there is no such folder")
@@ -2055,37 +2058,40 @@ class Report:
     action: str = ""
 
 
-def watch_cameras(targets: Sequence[Target], findings: Sequence[Finding], actions: Mapping[Target, str],
-                  outbox: Outbox) -> list[Report]:  # fmt: skip
-    """Note what changed, and say how each camera is."""
-    zone, told, reports = parse_zone(None), outbox.read()["told"], []
-    for target, finding in zip(targets, findings, strict=True):
-        now, action = time.time(), actions.get(target, "")
-        idle = now - finding.since if finding.since else None
-        since_when = "never had a file" if idle is None else f"idle for {idle:.0f} s"
-        if finding.dead:
-            word = "Auto-restart" if action.startswith("restarting") else "Down"
-            text = f"{target.name} {since_when} → {action}; cause: {finding.state} ({finding.cause})"
-            message = Told("CAMERA", word, target.name, text, now)
-            now_told = told.get(target.key) or {"since": round(finding.since or now, 3), "cause": finding.cause}
-            outbox.tell(target.key, now_told, message, OUTBOX_WAIT_SEC)
-        elif target.key in told and finding.well and finding.state in ("recording", "files"):
-            since = float(told[target.key].get("since") or now)
-            lost = lost_text(target.root, target.name, since, now)
-            lost = lost if finding.state == "recording" else f"no new file for {finding.since - since:.0f} s"
-            text = f"{target.name} records again: {lost}"
-            outbox.tell(target.key, None, Told("CAMERA", "Recovered", target.name, text, now), OUTBOX_WAIT_SEC)
-        words = f"since {clock_text(finding.since, zone)}" if finding.well else since_when
-        words += f" ({finding.cause})" if finding.cause and idle is not None else ""
-        reports.append(Report("camera", target.name, finding.state, finding.well,
-                              "; ".join(filter(None, [words, action])), None if finding.well or idle is None else round(idle, 1),
-                              finding.cause, action))  # fmt: skip
-    return reports
+def idle_text(finding: Finding) -> str:
+    return f"idle for {time.time() - finding.since:.0f} s" if finding.since else "never had a file"
+
+
+def tell_camera(target: Target, finding: Finding, action: str, outbox: Outbox) -> None:
+    """Dead, or well again after that; what a living recorder says of its camera is its own to tell."""
+    told, now = outbox.read()["told"].get(target.key), time.time()
+    if finding.dead:
+        word = "Auto-restart" if action.startswith("restarting") else "Down"
+        text = f"{target.name} {idle_text(finding)} → {action}; cause: {finding.state} ({finding.cause})"
+        told = told or {"since": round(finding.since or now, 3), "cause": finding.cause}
+        outbox.tell(target.key, told, Told("CAMERA", word, target.name, text, now), OUTBOX_WAIT_SEC)
+    elif told and finding.well and finding.state in ("recording", "files"):
+        since = float(told.get("since") or now)
+        lost = f"no new file for {finding.since - since:.0f} s"
+        lost = lost_text(target.root, target.name, since, now) if finding.state == "recording" else lost
+        text = f"{target.name} records again: {lost}"
+        outbox.tell(target.key, None, Told("CAMERA", "Recovered", target.name, text, now), OUTBOX_WAIT_SEC)
+
+
+def camera_report(target: Target, finding: Finding, action: str) -> Report:
+    words = f"since {clock_text(finding.since, parse_zone(None))}" if finding.well else idle_text(finding)
+    words += f" ({finding.cause})" if finding.cause and finding.since else ""
+    idle = None if finding.well or not finding.since else round(time.time() - finding.since, 1)
+    return Report("camera", target.name, finding.state, finding.well, "; ".join(filter(None, [words, action])), idle,
+                  finding.cause, action)  # fmt: skip
 
 
 def watch_disk(root: Path, least_bytes: float, percent: float, outbox: Outbox) -> Report:
     """Both limits of a disk: bytes that have to be free (shared with `record`), and how full it may be."""
-    usage, now, told = shutil.disk_usage(root), time.time(), outbox.read()["told"]
+    try:
+        usage, now, told = shutil.disk_usage(root), time.time(), outbox.read()["told"]
+    except OSError as problem:
+        return Report("disk", str(root), "unknown", False, f"{problem.strerror}")
     used = 100 * usage.used / max(1, usage.used + usage.free)  # as df counts: without what root keeps for itself
     full_key = f"full {root}"
     low = least_bytes > 0 and is_low(usage.free, least_bytes, was_low=disk_key(root) in told)
@@ -2115,12 +2121,43 @@ def show_reports(reports: Sequence[Report], form: str) -> None:
             sys.stdout.write(f"{one.name:<{wide}}  {one.state:<{state}}  {one.text}\n")
 
 
+@contextmanager
+def only_watch(home: Path) -> Iterator[None]:
+    """One watch at a time; a disk that is full to the last byte is to be told all the same."""
+    with ExitStack() as held:
+        try:
+            lock = own_folder(home) / "watch.lock"
+            held.enter_context(run_lock(lock, "watch"))
+            adopt(lock)
+        except OSError as problem:
+            if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise CannotStart(f"{home / STATE_FOLDER}: cannot be written: {problem.strerror}") from problem
+        yield
+
+
+def watch_all(targets: Sequence[Target], home: Path, config: Mapping[str, Any], *, dry: bool) -> list[Report]:
+    """Look, restart, note what changed, send; a report for each camera and each disk."""
+    settings = {**config["notify"], "smtp_host": None, "urls": []} if dry else config["notify"]
+    outbox, limits = Outbox(home, settings), config["watch"]
+    findings = [look_at(target, limits["multiplier"], settings["after"]) for target in targets]
+    done = restart_dead(targets, findings, Restarts(home, limits["restart_limit"]), dry=dry)
+    reports = []
+    for target, finding in zip(targets, findings, strict=True):
+        tell_camera(target, finding, done.get(target, ""), outbox)
+        reports.append(camera_report(target, finding, done.get(target, "")))
+    least, roots = config["retention"]["min_free_bytes"], sorted({target.root for target in targets})
+    reports += [watch_disk(root, least, limits["disk_percent"], outbox) for root in roots]
+    outbox.send(at_once=True)
+    return reports
+
+
 def watch_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
     """Look at everything once, restart what is dead, tell what changed."""
-    own = {name: config["watch"][name] if (given := getattr(arguments, name)) is None else given
-           for name in ("multiplier", "disk_percent")}  # fmt: skip
-    if own["multiplier"] < 1:
-        raise UsageError("--multiplier has to be at least 1")
+    for name in ("multiplier", "disk_percent"):
+        given = getattr(arguments, name)
+        config["watch"][name] = config["watch"][name] if given is None else given
+    if config["watch"]["multiplier"] < 1 or not 0 < config["watch"]["disk_percent"] <= 100:
+        raise UsageError("multiplier has to be at least 1, disk_percent more than 0 and at most 100")
     targets = watch_targets(arguments, config)
     roots = sorted({target.root for target in targets})
     missing = missing_roots(roots, require_mount=config["storage"]["require_mount"] and not arguments.recording_dir)
@@ -2129,29 +2166,19 @@ def watch_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
     for sentence in missing.values():
         log.error("%s", sentence)
     roots = [root for root in roots if root not in missing]
-    targets = [target for target in targets if target.root in roots]
     home = alert_home(config, roots[0])
     home = roots[0] if arguments.recording_dir or home in missing or not home.is_dir() else home
-    dry = bool(arguments.dry_run)
     with ExitStack() as held:
-        if not dry:
-            lock = own_folder(home) / "watch.lock"
-            held.enter_context(run_lock(lock, "watch"))
-            adopt(lock)
-        outbox = Outbox(home, config["notify"] if not dry else {**config["notify"], "smtp_host": None, "urls": []})
-        findings = [look_at(target, own["multiplier"], config["notify"]["after"]) for target in targets]
-        restarts = Restarts(home, config["watch"]["restart_limit"])
-        actions = restart_dead(targets, findings, restarts, dry=dry)
-        reports = watch_cameras(targets, findings, actions, outbox)
-        reports += [watch_disk(root, config["retention"]["min_free_bytes"], own["disk_percent"], outbox)
-                    for root in roots]  # fmt: skip
-        outbox.send(at_once=True)
+        if not arguments.dry_run:
+            held.enter_context(only_watch(home))
+        there = [target for target in targets if target.root in roots]
+        reports = watch_all(there, home, config, dry=bool(arguments.dry_run))
     show_reports(reports, "json" if arguments.json else "none" if arguments.quiet else "table")
     for one in reports:
         if not one.well:
             log.error("%s: %s: %s", one.name, one.state, one.text)
     well = not missing and all(one.well for one in reports)
-    if well and not dry:
+    if well and not arguments.dry_run:
         ping(config["notify"]["ping_url"])
     return Status.DONE if well else Status.PARTIAL
 
