@@ -1520,15 +1520,15 @@ class Teller:
 
     def __init__(self, recorders: Sequence[Recorder], config: Mapping[str, Any], stopping: threading.Event) -> None:
         self.stopping, self.recorders, self.zone = stopping, list(recorders), parse_zone(None)
-        self.outbox = Outbox(alert_home(config, recorders[0].camera.root), config["notify"])
+        self.outboxes = {root: Outbox(root, config["notify"]) for root in {one.camera.root for one in recorders}}
         self.least_bytes = config["retention"]["min_free_bytes"]
-        told = self.outbox.read()["told"]
+        told = {key: value for outbox in self.outboxes.values() for key, value in outbox.read()["told"].items()}
         self.pulses = {one.camera.name: Pulse(
             config["notify"]["after"], max(one.camera.limits.stall, one.camera.limits.first_frame),
             told.get(camera_key(one.camera))) for one in recorders}  # fmt: skip
-        self.low = {root: disk_key(root) in told for root in {one.camera.root for one in recorders}}
+        self.low = {root: disk_key(root) in told for root in self.outboxes}
         self.logged_low: set[Path] = set()
-        self.news: deque[tuple[str, dict[str, Any] | None, Told]] = deque()  # to be noted once the outbox is free
+        self.news: deque[tuple[Path, str, dict[str, Any] | None, Told]] = deque()  # until its outbox is free
 
     def work(self) -> None:
         before, said = time.monotonic(), False
@@ -1536,9 +1536,10 @@ class Teller:
             now = time.monotonic()
             try:
                 self.look(now - before)
-                while self.news and self.outbox.tell(*self.news[0]):
+                while self.news and self.outboxes[self.news[0][0]].tell(*self.news[0][1:]):
                     self.news.popleft()
-                self.outbox.send(at_once=False)
+                for outbox in self.outboxes.values():
+                    outbox.send(at_once=False)
             except Exception:  # noqa: BLE001  a bug here must not end the alerts for ever
                 log.log(logging.DEBUG if said else logging.ERROR, "alerts: this is a bug in the program; trying again",
                         exc_info=True)  # fmt: skip
@@ -1554,7 +1555,7 @@ class Teller:
                 told = None if state["state"] == "recording" else {
                     "since": round(pulse.since, 3), "cause": state["cause"] or "unknown", "urgent": pulse.urgent}
                 message = self.down(one, state, pulse.since) if told else self.recovered(one.camera, state, pulse.since)
-                self.news.append((camera_key(one.camera), told, message))
+                self.news.append((one.camera.root, camera_key(one.camera), told, message))
         for root in self.low if self.least_bytes else ():
             self.look_at_disk(root)
 
@@ -1582,7 +1583,7 @@ class Teller:
             self.logged_low ^= {root}
         if low != was_low:
             self.low[root] = low
-            self.news.append((disk_key(root), {"low": True} if low else None, message))
+            self.news.append((root, disk_key(root), {"low": True} if low else None, message))
 
 
 def camera_key(camera: Camera) -> str:
@@ -1591,12 +1592,6 @@ def camera_key(camera: Camera) -> str:
 
 def disk_key(root: Path) -> str:
     return f"disk {root}"
-
-
-def alert_home(config: Mapping[str, Any], root: Path) -> Path:
-    """The folder whose `.rtsp_recorder` holds the outbox: one for all recorders of a config."""
-    place = config["storage"]["local_path"]
-    return Path(os.path.abspath(Path(str(place)).expanduser())) if place else root  # noqa: PTH100
 
 
 # --- record ------------------------------------------------------------------------------------------------------
@@ -1861,7 +1856,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Health:
     """How a camera is. `dead` is what its recorder cannot tell or mend by itself: it is restarted, and told."""
 
     state: str
@@ -1872,33 +1867,33 @@ class Finding:
 
 
 def judge(target: Target, state: Mapping[str, Any], *, alive: bool, newest_sec: float | None, multiplier: float,
-          after_sec: float, now_sec: float) -> Finding:  # fmt: skip
+          after_sec: float, now_sec: float) -> Health:  # fmt: skip
     """From the recorder's state file and its lock; without a state file from the newest file in the folder."""
     longest_sec = target.segment_sec * multiplier
     if not state:
         if alive:
-            return Finding("starting", now_sec, well=True)
+            return Health("starting", now_sec, well=True)
         if newest_sec is None:
-            return Finding("no files", 0.0, "the folder never had a file", dead=True)
+            return Health("no files", 0.0, "the folder never had a file", dead=True)
         idle = now_sec - newest_sec > longest_sec
-        return Finding("idle" if idle else "files", newest_sec, "no new file" if idle else "", not idle, idle)
+        return Health("idle" if idle else "files", newest_sec, "no new file" if idle else "", not idle, idle)
     updated, since = float(state.get("updated_at") or 0), float(state.get("since") or 0)
     last = float(state.get("last_frame_at") or since or updated)
     word, cause = str(state.get("state")), str(state.get("cause") or "")
     if not alive and now_sec - updated > FRESH_SEC:
-        return Finding("not running", last, "stopped" if word == "stopped" else "crashed", dead=True)
+        return Health("not running", last, "stopped" if word == "stopped" else "crashed", dead=True)
     if now_sec - updated > STATE_STALE_SEC:
-        return Finding("stale", last, "the recorder hangs", dead=True)
+        return Health("stale", last, "the recorder hangs", dead=True)
     if word == "down":
-        return Finding("down", since, cause, well=now_sec - since < after_sec)
+        return Health("down", since, cause, well=now_sec - since < after_sec)
     if word != "recording":
-        return Finding("starting", since, well=True)
+        return Health("starting", since, well=True)
     if now_sec - last > target.stall_sec + STATE_STALE_SEC:
-        return Finding("no video", last, "the recorder does not notice", dead=True)
+        return Health("no video", last, "the recorder does not notice", dead=True)
     opened = float(state.get("recording_since") or since)
     if now_sec - opened > longest_sec + STATE_STALE_SEC:
-        return Finding("no files", opened, "no file was finished", dead=True)
-    return Finding("recording", since, well=True)
+        return Health("no files", opened, "no file was finished", dead=True)
+    return Health("recording", since, well=True)
 
 
 def is_held(lock: Path) -> bool:
@@ -1923,7 +1918,7 @@ def newest_file_sec(folder: Path) -> float | None:
     return max(found, default=None)
 
 
-def look_at(target: Target, multiplier: float, after_sec: float) -> Finding:
+def health_of(target: Target, multiplier: float, after_sec: float) -> Health:
     own, newest = target.root / STATE_FOLDER, newest_file_sec(target.root / target.name)
     state = read_state(own / "state" / f"{target.name}.json")
     finding = judge(target, state, alive=is_held(own / "lock" / target.name), newest_sec=newest, multiplier=multiplier,
@@ -1970,7 +1965,7 @@ def missing_roots(roots: Iterable[Path], *, require_mount: bool) -> dict[Path, s
     return found
 
 
-def systemctl(*words: str) -> tuple[int, str]:
+def ask_systemd(*words: str) -> tuple[int, str]:
     """(status, what it printed or said); status 127 where there is no systemd."""
     program = shutil.which("systemctl")
     if not program:
@@ -1985,7 +1980,7 @@ def systemctl(*words: str) -> tuple[int, str]:
 
 def wanted_unit(unit: str) -> bool:
     """Whether systemd has the unit and somebody wants it to run; one that was disabled and stopped stays as it is."""
-    status, text = systemctl("show", "--property=LoadState,UnitFileState,ActiveState", unit)
+    status, text = ask_systemd("show", "--property=LoadState,UnitFileState,ActiveState", unit)
     shown = dict(line.partition("=")[::2] for line in text.splitlines())
     if status or shown.get("LoadState") != "loaded":
         return False
@@ -2030,14 +2025,14 @@ def why_not(target: Target, restarts: Restarts, *, dry: bool) -> str:
 
 
 def restart(target: Target) -> str:
-    status, said = systemctl("restart", target.unit)
+    status, said = ask_systemd("restart", target.unit)
     return f"restarting {target.unit}" if not status else f"not restarted: {target.unit}: {quotable(mask(said))}"
 
 
-def restart_dead(targets: Sequence[Target], findings: Sequence[Finding], restarts: Restarts, *,
+def restart_dead(targets: Sequence[Target], findings: Sequence[Health], restarts: Mapping[Path, Restarts], *,
                  dry: bool) -> dict[Target, str]:  # fmt: skip
     """What was done about each dead recorder. Side by side, because one may take a quarter of a minute to end."""
-    actions = {target: why_not(target, restarts, dry=dry)
+    actions = {target: why_not(target, restarts[target.root], dry=dry)
                for target, finding in zip(targets, findings, strict=True) if finding.dead}  # fmt: skip
     due = [target for target, action in actions.items() if not action]
     with ThreadPoolExecutor(RESTART_WORKERS) as pool:
@@ -2058,11 +2053,11 @@ class Report:
     action: str = ""
 
 
-def idle_text(finding: Finding) -> str:
+def idle_text(finding: Health) -> str:
     return f"idle for {time.time() - finding.since:.0f} s" if finding.since else "never had a file"
 
 
-def tell_camera(target: Target, finding: Finding, action: str, outbox: Outbox) -> None:
+def tell_camera(target: Target, finding: Health, action: str, outbox: Outbox) -> None:
     """Dead, or well again after that; what a living recorder says of its camera is its own to tell."""
     told, now = outbox.read()["told"].get(target.key), time.time()
     if finding.dead:
@@ -2078,7 +2073,7 @@ def tell_camera(target: Target, finding: Finding, action: str, outbox: Outbox) -
         outbox.tell(target.key, None, Told("CAMERA", "Recovered", target.name, text, now), OUTBOX_WAIT_SEC)
 
 
-def camera_report(target: Target, finding: Finding, action: str) -> Report:
+def camera_report(target: Target, finding: Health, action: str) -> Report:
     words = f"since {clock_text(finding.since, parse_zone(None))}" if finding.well else idle_text(finding)
     words += f" ({finding.cause})" if finding.cause and finding.since else ""
     idle = None if finding.well or not finding.since else round(time.time() - finding.since, 1)
@@ -2122,32 +2117,36 @@ def show_reports(reports: Sequence[Report], form: str) -> None:
 
 
 @contextmanager
-def only_watch(home: Path) -> Iterator[None]:
-    """One watch at a time; a disk that is full to the last byte is to be told all the same."""
+def only_watch(roots: Iterable[Path]) -> Iterator[None]:
+    """One watch of a storage at a time; a disk that is full to the last byte is to be told all the same."""
     with ExitStack() as held:
-        try:
-            lock = own_folder(home) / "watch.lock"
-            held.enter_context(run_lock(lock, "watch"))
-            adopt(lock)
-        except OSError as problem:
-            if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise CannotStart(f"{home / STATE_FOLDER}: cannot be written: {problem.strerror}") from problem
+        for root in roots:
+            try:
+                lock = own_folder(root) / "watch.lock"
+                held.enter_context(run_lock(lock, "watch"))
+                adopt(lock)
+            except OSError as problem:
+                if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise CannotStart(f"{root / STATE_FOLDER}: cannot be written: {problem.strerror}") from problem
         yield
 
 
-def watch_all(targets: Sequence[Target], home: Path, config: Mapping[str, Any], *, dry: bool) -> list[Report]:
+def watch_all(targets: Sequence[Target], config: Mapping[str, Any], *, dry: bool) -> list[Report]:
     """Look, restart, note what changed, send; a report for each camera and each disk."""
     settings = {**config["notify"], "smtp_host": None, "urls": []} if dry else config["notify"]
-    outbox, limits = Outbox(home, settings), config["watch"]
-    findings = [look_at(target, limits["multiplier"], settings["after"]) for target in targets]
-    done = restart_dead(targets, findings, Restarts(home, limits["restart_limit"]), dry=dry)
+    limits, roots = config["watch"], sorted({target.root for target in targets})
+    outboxes = {root: Outbox(root, settings) for root in roots}
+    restarts = {root: Restarts(root, limits["restart_limit"]) for root in roots}
+    findings = [health_of(target, limits["multiplier"], settings["after"]) for target in targets]
+    done = restart_dead(targets, findings, restarts, dry=dry)
     reports = []
     for target, finding in zip(targets, findings, strict=True):
-        tell_camera(target, finding, done.get(target, ""), outbox)
+        tell_camera(target, finding, done.get(target, ""), outboxes[target.root])
         reports.append(camera_report(target, finding, done.get(target, "")))
-    least, roots = config["retention"]["min_free_bytes"], sorted({target.root for target in targets})
-    reports += [watch_disk(root, least, limits["disk_percent"], outbox) for root in roots]
-    outbox.send(at_once=True)
+    least = config["retention"]["min_free_bytes"]
+    reports += [watch_disk(root, least, limits["disk_percent"], outbox) for root, outbox in outboxes.items()]
+    for outbox in outboxes.values():
+        outbox.send(at_once=True)
     return reports
 
 
@@ -2166,13 +2165,10 @@ def watch_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
     for sentence in missing.values():
         log.error("%s", sentence)
     roots = [root for root in roots if root not in missing]
-    home = alert_home(config, roots[0])
-    home = roots[0] if arguments.recording_dir or home in missing or not home.is_dir() else home
     with ExitStack() as held:
         if not arguments.dry_run:
-            held.enter_context(only_watch(home))
-        there = [target for target in targets if target.root in roots]
-        reports = watch_all(there, home, config, dry=bool(arguments.dry_run))
+            held.enter_context(only_watch(roots))
+        reports = watch_all([target for target in targets if target.root in roots], config, dry=bool(arguments.dry_run))
     show_reports(reports, "json" if arguments.json else "none" if arguments.quiet else "table")
     for one in reports:
         if not one.well:
