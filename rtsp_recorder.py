@@ -104,6 +104,7 @@ WAITING_MOST = 1000  # messages kept while no channel takes them; the oldest are
 SUBJECT_NAMES = 5  # more cameras are a number in the subject, and names in the text
 FRESH_SEC = 3.0  # a state file so young is of a recorder that lives, whatever else is seen of it
 STATE_BYTES = 1_000_000  # with less free, a state file may be old although its recorder lives
+SPARE_BYTES = 65536  # for a few generations of an outbox
 SYSTEMCTL_SEC = 90.0  # a unit that has to be killed takes TimeoutStopSec
 RESTART_WORKERS, RESTART_WINDOW_SEC = 8, 3600.0
 OUTBOX_WAIT_SEC = 60.0  # a recorder may just be sending
@@ -1378,16 +1379,37 @@ class Outbox:
         return {"told": told if isinstance(told, dict) else {}, "waiting": waiting,
                 "tries": int(box.get("tries") or 0), "again_at": float(box.get("again_at") or 0)}  # fmt: skip
 
+    @property
+    def spare(self) -> Path:
+        return self.root / STATE_FOLDER / "alerts.spare"
+
+    def keep_spare(self) -> None:
+        """Space that only this outbox takes: a disk that others fill to the last byte must not be told every time."""
+        with suppress(OSError):
+            if self.channels and not self.spare.exists() and shutil.disk_usage(self.root).free > STATE_BYTES:
+                own_folder(self.root)
+                self.spare.write_bytes(os.urandom(SPARE_BYTES))  # zeros would take no space where files are compressed
+                adopt(self.spare)
+
     def save(self, box: Mapping[str, Any]) -> None:
         plain = {**box, "waiting": [asdict(one) for one in box["waiting"]]}
         try:
-            file = own_folder(self.root) / "alerts.json"
-            write_json(file, plain)
-            adopt(file)
-            self.unsaved = None
+            try:
+                self.write(plain)
+            except OSError:
+                self.spare.unlink()
+                self.write(plain)
         except OSError as problem:
             log.debug("alerts: kept in memory, because the disk cannot be written: %s", problem)
             self.unsaved = plain
+        else:
+            self.unsaved = None
+            self.keep_spare()
+
+    def write(self, plain: Mapping[str, Any]) -> None:
+        file = own_folder(self.root) / "alerts.json"
+        write_json(file, plain)
+        adopt(file)
 
     @contextmanager
     def held(self, wait_sec: float = 0.0) -> Iterator[bool]:
@@ -1522,6 +1544,8 @@ class Teller:
         self.stopping, self.recorders, self.zone = stopping, list(recorders), parse_zone(None)
         self.outboxes = {root: Outbox(root, config["notify"]) for root in {one.camera.root for one in recorders}}
         self.least_bytes = config["retention"]["min_free_bytes"]
+        for outbox in self.outboxes.values():
+            outbox.keep_spare()
         told = {key: value for outbox in self.outboxes.values() for key, value in outbox.read()["told"].items()}
         self.pulses = {one.camera.name: Pulse(
             config["notify"]["after"], max(one.camera.limits.stall, one.camera.limits.first_frame),
@@ -2147,6 +2171,7 @@ def watch_all(targets: Sequence[Target], config: Mapping[str, Any], *, dry: bool
     reports += [watch_disk(root, least, limits["disk_percent"], outbox) for root, outbox in outboxes.items()]
     for outbox in outboxes.values():
         outbox.send(at_once=True)
+        outbox.keep_spare()
     return reports
 
 
