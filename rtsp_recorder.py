@@ -94,6 +94,9 @@ LOG_BYTES = 5_000_000  # of FFmpeg's log per camera, and as much again in its ol
 STDERR_LINES = 40  # the last ones decide what a failure is called
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
 GAP_SEC = 0.5  # shorter distances between two segments are the inaccuracy of their times
+TIME_IN_NAME = re.compile(
+    r"(?<!\d)(?=(\d{4})[-_]?(\d\d)[-_]?(\d\d)[T_ -]?(\d\d)[-_.:]?(\d\d)[-_.:]?(\d\d)(Z?)(?!\d))")  # fmt: skip
+USUAL_SHARE = 1.05  # of the usual distance between two files: a longer one is no file's length without a look into it
 WATCHDOG_QUIET_SEC = 30  # a camera's thread that is silent so long hangs: systemd is no longer told that all is well
 KEPT_AWAY_SEC = 5.0  # after a bug in a camera's thread
 EMPTY_BYTES = 4096  # a file up to this size without a readable picture is a bare header
@@ -542,25 +545,32 @@ class Coverage:
     span: Interval
     covered: list[Interval]
     gaps: list[Gap]
+    unjournaled: list[Interval] = field(default_factory=list)  # of files that the journal does not know
 
     def lost_percent(self, span: Interval | None = None) -> float:
-        start, end = span or self.span
-        lost = sum(max(0.0, min(gap.end, end) - max(gap.start, start)) for gap in self.gaps)
-        return 100 * lost / (end - start) if end > start else 0.0
+        return self.percent([(gap.start, gap.end) for gap in self.gaps], span or self.span)
+
+    def percent(self, intervals: Iterable[Interval], span: Interval) -> float:
+        start, end = span
+        both = sum(max(0.0, min(one[1], end) - max(one[0], start)) for one in intervals)
+        return 100 * both / (end - start) if end > start else 0.0
 
 
 def coverage(camera: str, lines: Sequence[Mapping[str, Any]], span: Interval, downs: Sequence[Gap] = (),
-             now_open: Sequence[Interval] = ()) -> Coverage:  # fmt: skip
+             now_open: Sequence[Interval] = (), files: Sequence[Interval] = ()) -> Coverage:  # fmt: skip
     """Gaps are the time between segments; their cause is that of the down time which covers most of each.
 
-    `downs` and `now_open` come from the state file: a down time that lasts, the segment that is being recorded.
+    `downs` and `now_open` come from the state file: a down time that lasts, the segment that is being recorded. `files`
+    are those without a line.
     """
     recorded = [(float(line["start"]), float(line["end"])) for line in lines if line.get("kind") == "segment"]
     covered = joined([*recorded, *now_open], GAP_SEC)
     causes = [Gap(camera, float(line["start"]), float(line["end"]), str(line.get("cause", "unknown")), "journal")
               for line in lines if line.get("kind") == "down"] + list(downs)  # fmt: skip
+    extra = [part for start, end in joined(files, GAP_SEC)
+             for part in without((max(start, span[0]), min(end, span[1])), covered) if part[1] - part[0] > GAP_SEC]
     gaps = []
-    for start, end in without(span, covered):
+    for start, end in without(span, joined([*covered, *extra], GAP_SEC)):
         if end - start <= GAP_SEC:
             continue
         overlaps = {cause: sum(max(0.0, min(end, down.end) - max(start, down.start)) for down in causes
@@ -568,7 +578,7 @@ def coverage(camera: str, lines: Sequence[Mapping[str, Any]], span: Interval, do
         best = max(overlaps, key=lambda cause: overlaps[cause], default="unknown")
         known = overlaps.get(best, 0) > 0
         gaps.append(Gap(camera, start, end, best if known else "unknown", "journal" if known else "inferred"))
-    return Coverage(camera, span, joined(covered), gaps)
+    return Coverage(camera, span, joined(covered), gaps, extra)
 
 
 def days_of(span: Interval, zone: tzinfo) -> Iterator[tuple[str, Interval]]:
@@ -590,15 +600,71 @@ def read_state(file: Path) -> dict[str, Any]:
     return state if isinstance(state, dict) else {}
 
 
-def coverage_of(root: Path, camera: str, since_sec: float | None, until_sec: float) -> Coverage | None:
-    """From the journal, and for what is not in it yet from the state file; None when there is neither."""
+def named_sec(name: str, zone: tzinfo) -> float | None:
+    """When a file begins by its name, epoch seconds; a trailing Z means UTC, else it is a time of `zone`."""
+    for found in TIME_IN_NAME.finditer(name):
+        with suppress(ValueError):  # digits that are no time
+            moment = datetime.strptime("".join(found.groups()[:6]), "%Y%m%d%H%M%S")
+            return moment.replace(tzinfo=timezone.utc if found[7] else zone).timestamp()
+    return None
+
+
+def held_sec(path: Path) -> float:
+    """How long a file plays; 0 for one that does not."""
+    try:
+        ffmpeg = find_ffmpeg("the length of files without a journal")
+        media = read_media(ffmpeg, path, ["-t", "1"])
+        return (media if media.finalised else read_media(ffmpeg, path)).duration_sec
+    except (Unreadable, OSError) as problem:
+        log.warning("%s: counts as nothing: %s", path, quotable(problem))
+        return 0.0
+
+
+def unjournaled(folder: Path, journaled: set[str], span: Interval, zone: tzinfo) -> list[Interval]:
+    """When the files of a time that the journal does not know were recorded, those of an older recorder for example.
+
+    A file goes from the time in its name to its last write, or to the next file where it was copied and the last write
+    says nothing. It is looked into only where both would make it longer than files are here, or its name says nothing.
+    """
+    files: list[tuple[float | None, float, Path]] = []
+    for entry in os.scandir(folder) if folder.is_dir() else ():
+        known = f"{folder.name}/{entry.name}" in journaled or entry.name.startswith(".")
+        if entry.name.endswith((".mkv", ".mp4")) and not known and entry.is_file() and entry.stat().st_size:
+            files.append((named_sec(entry.name, zone), entry.stat().st_mtime, Path(entry.path)))
+    starts = sorted({start for start, _, _ in files if start is not None})
+    steps = sorted(after - start for start, after in itertools.pairwise(starts))
+    longest = steps[len(steps) // 2] * USUAL_SHARE + DURATION_SLACK_SEC if steps else 0.0
+    following = dict(itertools.pairwise([*starts, math.inf]))
+    found = []
+    for start, written, path in files:
+        end = written if start is None else min(written if written > start else math.inf, following[start])
+        if end <= span[0] or (start or 0) >= span[1]:
+            continue
+        if start is None:
+            found.append((written - held_sec(path), written))
+        else:
+            found.append((start, end if end - start <= longest else min(end, start + held_sec(path))))
+    return found
+
+
+def coverage_of(root: Path, camera: str, since_sec: float | None, until_sec: float,
+                zone: tzinfo | None = None) -> Coverage | None:  # fmt: skip
+    """From the journal, and for what is not in it yet from the state file; None when there is neither.
+
+    With the `zone` of file names, files without a line in the journal count as well.
+    """
     folder = root / STATE_FOLDER / "journal" / camera
     state = read_state(root / STATE_FOLDER / "state" / f"{camera}.json")
     lines = read_journal(folder, 0 if since_sec is None else since_sec, until_sec)
     opened, last, updated = (float(state.get(name) or 0) for name in ("recording_since", "last_frame_at", "updated_at"))
     fresh = state.get("state") == "recording" and time.time() - updated < STATE_STALE_SEC
     now_open = [(opened, until_sec if fresh else last)] if opened and last else []
-    starts = [float(line["start"]) for line in lines] + [start for start, _ in now_open]
+    files: list[Interval] = []
+    if zone:
+        around = read_journal(folder, (since_sec or 0) - 2 * 86400, until_sec + 2 * 86400)
+        journaled = {str(line.get("file")) for line in around}
+        files = unjournaled(root / camera, journaled, (since_sec or 0, until_sec), zone)
+    starts = [float(line["start"]) for line in lines] + [start for start, _ in now_open + files]
     first = min([*starts, float(state["since"])] if state else starts, default=None)
     if since_sec is None and first is None:
         return None
@@ -608,7 +674,7 @@ def coverage_of(root: Path, camera: str, since_sec: float | None, until_sec: flo
         downs = [Gap(camera, float(state["since"]), until_sec, str(state["cause"]), "journal")]
     elif state and not fresh:
         downs = [Gap(camera, last or updated, until_sec, "crashed", "journal")]
-    return coverage(camera, lines, (float(span[0] or 0), span[1]), downs, now_open)
+    return coverage(camera, lines, (float(span[0] or 0), span[1]), downs, now_open, files)
 
 
 # --- files -------------------------------------------------------------------------------------------------------
@@ -646,19 +712,25 @@ def read_media(ffmpeg: str, path: Path, window: Sequence[str] = ()) -> Media:
     problems = [line for line in done.stderr.splitlines() if "[error]" in line or "[fatal]" in line]
     if done.returncode or not frames or not codec:
         raise Unreadable(f"{path.name}: {problems[-1] if problems else 'it holds no video'}")
-    length = int(header[1]) * 3600 + int(header[2]) * 60 + float(header[3]) if header else out_sec or 0.0
+    length = out_sec or 0.0
+    if header and (window or not problems):  # in a file with a hole or a torn end the header promises too much
+        length = int(header[1]) * 3600 + int(header[2]) * 60 + float(header[3])
     return Media(length, None if window else frames, codec[1], header is not None, tuple(problems))
 
 
 def examine(ffmpeg: str, path: Path, check_bytes: int) -> Media:
-    """Read all of a file, of a big one its head and its tail. Raises Unreadable."""
-    if path.stat().st_size <= check_bytes:
-        return read_media(ffmpeg, path)
-    head = read_media(ffmpeg, path, ["-t", str(CHECK_ENDS_SEC)])
-    if not head.finalised:
-        return head
-    tail = read_media(ffmpeg, path, ["-sseof", f"-{CHECK_ENDS_SEC}"])
-    return replace(head, problems=head.problems + tail.problems)
+    """Read all of a file, of a big one its head and its tail; all, too, where these are not as usual.
+
+    A head of sound alone waits for the first key frame. Raises Unreadable.
+    """
+    if path.stat().st_size > check_bytes:
+        with suppress(Unreadable):
+            head = read_media(ffmpeg, path, ["-t", str(CHECK_ENDS_SEC)])
+            if not head.finalised:
+                return head
+            if not head.problems and not read_media(ffmpeg, path, ["-sseof", f"-{CHECK_ENDS_SEC}"]).problems:
+                return head
+    return read_media(ffmpeg, path)
 
 
 def remux(ffmpeg: str, source: Path, target: Path, held: Media, sound: str = "copy") -> Media | None:
@@ -772,6 +844,7 @@ class Run:
         self.frames, self.out_sec, self.out_at_rise_sec = 0, 0.0, 0.0
         self.last_frame_at = 0.0  # epoch seconds
         self.blind_sec = 0.0  # stream time up to which there was sound alone, until the first key frame
+        self._clock_step_sec = camera.limits.clock_step
         self.anchors: deque[float] = deque(maxlen=ANCHOR_SAMPLES)  # epoch seconds of stream time 0, each a bit late
         self.stderr: deque[str] = deque(maxlen=STDERR_LINES)
         self.new_stderr: list[str] = []
@@ -849,7 +922,8 @@ class Run:
         now = time.time()
         if out_sec is not None and out_sec > self.out_sec:
             self.out_sec = out_sec
-            self.anchors.append(now - out_sec)
+            if not self.anchors or now - out_sec > min(self.anchors) - self._clock_step_sec:  # else it was set back
+                self.anchors.append(now - out_sec)
             self.blind_sec = self.blind_sec if frames else out_sec
         if frames > self.frames:
             self.frames, self.last_rise, self.out_at_rise_sec = frames, time.monotonic(), self.out_sec
@@ -1046,6 +1120,7 @@ class Recorder:
         self.attempt = 0
         self.run_count = itertools.count(1)
         self.clock_offset = time.time() - time.monotonic()
+        self.stepped_at = 0.0  # what the clock would show had it not jumped, when that was seen
         self.next_state = self.next_sync = 0.0
         self.rate = (0.0, 0, 0)  # when, frames, bytes: at the last state
         self.ffmpeg_log = open_ffmpeg_log(camera)
@@ -1126,12 +1201,13 @@ class Recorder:
         finally:
             current.close()
             self.note(current)
-            if ours == "video_dead":  # the file goes on with sound alone, the footage does not
-                current.jobs = [replace(job, end_sec=min(job.end_sec, current.media_end)) if job.end_sec else job
+            if ours in ("video_dead", "clock"):  # the file goes on: with sound alone, or with times of the new clock
+                last = current.media_end if ours == "video_dead" else self.stepped_at
+                current.jobs = [replace(job, end_sec=min(job.end_sec, last)) if job.end_sec else job
                                 for job in current.jobs]  # fmt: skip
             self.take_jobs(current)
         if current.frames:
-            self.down_since = current.media_end
+            self.down_since = min(self.stepped_at, time.time()) if ours == "clock" else current.media_end
         self.tidy(folder)
         refused = not current.frames and bool(re.search(LOGIN_OR_PATH, "\n".join(lines)))
         failed = ["", *(line for line in lines if re.search(r"\[(error|fatal)\]", line))]
@@ -1160,6 +1236,7 @@ class Recorder:
         before, self.clock_offset = self.clock_offset, time.time() - now
         if abs(jump := self.clock_offset - before) > self.camera.limits.clock_step:
             log.warning("%s: the clock of this machine jumped by %.1f s", self.camera.name, jump)
+            self.stepped_at = now + before
             return "clock"
         if self.obstacle(going=True):
             return "disk"
@@ -1180,6 +1257,8 @@ class Recorder:
 
     def up(self, current: Run) -> None:
         since = time.time() if current.anchor is None else current.anchor + current.blind_sec
+        if self.down_since - since > self.camera.limits.clock_step:  # set back meanwhile: this time comes twice
+            self.down_since = since
         since = max(since, self.down_since + 0.001)  # a line in any case: the wait for a key frame has its cause there
         cause = self.down_cause or self.default_cause
         self.try_journal(self.down_since, since, cause)
@@ -1717,7 +1796,7 @@ def record(cameras: Sequence[Camera], quiet: bool, config: Mapping[str, Any]) ->
                 if all(time.monotonic() - recorder.beat < WATCHDOG_QUIET_SEC for recorder in recorders):
                     tell_systemd("WATCHDOG=1")
         tell_systemd("STOPPING=1")
-        deadline = time.monotonic() + STOP_WITHIN_SEC - 0.4
+        deadline = time.monotonic() + STOP_WITHIN_SEC - 0.7  # until a signal is noticed, and to end
         stopping.set()
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -1758,10 +1837,16 @@ def live_table(recorders: Sequence[Recorder], *, shown: bool) -> Iterator[Callab
                 f"{state['bytes_per_sec'] * 8 / 1e6:.2f}", f"{state['fps']:.1f}",
                 Path(str(state["last_file"] or "-")).name, f"{state['lost_today_sec']:.0f} s",
                 style="red" if state["state"] == "down" else "")  # fmt: skip
-        live.update(table, refresh=True)
+        with suppress(OSError):  # the terminal was closed; the hangup that follows is what ends us
+            live.update(table, refresh=True)
 
-    with Live(console=Console(stderr=True), auto_refresh=False, redirect_stdout=False) as live:
+    live = Live(console=Console(stderr=True), auto_refresh=False, redirect_stdout=False)
+    try:
+        live.start()
         yield update
+    finally:
+        with suppress(OSError):
+            live.stop()
 
 
 # --- gaps --------------------------------------------------------------------------------------------------------
@@ -1793,7 +1878,8 @@ def show_gaps(reports: Sequence[Coverage], zone: tzinfo, form: str) -> None:
     if form == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(("camera", "start", "end", "seconds", "cause", "basis"))
-        for gap in gaps:
+        there = [Gap(report.camera, *part, "unjournaled", "file") for report in reports for part in report.unjournaled]
+        for gap in gaps + there:
             writer.writerow((gap.camera, clock_text(gap.start, zone), clock_text(gap.end, zone),
                              round(gap.end - gap.start, 3), gap.cause, gap.basis))  # fmt: skip
         return
@@ -1806,13 +1892,16 @@ def show_gaps(reports: Sequence[Coverage], zone: tzinfo, form: str) -> None:
     for report in reports:
         summary = summary_of(report, zone)
         start, end = (clock_text(moment, zone) for moment in report.span)
-        sys.stdout.write(f"{report.camera}: {summary['recorded_percent']:.3f} % of {start} to {end}, "
+        extra = f"{summary['unjournaled_percent']:.3f} % unjournaled, " if report.unjournaled else ""
+        sys.stdout.write(f"{report.camera}: {summary['recorded_percent']:.3f} % of {start} to {end}, {extra}"
                          f"{len(report.gaps)} gap{'' if len(report.gaps) == 1 else 's'}\n")  # fmt: skip
         for day, percent in summary["days"].items():
             sys.stdout.write(f"  {day}  {percent:7.3f} %\n")
         for gap in report.gaps:
             sys.stdout.write(f"  {clock_text(gap.start, zone)}  {gap.end - gap.start:>10.1f} s  {gap.cause}"
                              f"{'' if gap.basis == 'journal' else ' (inferred)'}\n")  # fmt: skip
+        for begin, until in report.unjournaled:
+            sys.stdout.write(f"  {clock_text(begin, zone)}  {until - begin:>10.1f} s  is there, unjournaled\n")
 
 
 def summary_of(report: Coverage, zone: tzinfo) -> dict[str, Any]:
@@ -1822,7 +1911,9 @@ def summary_of(report: Coverage, zone: tzinfo) -> dict[str, Any]:
     days = {day: round(100 - report.lost_percent(span), 3) for day, span in days_of(report.span, zone)}
     return {"start": round(report.span[0], 3), "end": round(report.span[1], 3), "gaps": len(report.gaps),
             "recorded_percent": round(100 - report.lost_percent(), 4), "lost_sec_by_cause": causes, "days": days,
-            "intervals": [[round(start, 3), round(end, 3)] for start, end in report.covered]}  # fmt: skip
+            "intervals": [[round(start, 3), round(end, 3)] for start, end in report.covered],
+            "unjournaled": [[round(start, 3), round(end, 3)] for start, end in report.unjournaled],
+            "unjournaled_percent": round(report.percent(report.unjournaled, report.span), 4)}  # fmt: skip
 
 
 def gaps_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
@@ -1833,7 +1924,8 @@ def gaps_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> in
     if since is not None and since >= until:
         raise UsageError("--since is not before --until")
     known = known_cameras(arguments, config)
-    reports = [report for root, name in known if (report := coverage_of(root, name, since, until))]
+    names_zone = parse_zone(config["recording"]["timezone"])
+    reports = [report for root, name in known if (report := coverage_of(root, name, since, until, names_zone))]
     show_gaps(reports, zone, "json" if arguments.json else "csv" if arguments.csv else "table")
     limit = 100.0 if arguments.limit is None else arguments.limit
     beyond = [report.camera for report in reports if report.lost_percent() > limit]
@@ -1843,18 +1935,24 @@ def gaps_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> in
 
 
 def known_cameras(arguments: argparse.Namespace, config: Mapping[str, Any]) -> list[tuple[Path, str]]:
-    """Every camera that a recorder has left a journal or a state of, also those that are gone; or those named."""
+    """Every camera that a recorder has left a journal or a state of, also those that are gone; or those named.
+
+    Cameras of the config, and those that are named, may also have nothing but a folder of files.
+    """
     given = [config["storage"]["local_path"], (config["recording"]["defaults"] or {}).get("output_dir")]
     given += [entry.get("output_dir") for entry in config["cameras"]]
+    names = [str(entry.get("name") or entry.get("station") or "") for entry in config["cameras"]]
     given = [arguments.output_dir] if arguments.output_dir else [place for place in given if place]
     if not given:
         raise UsageError("nowhere to look for journals; set storage.local_path, or give --output_dir")
     files = [(Path(str(place)).expanduser(), pattern) for place in given for pattern in ("journal/*", "state/*.json")]
+    folders = {(root, name) for root, _ in files for name in (*names, *arguments.camera)
+               if NAME.fullmatch(name) and (root / name).is_dir()}  # fmt: skip
     found = sorted({(root, file.name.removesuffix(".json")) for root, pattern in files
-                    for file in (root / STATE_FOLDER).glob(pattern)})  # fmt: skip
+                    for file in (root / STATE_FOLDER).glob(pattern)} | folders)  # fmt: skip
     wanted = [name.lower() for name in arguments.camera]
     if unknown := [name for name in arguments.camera if name.lower() not in {known.lower() for _, known in found}]:
-        raise UsageError(f"{', '.join(unknown)}: no recorder has left a journal of it")
+        raise UsageError(f"{', '.join(unknown)}: no recorder has left a journal of it, or files")
     return [(root, name) for root, name in found if not wanted or name.lower() in wanted]
 
 
