@@ -591,10 +591,12 @@ def _send_mail(settings: Mapping[str, Any], subject: str, body: str) -> None:
     import smtplib
     import socket
     import ssl
+    from email import policy
     from email.message import EmailMessage
 
     host, port, user = str(settings["smtp_host"]), int(settings["smtp_port"]), settings["smtp_user"]
-    message = EmailMessage()
+    # Folding would begin the subject with a line break where it has a long path; mail filters would not know it again.
+    message = EmailMessage(policy.default.clone(max_line_length=998) if subject.isascii() else policy.default)
     message["Subject"] = subject
     message["From"] = user if user and "@" in str(user) else f"camera-archive@{socket.gethostname()}"
     message["To"] = ", ".join(settings["alert_to"])

@@ -41,19 +41,20 @@ esac
 """
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
 class Mails:
     """A mail server that keeps what it gets; not listening until it is started."""
 
     def __init__(self) -> None:
         self.got: list[tuple[str, str]] = []  # subject, body
-        self.port = free_port()
         self.refusing = False
+        self.taken = socket.socket()  # bound, but not listening: connections are refused, and nobody else gets the port
+        self.taken.bind(("127.0.0.1", 0))
+        self.port = int(self.taken.getsockname()[1])
         self.server = Controller(self, hostname="127.0.0.1", port=self.port)
+
+    def start(self) -> None:
+        self.taken.close()
+        self.server.start()
 
     async def handle_DATA(self, server, session, envelope) -> str:  # noqa: N802
         if self.refusing:
@@ -73,7 +74,7 @@ class Mails:
 @pytest.fixture
 def mails():
     made = Mails()
-    made.server.start()
+    made.start()
     yield made
     made.server.stop()
 
@@ -198,6 +199,15 @@ def settings(**more) -> dict:
     return {**load_config(Path(os.devnull), ("notify",), Path())["notify"], **more}
 
 
+def test_a_subject_with_a_long_path_arrives_as_it_is(tmp_path, mails):
+    outbox = recorder.Outbox(tmp_path, settings(**mails.settings()))
+    for length in (30, 55, 60, 100):
+        name = "/srv/" + "x" * length
+        outbox.tell(f"disk {name}", {"low": True}, told(name, "Low space", "DISK"))
+        outbox.send(at_once=True)
+        assert mails.subjects[-1] == f"[DISK] Low space {name}"
+
+
 def test_each_channel_gets_a_message_once_though_another_one_fails(tmp_path, mails):
     posts, answers = [], [500, 200]
 
@@ -249,6 +259,21 @@ def test_a_mail_server_that_is_away_is_asked_less_and_less_often_and_nothing_is_
     assert recorder.Outbox(tmp_path, settings(**mails.settings())).read()["waiting"] == []
 
 
+def test_recorders_in_processes_of_their_own_send_one_mail_together(tmp_path, mails):
+    one, other = (recorder.Outbox(tmp_path, settings(**mails.settings())) for _ in range(2))
+    now = time.time()
+    assert one.tell("camera A", {"since": 1.0}, told("A", at=now))
+    assert other.tell("camera B", {"since": 1.0}, told("B", at=now))
+    with one.held() as ours:
+        assert ours and not other.tell("camera C", {"since": 1.0}, told("C", at=now)), "asked again a second later"
+    threads = [threading.Thread(target=box.send, kwargs={"at_once": True}) for box in (one, other) * 4]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert mails.subjects == ["[CAMERA] Auto-restart A, B"]
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"told": 3, "waiting": 4}', '{"waiting": [3, {}, {"at": 1}]}'])
 def test_a_damaged_outbox_does_no_harm(tmp_path, mails, text):
     (tmp_path / ".rtsp_recorder").mkdir()
@@ -286,8 +311,8 @@ def night(tmp_path_factory):
         site.cameras["A"].unplug(), site.cameras["B"].unplug()
         until(lambda: len(site.waiting()) == 4, "three cameras and a disk are to be told")
         until(lambda: "alert not sent" in site.log(), "tried in vain")
-        mails.server.start()
-        until(lambda: len(mails.got) == 2, "told by mail")
+        mails.start()
+        until(lambda: site.waiting() == set(), "told by mail")  # a kill before this is noted would double one
         first.kill()
         first.wait()
         time.sleep(recorder.FRESH_SEC + 0.5)
@@ -457,13 +482,14 @@ def test_folders_of_an_older_recorder_are_watched_without_a_config(site):
 def test_a_unit_is_restarted_at_most_three_times_in_an_hour_and_told_once(site, mails):
     site.folder_of("Idle", 9900)
     site.more = {"notify": mails.settings()}
-    last = [site.watch("--recording_dir", str(site.footage)) for _ in range(5)][-1]
+    call = ["--recording_dir", str(site.footage), "--segment_time", "600"]
+    last = [site.watch(*call) for _ in range(5)][-1]
     assert site.calls() == ["record_camera_Idle.service"] * 3
     assert "not restarted again: record_camera_Idle.service had 3 restarts within the hour" in last.stdout
     assert mails.subjects == ["[CAMERA] Auto-restart Idle"]
     assert re.match(r"Idle idle for 99\d\d s → restarting record_camera_Idle.service; cause: idle", mails.got[0][1])
     site.folder_of("Idle", 1)
-    assert site.watch("--recording_dir", str(site.footage)).returncode == 0
+    assert site.watch(*call).returncode == 0
     assert mails.subjects[1:] == ["[CAMERA] Recovered Idle"]
     assert re.match(r"Idle records again: no new file for \d+ s", mails.got[1][1])
 
@@ -500,7 +526,7 @@ def test_watch_needs_no_password_of_a_camera_but_that_of_the_mail_server(site):
 
 def test_a_disk_over_85_percent_is_told_once_and_told_when_it_is_well_again(site, mails):
     site.folder_of("Fresh", 5)
-    call = ["--recording_dir", str(site.footage), "--disk_percent"]
+    call = ["--recording_dir", str(site.footage), "--segment_time", "600", "--disk_percent"]
     site.more = {"notify": mails.settings()}
     done = [site.watch(*call, limit) for limit in ("0.001", "0.001", "100")]
     assert [one.returncode for one in done] == [1, 1, 0]
