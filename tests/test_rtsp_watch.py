@@ -538,6 +538,28 @@ def test_a_disk_over_85_percent_is_told_once_and_told_when_it_is_well_again(site
     assert mails.subjects[2] == f"[DISK] Low space {site.footage}"
 
 
+def test_the_dead_mans_switch_is_told_only_when_all_is_well(site):
+    asked = []
+
+    class Switch(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # noqa: N802
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    call = ["--recording_dir", str(site.footage), "--segment_time", "600"]
+    site.folder_of("Gate", 5)
+    with HTTPServer(("127.0.0.1", 0), Switch) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        site.more = {"notify": {"ping_url": f"http://127.0.0.1:{server.server_port}/alive"}}
+        done = [site.watch(*call), site.watch(*call, "--dry_run"), site.watch(*call, "--disk_percent", "0.001")]
+        server.shutdown()
+    assert [one.returncode for one in done] == [0, 0, 1]
+    assert asked == ["/alive"]
+
+
 @pytest.mark.parametrize(
     "arguments, storage, status, said",
     [
