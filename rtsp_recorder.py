@@ -4,6 +4,7 @@ Examples:
   rtsp_recorder.py record                                              all enabled cameras of config.yaml
   rtsp_recorder.py record Gate Yard                                    these two
   rtsp_recorder.py record --station Gate --ip 192.0.2.7 --user admin   without a config; password in RTSP_PASSWORD
+  rtsp_recorder.py watch --quiet                                       restart and tell what is dead; every 5 minutes
   rtsp_recorder.py gaps Gate --since yesterday --limit 1               what is missing, and why
   rtsp_recorder.py check --snapshot pictures                           what the cameras send, compared and looked at
   rtsp_recorder.py services generate link enable start                 systemd units for all of it
@@ -47,12 +48,14 @@ from urllib.parse import quote, unquote
 
 from rhombus_logging import (
     CONFIG_KEYS,
+    LOCK_POLL_SEC,
     Busy,
     CannotStart,
     Status,
     UsageError,
     add_common_flags,
     append_line,
+    channels,
     find_ffmpeg,
     find_program,
     fsync_folder,
@@ -61,9 +64,12 @@ from rhombus_logging import (
     lock_file,
     mask,
     part_file,
+    ping,
     run,
     run_lock,
+    send_message,
     start_logging,
+    write_json,
 )
 
 STATE_FOLDER = ".rtsp_recorder"
@@ -103,7 +109,22 @@ EMPTY_BYTES = 4096  # a file up to this size without a readable picture is a bar
 CHECK_SAMPLE_SEC = 5  # of each camera; rates over less say little
 CHECK_CAMERA_SEC = 30.0  # connecting and learning what a stream is may take 10 s
 CHECK_WORKERS = 32  # cameras looked at side by side; they do little but wait
+TELL_EVERY_SEC = 1.0  # the alerts' thread looks at cameras and disks
+COLLECT_SEC = 3.0  # changes of many cameras within this time become one message
+MAIL_AGAIN_SEC, MAIL_AGAIN_MAX_SEC = 2.0, 600.0  # after a failure; doubled from try to try up to the second
+WAITING_MOST = 1000  # messages kept while no channel takes them; the oldest are given up
+SUBJECT_NAMES = 5  # more cameras are a number in the subject, and names in the text
+FRESH_SEC = 3.0  # a state file so young is of a recorder that lives, whatever else is seen of it
+STATE_BYTES = 1_000_000  # with less free, a state file may be old although its recorder lives
+SPARE_BYTES = 65536  # for a few generations of an outbox
+SYSTEMCTL_SEC = 90.0  # a unit that has to be killed takes TimeoutStopSec
+RESTART_WORKERS, RESTART_WINDOW_SEC = 8, 3600.0
+OUTBOX_WAIT_SEC = 60.0  # a recorder may just be sending
+FULL_HYSTERESIS_PERCENT = 1.0
 NAME_LATE_SEC = 10  # a staged name may be later than the first frame: FFmpeg looks at a stream for up to 5 s first
+_CAMERAS, _ALERTS = ("cameras", "recording", "storage"), ("retention", "notify", "watch")
+SECTIONS = {"record": _CAMERAS + _ALERTS, "watch": _CAMERAS + _ALERTS}  # of the config; the rest reads _CAMERAS
+SECRETS: dict[str, bool | tuple[str, ...]] = {"watch": _ALERTS, "gaps": False}  # needed by it; the rest needs all
 
 log = logging.getLogger("rtsp_recorder")
 
@@ -1112,6 +1133,7 @@ class Recorder:
         self.down_cause: str | None = None
         self.default_cause = "stopped"  # of the seconds between the program's start and the first frame
         self.said: str | None = None
+        self.detail, self.shut_out = "", False  # of the last failure: what was said; was password or path refused
         self.attempt = 0
         self.run_count = itertools.count(1)
         self.clock_offset = time.time() - time.monotonic()
@@ -1169,7 +1191,7 @@ class Recorder:
                 return
             steady = self.state["state"] == "recording" and time.monotonic() - started > STEADY_SEC
             self.attempt = 0 if steady else self.attempt
-            self.down(cause, detail)
+            self.down(cause, detail, shut_out=refused)
             down_sec = time.time() - self.down_since
             wait_sec = retry_wait_sec(self.attempt, down_sec, refused, self.camera.limits)
             self.attempt += 1
@@ -1263,8 +1285,9 @@ class Recorder:
         log.info("%s: recording; %.1f s were lost (%s)", self.camera.name, lost, cause)
         self.down_cause = self.said = None
 
-    def down(self, cause: str, detail: str) -> None:
+    def down(self, cause: str, detail: str, *, shut_out: bool = False) -> None:
         """Remember since when and why; said once, and again when the cause shows more plainly."""
+        self.detail, self.shut_out = detail, shut_out
         self.down_cause = telling(self.down_cause, cause)
         if self.said != self.down_cause:
             log.warning("%s: not recording: %s%s", self.camera.name, cause, f": {quotable(detail)}" if detail else "")
@@ -1385,6 +1408,312 @@ def open_ffmpeg_log(camera: Camera) -> logging.Logger:
     return own
 
 
+# --- alerts ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Told:
+    """What became of something that is watched, for the people who get mail. `word` and `name` make the subject."""
+
+    tag: str  # CAMERA or DISK
+    word: str
+    name: str
+    text: str
+    at: float
+    left: tuple[str, ...] = ()  # channels that do not have it yet
+
+
+def subject_of(told: Sequence[Told]) -> str:
+    """`[CAMERA] Auto-restart Gate`; of many, those with the same word together, each by the last that is known."""
+    names: dict[str, list[str]] = {}
+    for name, word in {one.name: one.word for one in told}.items():
+        names.setdefault(word, []).append(name)
+    many = "cameras" if told[0].tag == "CAMERA" else "disks"
+    parts = [f"{word} {', '.join(of) if len(of) <= SUBJECT_NAMES else f'{len(of)} {many}'}"
+             for word, of in names.items()]  # fmt: skip
+    return f"[{told[0].tag}] {'; '.join(parts)}"
+
+
+def body_of(told: Sequence[Told], host: str, zone: tzinfo) -> str:
+    lines = [f"{clock_text(one.at, zone)}  {one.text}" for one in told] if len(told) > 1 else [told[0].text]
+    return "\n".join([*lines, "", f"host: {host}", f"time: {clock_text(told[-1].at, zone)}"]) + "\n"
+
+
+def adopt(path: Path) -> None:
+    """Give what root made (`watch` from root's cron) to the owner of the folder: the recorder must be able to write."""
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        with suppress(OSError):  # a mount that does not let root
+            owner = path.parent.stat()
+            os.chown(path, owner.st_uid, owner.st_gid)
+
+
+def own_folder(root: Path) -> Path:
+    folder = root / STATE_FOLDER
+    if not folder.is_dir():
+        folder.mkdir(exist_ok=True)  # without its parents: they are away, perhaps
+        adopt(folder)
+    return folder
+
+
+class Outbox:
+    """What was told about each camera and disk, and what is still to be told; shared by all recorders of a storage.
+
+    A message stays in its file until the channel has taken it, so a mail server that is away delays it only. While the
+    disk cannot be written, this process goes on in memory.
+    """
+
+    def __init__(self, root: Path, settings: Mapping[str, Any]) -> None:
+        self.root = root
+        self.channels = channels(settings)
+        self.unsaved: dict[str, Any] | None = None
+
+    def read(self) -> dict[str, Any]:
+        box = self.unsaved or read_state(self.root / STATE_FOLDER / "alerts.json")
+        told, waiting = box.get("told"), box.get("waiting")
+        waiting = [Told(**{**one, "left": tuple(one["left"])}) for one in (waiting if isinstance(waiting, list) else [])
+                   if isinstance(one, dict) and set(one) == set(Told.__dataclass_fields__)]  # fmt: skip
+        return {"told": told if isinstance(told, dict) else {}, "waiting": waiting,
+                "tries": int(box.get("tries") or 0), "again_at": float(box.get("again_at") or 0)}  # fmt: skip
+
+    @property
+    def spare(self) -> Path:
+        return self.root / STATE_FOLDER / "alerts.spare"
+
+    def keep_spare(self) -> None:
+        """Space that only this outbox takes: a disk that others fill to the last byte must not be told every time."""
+        with suppress(OSError):
+            if self.channels and not self.spare.exists() and shutil.disk_usage(self.root).free > STATE_BYTES:
+                own_folder(self.root)
+                self.spare.write_bytes(os.urandom(SPARE_BYTES))  # zeros would take no space where files are compressed
+                adopt(self.spare)
+
+    def save(self, box: Mapping[str, Any]) -> None:
+        plain = {**box, "waiting": [asdict(one) for one in box["waiting"]]}
+        try:
+            try:
+                self.write(plain)
+            except OSError:
+                self.spare.unlink()
+                self.write(plain)
+        except OSError as problem:
+            log.debug("alerts: kept in memory, because the disk cannot be written: %s", problem)
+            self.unsaved = plain
+        else:
+            self.unsaved = None
+            self.keep_spare()
+
+    def write(self, plain: Mapping[str, Any]) -> None:
+        file = own_folder(self.root) / "alerts.json"
+        write_json(file, plain)
+        adopt(file)
+
+    @contextmanager
+    def held(self, wait_sec: float = 0.0) -> Iterator[bool]:
+        """Whether this process may change the outbox now; another one may be sending."""
+        until = time.monotonic() + wait_sec
+        try:
+            file = own_folder(self.root) / "alerts.lock"
+            handle = file.open("a")
+            adopt(file)
+        except OSError:  # no inode left: others cannot write it either
+            yield True
+            return
+        with handle:
+            while not (ours := lock_file(handle)) and time.monotonic() < until:
+                time.sleep(LOCK_POLL_SEC)
+            yield ours
+
+    def tell(self, key: str, now_told: dict[str, Any] | None, message: Told, wait_sec: float = 0.0) -> bool:
+        """Note a change of state and what to say about it; not when another process has, or when nobody is to know.
+
+        `now_told` None is the good state. False: the outbox is in use, ask again.
+        """
+        if not self.channels:
+            return True
+        with self.held(wait_sec) as ours:
+            box = self.read()
+            if ours and box["told"].get(key) != now_told:
+                box["told"].pop(key, None)
+                box["told"] |= {key: now_told} if now_told else {}
+                message = replace(message, text=mask(message.text), left=tuple(self.channels))
+                box["waiting"] = [*box["waiting"], message][-WAITING_MOST:]
+                self.save(box)
+        return ours
+
+    def send(self, *, at_once: bool) -> None:
+        """Send what waits: one message for all cameras, one for all disks; else not before others had time to join."""
+
+        def due() -> dict[str, Any] | None:
+            box, now = self.read(), time.time()
+            ours = [one for one in box["waiting"] if set(one.left) & set(self.channels)]
+            joining = ours and 0 <= now - ours[0].at < COLLECT_SEC
+            resting = 0 < box["again_at"] - now <= MAIL_AGAIN_MAX_SEC  # farther off: the clock jumped
+            return box if ours and (at_once or not (joining or resting)) else None
+
+        if not due():
+            return
+        with self.held() as ours:
+            if not ours or not (box := due()):
+                return
+            failed = [problem for tag in ("CAMERA", "DISK") for name in self.channels
+                      if (problem := self.hand_over(box, tag, name))]  # fmt: skip
+            box["tries"] = box["tries"] + 1 if failed else 0
+            wait_sec = min(MAIL_AGAIN_MAX_SEC, MAIL_AGAIN_SEC * 2 ** min(box["tries"] - 1, 50)) if failed else 0.0
+            box["again_at"] = time.time() + wait_sec if failed else 0.0
+            self.save(box)
+        if failed and (at_once or box["tries"] == 1):
+            log.warning("alert not sent, it is kept and tried again: %s", quotable("; ".join(failed)))
+
+    def hand_over(self, box: dict[str, Any], tag: str, channel: str) -> str:
+        """Give one channel what it lacks, and note that at once; what went wrong, else nothing."""
+        lacking = [one for one in box["waiting"] if one.tag == tag and channel in one.left]
+        if not lacking:
+            return ""
+        try:
+            send_message(self.channels[channel], subject_of(lacking),
+                         body_of(lacking, socket.gethostname(), parse_zone(None)))  # fmt: skip
+        except Exception as problem:  # noqa: BLE001  a channel may fail in any way
+            return f"{channel}: {mask(str(problem))}"
+        rest = [replace(one, left=tuple(name for name in one.left if name != channel)) if one in lacking else one
+                for one in box["waiting"]]  # fmt: skip
+        box["waiting"] = [one for one in rest if one.left]
+        self.save(box)
+        return ""
+
+
+def lost_text(root: Path, camera: str, since_sec: float, until_sec: float) -> str:
+    """What the journal says about a time: `83.2 s were lost (refused 80.1 s, stall 3.1 s)`."""
+    report = coverage_of(root, camera, since_sec, until_sec)
+    causes: dict[str, float] = {}
+    for gap in report.gaps if report else []:
+        causes[gap.cause] = causes.get(gap.cause, 0.0) + gap.end - gap.start
+    several = ", ".join(f"{cause} {seconds:.1f} s" for cause, seconds in causes.items())
+    return f"{sum(causes.values()):.1f} s were lost ({several if len(causes) > 1 else ''.join(causes) or 'no gap'})"
+
+
+class Pulse:
+    """One camera seen once a second: is it to be told that it is down, or that it records again?
+
+    Down is what lost `after_sec` seconds in all, recording again what recorded so long without a break: so a camera
+    that comes and goes is one message, and not one for each attempt. `told` is what an earlier process has told.
+    """
+
+    def __init__(self, after_sec: float, patience_sec: float, told: Mapping[str, Any] | None) -> None:
+        self.after_sec, self.patience_sec = after_sec, patience_sec
+        self.down, self.urgent = told is not None, bool(told and told.get("urgent"))
+        self.since = float((told or {}).get("since") or 0)  # epoch seconds, when the trouble began
+        self.lost_sec = self.well_sec = 0.0
+
+    def beat(self, *, recording: bool, since_sec: float, now_sec: float, step_sec: float, urgent: bool) -> bool:
+        """True when there is something to tell. Seconds are added up step by step, because the clock may jump."""
+        gone = max(0.0, now_sec - since_sec)
+        if recording:
+            self.well_sec += min(step_sec, gone)
+            changed = self.down and self.well_sec >= self.after_sec
+            if self.well_sec >= self.after_sec:
+                self.lost_sec, self.down, self.urgent = 0.0, False, False
+            return changed
+        if not self.lost_sec and not self.down:
+            self.since = since_sec
+        if self.well_sec or not self.lost_sec:  # that nothing comes is noticed only after `patience_sec`
+            step_sec += self.patience_sec
+        self.lost_sec, self.well_sec = self.lost_sec + min(step_sec, gone), 0.0
+        changed = (urgent and not self.urgent) or (not self.down and self.lost_sec >= self.after_sec)
+        self.down, self.urgent = self.down or changed, self.urgent or urgent
+        return changed
+
+
+def is_low(free_bytes: int, least_bytes: float, *, was_low: bool) -> bool:
+    return free_bytes < least_bytes * (1 + SPACE_HYSTERESIS if was_low else 1)
+
+
+def least_told(root: Path, free_bytes: int, least_bytes: float, *, low: bool) -> Told:
+    text = f"{root}: {free_bytes / 1e6:.0f} MB free; retention.min_free_bytes is {least_bytes / 1e6:.0f} MB"
+    return Told("DISK", "Low space" if low else "Well again", str(root),
+                f"{text}; make room, the recorder deletes nothing" if low else text, time.time())  # fmt: skip
+
+
+class Teller:
+    """Tells what became of the cameras and the disks, in a thread of its own: recording never waits for it."""
+
+    def __init__(self, recorders: Sequence[Recorder], config: Mapping[str, Any], stopping: threading.Event) -> None:
+        self.stopping, self.recorders, self.zone = stopping, list(recorders), parse_zone(None)
+        self.outboxes = {root: Outbox(root, config["notify"]) for root in {one.camera.root for one in recorders}}
+        self.least_bytes = config["retention"]["min_free_bytes"]
+        for outbox in self.outboxes.values():
+            outbox.keep_spare()
+        told = {key: value for outbox in self.outboxes.values() for key, value in outbox.read()["told"].items()}
+        self.pulses = {one.camera.name: Pulse(
+            config["notify"]["after"], max(one.camera.limits.stall, one.camera.limits.first_frame),
+            told.get(camera_key(one.camera))) for one in recorders}  # fmt: skip
+        self.low = {root: disk_key(root) in told for root in self.outboxes}
+        self.logged_low: set[Path] = set()
+        self.news: deque[tuple[Path, str, dict[str, Any] | None, Told]] = deque()  # until its outbox is free
+
+    def work(self) -> None:
+        before, said = time.monotonic(), False
+        while not self.stopping.wait(TELL_EVERY_SEC):
+            now = time.monotonic()
+            try:
+                self.look(now - before)
+                while self.news and self.outboxes[self.news[0][0]].tell(*self.news[0][1:]):
+                    self.news.popleft()
+                for outbox in self.outboxes.values():
+                    outbox.send(at_once=False)
+            except Exception:  # noqa: BLE001  a bug here must not end the alerts for ever
+                log.log(logging.DEBUG if said else logging.ERROR, "alerts: this is a bug in the program; trying again",
+                        exc_info=True)  # fmt: skip
+                said = True
+            before = now
+
+    def look(self, step_sec: float) -> None:
+        for one in self.recorders:
+            state, pulse = dict(one.state), self.pulses[one.camera.name]
+            if state["state"] in ("recording", "down") and pulse.beat(
+                    recording=state["state"] == "recording", since_sec=state["since"], now_sec=time.time(),
+                    step_sec=step_sec, urgent=one.shut_out):  # fmt: skip
+                told = None if state["state"] == "recording" else {
+                    "since": round(pulse.since, 3), "cause": state["cause"] or "unknown", "urgent": pulse.urgent}
+                message = self.down(one, state, pulse.since) if told else self.recovered(one.camera, state, pulse.since)
+                self.news.append((one.camera.root, camera_key(one.camera), told, message))
+        for root in self.low if self.least_bytes else ():
+            self.look_at_disk(root)
+
+    def down(self, one: Recorder, state: Mapping[str, Any], since_sec: float) -> Told:
+        last, now, detail = state["last_frame_at"], time.time(), quotable(one.detail)
+        seen = f"last picture at {clock_text(last, self.zone)}" if last else "no picture since the recorder began"
+        text = (f"{one.camera.name} idle for {max(0.0, now - (last or since_sec)):.0f} s → connecting again until it "
+                f"records; cause: {state['cause'] or 'unknown'}{f' ({detail})' if detail else ''}; {seen}")  # fmt: skip
+        return Told("CAMERA", "Auto-restart", one.camera.name, text, now)
+
+    def recovered(self, camera: Camera, state: Mapping[str, Any], since_sec: float) -> Told:
+        lost = lost_text(camera.root, camera.name, since_sec, state["since"])
+        text = f"{camera.name} records again since {clock_text(state['since'], self.zone)}: {lost}"
+        return Told("CAMERA", "Recovered", camera.name, text, time.time())
+
+    def look_at_disk(self, root: Path) -> None:
+        try:
+            free = shutil.disk_usage(root).free
+        except OSError:  # the cameras say so
+            return
+        was_low, low = self.low[root], is_low(free, self.least_bytes, was_low=self.low[root])
+        message = least_told(root, free, self.least_bytes, low=low)
+        if low != (root in self.logged_low):
+            log.log(logging.ERROR if low else logging.INFO, "%s", message.text)
+            self.logged_low ^= {root}
+        if low != was_low:
+            self.low[root] = low
+            self.news.append((root, disk_key(root), {"low": True} if low else None, message))
+
+
+def camera_key(camera: Camera) -> str:
+    return f"camera {camera.root / camera.name}"
+
+
+def disk_key(root: Path) -> str:
+    return f"disk {root}"
+
+
 # --- record ------------------------------------------------------------------------------------------------------
 
 
@@ -1456,7 +1785,7 @@ def warn_about_tls(cameras: Sequence[Camera], tls_options: bool) -> None:
         log.warning("%s: the certificate is not checked (tls_verify: false)", ", ".join(unchecked))
 
 
-def record(cameras: Sequence[Camera], quiet: bool) -> int:
+def record(cameras: Sequence[Camera], quiet: bool, config: Mapping[str, Any]) -> int:
     """Record until a signal; SIGTERM and SIGHUP are the ordinary end of a service, SIGINT is 130."""
     signals: list[int] = []
     for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -1472,7 +1801,8 @@ def record(cameras: Sequence[Camera], quiet: bool) -> int:
         recorders = [Recorder(camera, ffmpeg, tls_options, pool, stopping) for camera in cameras]
         threads = [threading.Thread(target=recorder.work, args=(place * START_SPACING_SEC,), daemon=True,
                                     name=recorder.camera.name) for place, recorder in enumerate(recorders)]  # fmt: skip
-        for thread in threads:
+        teller = threading.Thread(target=Teller(recorders, config, stopping).work, daemon=True, name="alerts")
+        for thread in [*threads, teller]:
             thread.start()
         log.info("recording %s with %s", ", ".join(camera.name for camera in cameras), ffmpeg)
         tell_systemd("READY=1")
@@ -1488,6 +1818,7 @@ def record(cameras: Sequence[Camera], quiet: bool) -> int:
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         wait_for_files(recorders, deadline)
+        teller.join(min(TELL_EVERY_SEC, max(0.0, deadline - time.monotonic())))  # half a mail would come twice
         pool.shutdown(wait=False, cancel_futures=True)
     return Status.SIGINT if signals[0] == signal.SIGINT else Status.DONE
 
@@ -2645,6 +2976,352 @@ def check_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
     return Status.PARTIAL if any(finding.result != "ok" for finding in findings) else Status.DONE
 
 
+# --- watch -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Target:
+    """A camera that should be recorded, and how long its recorder may take for what."""
+
+    name: str
+    root: Path
+    segment_sec: float
+    stall_sec: float
+
+    @property
+    def key(self) -> str:
+        return f"watch {self.root / self.name}"
+
+    @property
+    def unit(self) -> str:
+        return f"record_camera_{self.name}.service"
+
+
+@dataclass(frozen=True)
+class Health:
+    """How a camera is. `dead` is what its recorder cannot tell or mend by itself: it is restarted, and told."""
+
+    state: str
+    since: float  # epoch seconds: of the last picture known, or of the state; 0 for never
+    cause: str = ""
+    well: bool = False
+    dead: bool = False
+
+
+def judge(target: Target, state: Mapping[str, Any], *, alive: bool, newest_sec: float | None, multiplier: float,
+          after_sec: float, now_sec: float) -> Health:  # fmt: skip
+    """From the recorder's state file and its lock; without a state file from the newest file in the folder."""
+    longest_sec = target.segment_sec * multiplier
+    if not state:
+        if alive:
+            return Health("starting", now_sec, well=True)
+        if newest_sec is None:
+            return Health("no files", 0.0, "the folder never had a file", dead=True)
+        idle = now_sec - newest_sec > longest_sec
+        return Health("idle" if idle else "files", newest_sec, "no new file" if idle else "", not idle, idle)
+    updated, since = float(state.get("updated_at") or 0), float(state.get("since") or 0)
+    last = float(state.get("last_frame_at") or since or updated)
+    word, cause = str(state.get("state")), str(state.get("cause") or "")
+    if not alive and now_sec - updated > FRESH_SEC:
+        return Health("not running", last, "stopped" if word == "stopped" else "crashed", dead=True)
+    if now_sec - updated > STATE_STALE_SEC:
+        return Health("stale", last, "the recorder hangs", dead=True)
+    if word == "down":
+        return Health("down", since, cause, well=now_sec - since < after_sec)
+    if word != "recording":
+        return Health("starting", since, well=True)
+    if now_sec - last > target.stall_sec + STATE_STALE_SEC:
+        return Health("no video", last, "the recorder does not notice", dead=True)
+    opened = float(state.get("recording_since") or since)
+    if now_sec - opened > longest_sec + STATE_STALE_SEC:
+        return Health("no files", opened, "no file was finished", dead=True)
+    return Health("recording", since, well=True)
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a process holds a recorder's lock. Trying to take it could keep a recorder from starting just then."""
+    try:
+        process = int(lock.read_text(encoding="utf-8"))
+        with suppress(PermissionError):  # it lives, as another user
+            os.kill(process, 0)
+        rows = Path("/proc/locks").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as problem:  # without /proc, that it lives has to do
+        return isinstance(problem, FileNotFoundError) and problem.filename == "/proc/locks"
+    return str(process) in {word for row in rows for word in row.split()[4:5]}
+
+
+def newest_file_sec(folder: Path) -> float | None:
+    """When a file of a folder was written last; None when it holds none."""
+    try:
+        found = [entry.stat().st_mtime for entry in os.scandir(folder)
+                 if entry.is_file() and not entry.name.startswith(".") and Path(entry.name).suffix != ".part"]
+    except OSError:
+        return None
+    return max(found, default=None)
+
+
+def health_of(target: Target, multiplier: float, after_sec: float) -> Health:
+    own, newest = target.root / STATE_FOLDER, newest_file_sec(target.root / target.name)
+    state = read_state(own / "state" / f"{target.name}.json")
+    finding = judge(target, state, alive=is_held(own / "lock" / target.name), newest_sec=newest, multiplier=multiplier,
+                    after_sec=after_sec, now_sec=time.time())  # fmt: skip
+    if finding.state == "stale" and shutil.disk_usage(target.root).free < STATE_BYTES:
+        return replace(finding, state="down", cause="disk", dead=False)  # it lives, but cannot write its state
+    return finding
+
+
+def watch_targets(arguments: argparse.Namespace, config: Mapping[str, Any]) -> list[Target]:
+    """The cameras of the config, or with --recording_dir those that have a folder there."""
+    recording = config["recording"]
+    if not arguments.recording_dir:
+        flags = {name: value for name, value in (("output_dir", arguments.output_dir),
+                                                 ("segment_time", arguments.segment_time)) if value}  # fmt: skip
+        unseen = [{**entry, **({} if entry.get("ip") else {"rtsp_url": "rtsp://not-needed/"})}  # it is a secret
+                  for entry in config["cameras"] if entry]  # fmt: skip
+        cameras = settle_cameras({**config, "cameras": unseen}, flags, arguments.camera)
+        return [Target(one.name, one.root, one.segment_sec, max(one.limits.stall, one.limits.first_frame))
+                for one in cameras]  # fmt: skip
+    if arguments.segment_time is not None and arguments.segment_time < 1:
+        raise UsageError("--segment_time has to be at least 1")
+    root = Path(os.path.abspath(Path(str(arguments.recording_dir)).expanduser()))  # noqa: PTH100
+    if not root.is_dir():
+        raise CannotStart(f"--recording_dir {root}: there is no such folder")
+    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and NAME.fullmatch(entry.name))
+    names += [name for name in arguments.camera if name not in names]  # one that is asked for may lack its folder
+    names = [name for name in names if not arguments.camera or name in arguments.camera]
+    if not names or not all(map(NAME.fullmatch, names)):
+        raise UsageError(f"--recording_dir {root}: no folder of a camera, or a name that none can have")
+    length = (recording["defaults"] or {}).get("segment_time") or recording["segment_duration"]
+    length = arguments.segment_time or length
+    return [Target(name, root, length, max(recording["stall"], recording["first_frame"])) for name in names]
+
+
+def missing_roots(roots: Iterable[Path], *, require_mount: bool) -> dict[Path, str]:
+    """Folders that nothing can be recorded to, and why."""
+    found = {}
+    for root in roots:
+        if not root.is_dir():
+            found[root] = f"{root}: there is no such folder, so nothing is recorded to it"
+        elif require_mount and not is_mounted(root):
+            found[root] = f"{root}: not mounted (storage.require_mount), so nothing is recorded to it"
+    return found
+
+
+def ask_systemd(*words: str) -> tuple[int, str]:
+    """(status, what it printed or said); status 127 where there is no systemd."""
+    program = shutil.which("systemctl")
+    if not program:
+        return 127, "systemctl was not found"
+    try:
+        done = subprocess.run([program, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                              errors="replace", check=False, timeout=SYSTEMCTL_SEC)  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as problem:
+        return 1, str(problem)
+    return done.returncode, (done.stdout if not done.returncode else done.stderr or done.stdout).strip()
+
+
+def wanted_unit(unit: str) -> bool:
+    """Whether systemd has the unit and somebody wants it to run; one that was disabled and stopped stays as it is."""
+    status, text = ask_systemd("show", "--property=LoadState,UnitFileState,ActiveState", unit)
+    shown = dict(line.partition("=")[::2] for line in text.splitlines())
+    if status or shown.get("LoadState") != "loaded":
+        return False
+    return shown.get("UnitFileState") not in ("disabled", "masked") or shown.get("ActiveState") not in ("inactive", "")
+
+
+class Restarts:
+    """How often each unit was restarted within the last hour; kept before the restart that it counts."""
+
+    def __init__(self, root: Path, limit: int) -> None:
+        self.root, self.limit = root, limit
+        kept = read_state(root / STATE_FOLDER / "watch.json").get("restarts")
+        self.times: dict[str, list[float]] = kept if isinstance(kept, dict) else {}
+
+    def count(self, unit: str) -> bool:
+        """Take one restart from what is allowed; False when nothing is left of it."""
+        now = time.time()
+        recent = {name: [one for one in times if 0 <= now - one < RESTART_WINDOW_SEC]
+                  for name, times in self.times.items()}  # fmt: skip
+        self.times = {name: times for name, times in recent.items() if times}
+        if len(self.times.get(unit, [])) >= self.limit:
+            return False
+        self.times.setdefault(unit, []).append(now)
+        file = own_folder(self.root) / "watch.json"
+        write_json(file, {"restarts": self.times})
+        adopt(file)
+        return True
+
+
+def why_not(target: Target, restarts: Restarts, *, dry: bool) -> str:
+    """Why a dead recorder is left as it is; nothing when it is to be restarted, and then that is counted."""
+    if not wanted_unit(target.unit):
+        return f"not restarted: systemd has no {target.unit} that is enabled or active"
+    if dry:
+        return f"would restart {target.unit}"
+    try:
+        if not restarts.count(target.unit):
+            return f"not restarted again: {target.unit} had {restarts.limit} restarts within the hour"
+    except OSError as problem:
+        return f"not restarted: the restart cannot be counted: {problem.strerror}"
+    return ""
+
+
+def restart(target: Target) -> str:
+    status, said = ask_systemd("restart", target.unit)
+    return f"restarting {target.unit}" if not status else f"not restarted: {target.unit}: {quotable(mask(said))}"
+
+
+def restart_dead(targets: Sequence[Target], findings: Sequence[Health], restarts: Mapping[Path, Restarts], *,
+                 dry: bool) -> dict[Target, str]:  # fmt: skip
+    """What was done about each dead recorder. Side by side, because one may take a quarter of a minute to end."""
+    actions = {target: why_not(target, restarts[target.root], dry=dry)
+               for target, finding in zip(targets, findings, strict=True) if finding.dead}  # fmt: skip
+    due = [target for target, action in actions.items() if not action]
+    with ThreadPoolExecutor(RESTART_WORKERS) as pool:
+        return actions | dict(zip(due, pool.map(restart, due), strict=True))
+
+
+@dataclass(frozen=True)
+class Report:
+    """One line of the result."""
+
+    kind: str  # camera or disk
+    name: str
+    state: str
+    well: bool
+    text: str
+    idle_sec: float | None = None
+    cause: str = ""
+    action: str = ""
+
+
+def idle_text(finding: Health) -> str:
+    return f"idle for {time.time() - finding.since:.0f} s" if finding.since else "never had a file"
+
+
+def tell_camera(target: Target, finding: Health, action: str, outbox: Outbox) -> None:
+    """Dead, or well again after that; what a living recorder says of its camera is its own to tell."""
+    told, now = outbox.read()["told"].get(target.key), time.time()
+    if finding.dead:
+        word = "Auto-restart" if action.startswith("restarting") else "Down"
+        text = f"{target.name} {idle_text(finding)} → {action}; cause: {finding.state} ({finding.cause})"
+        told = told or {"since": round(finding.since or now, 3), "cause": finding.cause}
+        outbox.tell(target.key, told, Told("CAMERA", word, target.name, text, now), OUTBOX_WAIT_SEC)
+    elif told and finding.well and finding.state in ("recording", "files"):
+        since = float(told.get("since") or now)
+        lost = f"no new file for {finding.since - since:.0f} s"
+        lost = lost_text(target.root, target.name, since, now) if finding.state == "recording" else lost
+        text = f"{target.name} records again: {lost}"
+        outbox.tell(target.key, None, Told("CAMERA", "Recovered", target.name, text, now), OUTBOX_WAIT_SEC)
+
+
+def camera_report(target: Target, finding: Health, action: str) -> Report:
+    words = f"since {clock_text(finding.since, parse_zone(None))}" if finding.well else idle_text(finding)
+    words += f" ({finding.cause})" if finding.cause and finding.since else ""
+    idle = None if finding.well or not finding.since else round(time.time() - finding.since, 1)
+    return Report("camera", target.name, finding.state, finding.well, "; ".join(filter(None, [words, action])), idle,
+                  finding.cause, action)  # fmt: skip
+
+
+def watch_disk(root: Path, least_bytes: float, percent: float, outbox: Outbox) -> Report:
+    """Both limits of a disk: bytes that have to be free (shared with `record`), and how full it may be."""
+    try:
+        usage, now, told = shutil.disk_usage(root), time.time(), outbox.read()["told"]
+    except OSError as problem:
+        return Report("disk", str(root), "unknown", False, f"{problem.strerror}")
+    used = 100 * usage.used / max(1, usage.used + usage.free)  # as df counts: without what root keeps for itself
+    full_key = f"full {root}"
+    low = least_bytes > 0 and is_low(usage.free, least_bytes, was_low=disk_key(root) in told)
+    full = percent < 100 and used >= percent - (FULL_HYSTERESIS_PERCENT if full_key in told else 0)
+    text = f"{used:.0f} % used, {usage.free / 1e6:.0f} MB free"
+    if low != (disk_key(root) in told):
+        message = least_told(root, usage.free, least_bytes, low=low)
+        outbox.tell(disk_key(root), {"low": True} if low else None, message, OUTBOX_WAIT_SEC)
+    if full != (full_key in told):
+        message = Told("DISK", "Nearly full" if full else "Well again", str(root),
+                       f"{root}: {text}; the limit is {percent:g} % (watch.disk_percent)", now)  # fmt: skip
+        outbox.tell(full_key, {"full": True} if full else None, message, OUTBOX_WAIT_SEC)
+    over = [f"less than {least_bytes / 1e6:.0f} MB free"] * low + [f"over {percent:g} %"] * full
+    return Report("disk", str(root), "low" if over else "ok", not over, "; ".join([text, *over]))
+
+
+def show_reports(reports: Sequence[Report], form: str) -> None:
+    if form == "json":
+        for one in reports:
+            sys.stdout.write(json.dumps(asdict(one), ensure_ascii=False) + "\n")
+        counts = {"cameras": sum(one.kind == "camera" for one in reports), "well": all(one.well for one in reports),
+                  "down": [one.name for one in reports if not one.well]}  # fmt: skip
+        sys.stdout.write(json.dumps({"summary": counts}, ensure_ascii=False) + "\n")
+    elif form == "table":
+        wide, state = (max((len(getattr(one, of)) for one in reports), default=0) for of in ("name", "state"))
+        for one in reports:
+            sys.stdout.write(f"{one.name:<{wide}}  {one.state:<{state}}  {one.text}\n")
+
+
+@contextmanager
+def only_watch(roots: Iterable[Path]) -> Iterator[None]:
+    """One watch of a storage at a time; a disk that is full to the last byte is to be told all the same."""
+    with ExitStack() as held:
+        for root in roots:
+            try:
+                lock = own_folder(root) / "watch.lock"
+                held.enter_context(run_lock(lock, "watch"))
+                adopt(lock)
+            except OSError as problem:
+                if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise CannotStart(f"{root / STATE_FOLDER}: cannot be written: {problem.strerror}") from problem
+        yield
+
+
+def watch_all(targets: Sequence[Target], config: Mapping[str, Any], *, dry: bool) -> list[Report]:
+    """Look, restart, note what changed, send; a report for each camera and each disk."""
+    settings = {**config["notify"], "smtp_host": None, "urls": []} if dry else config["notify"]
+    limits, roots = config["watch"], sorted({target.root for target in targets})
+    outboxes = {root: Outbox(root, settings) for root in roots}
+    restarts = {root: Restarts(root, limits["restart_limit"]) for root in roots}
+    findings = [health_of(target, limits["multiplier"], settings["after"]) for target in targets]
+    done = restart_dead(targets, findings, restarts, dry=dry)
+    reports = []
+    for target, finding in zip(targets, findings, strict=True):
+        tell_camera(target, finding, done.get(target, ""), outboxes[target.root])
+        reports.append(camera_report(target, finding, done.get(target, "")))
+    least = config["retention"]["min_free_bytes"]
+    reports += [watch_disk(root, least, limits["disk_percent"], outbox) for root, outbox in outboxes.items()]
+    for outbox in outboxes.values():
+        outbox.send(at_once=True)
+        outbox.keep_spare()
+    return reports
+
+
+def watch_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
+    """Look at everything once, restart what is dead, tell what changed."""
+    for name in ("multiplier", "disk_percent"):
+        given = getattr(arguments, name)
+        config["watch"][name] = config["watch"][name] if given is None else given
+    if config["watch"]["multiplier"] < 1 or not 0 < config["watch"]["disk_percent"] <= 100:
+        raise UsageError("multiplier has to be at least 1, disk_percent more than 0 and at most 100")
+    targets = watch_targets(arguments, config)
+    roots = sorted({target.root for target in targets})
+    missing = missing_roots(roots, require_mount=config["storage"]["require_mount"] and not arguments.recording_dir)
+    if len(missing) == len(roots):
+        raise CannotStart("; ".join(missing.values()))
+    for sentence in missing.values():
+        log.error("%s", sentence)
+    roots = [root for root in roots if root not in missing]
+    with ExitStack() as held:
+        if not arguments.dry_run:
+            held.enter_context(only_watch(roots))
+        reports = watch_all([target for target in targets if target.root in roots], config, dry=bool(arguments.dry_run))
+    show_reports(reports, "json" if arguments.json else "none" if arguments.quiet else "table")
+    for one in reports:
+        if not one.well:
+            log.error("%s: %s: %s", one.name, one.state, one.text)
+    well = not missing and all(one.well for one in reports)
+    if well and not arguments.dry_run:
+        ping(config["notify"]["ping_url"])
+    return Status.DONE if well else Status.PARTIAL
+
+
 # --- command line ------------------------------------------------------------------------------------------------
 
 
@@ -2691,6 +3368,14 @@ def build_parser() -> argparse.ArgumentParser:
     services.add_argument("--run_as", metavar="USER", default="footage", help="user of the units (default: footage)")
     services.add_argument("--prefix", metavar="DIR", type=Path, help="write below DIR instead of /, to try or to pack")
     services.add_argument("--json", action="store_true", default=None, help="status as JSON Lines, the last a summary")
+    watch = command("watch", "find cameras without fresh video, restart their units, tell what changed; for cron")
+    watch.add_argument("--recording_dir", metavar="DIR", help="cameras are the folders in there, without a config")
+    watch.add_argument("--segment_time", metavar="SEC", type=int, help="length of the files (default: of the config)")
+    watch.add_argument("--multiplier", metavar="N", type=float,
+                       help="a file has to appear within so many lengths of a file (default: 2)")  # fmt: skip
+    watch.add_argument("--disk_percent", metavar="N", type=float, help="tell when a disk is fuller (default: 85)")
+    watch.add_argument("--json", action="store_true", default=None, help="JSON Lines, the last one a summary")
+    watch.add_argument("--dry_run", action="store_true", default=None, help="restart nothing, tell nobody")
 
     gaps = command("gaps", "what is recorded, what is missing, and why; from the journal")
     gaps.add_argument("--since", metavar="TIME", help="from when on (default: the first recording)")
@@ -2724,17 +3409,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return services_command(arguments)
     overlays = [read_overlay(file) for file in (arguments.cameras_config, arguments.backup_config)]
     beside = Path(__file__).resolve().parent
-    config: dict[str, Any] = {**load_config(arguments.config, ("cameras", "recording", "storage"), beside, *overlays,
-                                            secrets=arguments.command != "gaps")}  # fmt: skip
+    config: dict[str, Any] = {**load_config(arguments.config, SECTIONS.get(arguments.command, _CAMERAS), beside,
+                                            *overlays, secrets=SECRETS.get(arguments.command, True))}  # fmt: skip
     config["cameras"] = config["cameras"] if isinstance(config["cameras"], list) else []  # the section may be missing
     if arguments.command == "gaps":
         return gaps_command(arguments, config)
     if arguments.command == "check":
         return check_command(arguments, config)
+    if arguments.command == "watch":
+        return watch_command(arguments, config)
     flags = camera_flags(arguments)
     if not config["storage"]["local_path"] and ("ip" in flags or "rtsp_url" in flags):
         flags.setdefault("output_dir", ".")
-    return record(settle_cameras(config, flags, arguments.camera), arguments.quiet)
+    return record(settle_cameras(config, flags, arguments.camera), arguments.quiet, config)
 
 
 if __name__ == "__main__":
