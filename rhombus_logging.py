@@ -199,6 +199,7 @@ _CAMERA_DEFAULTS = {
 _STREAM = {  # of all cameras in `recording`, of one camera in `cameras`
     "filename": Key(), "container": Key(choices=("mkv", "mp4")), "audio": Key("copy", choices=("copy", "aac", "none")),
     "transport": Key("tcp", choices=("tcp", "udp")), "tls_verify": Key(True, "bool"), "tls_ca_file": Key(),
+    "expected_video": Key(None, "text_or_map"), "expected_audio": Key(None, "text_or_map"),
     "first_frame": Key(75, "number"), "stall": Key(20, "number"), "socket_timeout": Key(10, "number"),
 }  # fmt: skip
 
@@ -222,6 +223,7 @@ CONFIG_KEYS: dict[str, dict[str, Key]] = {
         "smtp_host": Key(), "smtp_port": Key(587, "whole"), "smtp_user": Key(), "smtp_pass": Key(secret=True),
         "alert_to": Key([], "list"), "urls": Key([], "list", secret=True), "ping_url": Key(secret=True),
         "on": Key("failure", choices=("failure", "warning", "always")), "repeat_after": Key(86400, "whole"),
+        "after": Key(60, "number"),
     },
     "storage": {"local_path": Key(), "require_mount": Key(False, "bool"), "reserve_bytes": Key(1_000_000_000, "whole")},
     "cameras": {
@@ -233,6 +235,7 @@ CONFIG_KEYS: dict[str, dict[str, Key]] = {
         "retry_slow": Key(30, "number"), "retry_refused": Key(60, "number"), "fsync_every": Key(2, "number"),
         "clock_step": Key(2, "number"), "stop_wait": Key(2, "number"), "check_bytes": Key(256 << 20, "whole"),
         "defaults": Key({}, "map", keys=_CAMERA_DEFAULTS)},
+    "watch": {"multiplier": Key(2, "number"), "disk_percent": Key(85, "number"), "restart_limit": Key(3, "whole")},
     "nas": {"ready_for_backup_dir": Key(), "nas_target_dir": Key(), "success_log_dir": Key(), "lock_dir": Key(),
             "rsync_options": Key([], "list"), "timeout": Key(120, "whole")},
     "s3": {"access_key_id": Key(secret=True), "secret_access_key": Key(secret=True), "bucket": Key(),
@@ -252,18 +255,21 @@ ENVIRONMENT_OF = {  # environment > config file, for what should not stand in a 
 }  # fmt: skip
 KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "text": ((str, int, float), "text"), "whole": ((int,), "a whole number"), "number": ((int, float), "a number"),
-    "bool": ((bool,), "true or false"), "list": ((list,), "a list"), "map": ((dict,), "a map of keys"),
+    "bool": ((bool,), "true or false"), "list": ((list,), "a list"), "text_or_map": ((str, dict), "text or a map"),
+    "map": ((dict,), "a map of keys"),
 }  # fmt: skip
 
 
 def load_config(path: Path | None, sections: tuple[str, ...], beside: Path, *more: Any,
-                secrets: bool = True) -> dict[str, dict[str, Any]]:  # fmt: skip
+                secrets: bool | tuple[str, ...] = True) -> dict[str, dict[str, Any]]:  # fmt: skip
     """The settings of `sections`, each key filled: environment > `more` (maps of sections) > file > default.
 
     `path` None means config.yaml in the folder `beside`, if it is there. Raises UsageError that names every mistake at
     once: unknown names anywhere, wrong types, unset ${NAMES} and leftover YOUR_… values in `sections`. A command that
-    needs no password asks without `secrets`: they are left out, and nothing is expected of them.
+    needs no password asks without `secrets`, or names the sections that it needs those of: the others are left out,
+    and nothing is expected of them.
     """
+    open_sections = sections if secrets is True else secrets or ()
     file = path or beside / "config.yaml"
     document = _read_yaml(file) if path or file.exists() else {}
     as_written = copy.deepcopy(document)
@@ -276,13 +282,13 @@ def load_config(path: Path | None, sections: tuple[str, ...], beside: Path, *mor
             mistakes.append(f"{section}: there is no such section{_nearest(section, CONFIG_KEYS)}")
             continue
         for values in content if section in LIST_SECTIONS and isinstance(content, list) else [content]:
-            if not secrets:
+            if section not in open_sections:
                 _leave_out_secrets(values, known)
             _check_map(str(section), values, known, section in sections, mistakes)
     if mistakes:
         raise UsageError(f"{file}: " + "; ".join(mistakes))
     _check_permissions(file, as_written)
-    return {section: _fill(section, document.get(section) or {}, secrets) for section in sections}
+    return {section: _fill(section, document.get(section) or {}, section in open_sections) for section in sections}
 
 
 def _read_yaml(file: Path) -> dict[Any, Any]:
@@ -527,7 +533,7 @@ def notify(settings: Mapping[str, Any], state_file: Path, key: str, status: int,
     lasts is not told at every run. A notification that fails is a warning and never changes the result.
     """
     told = read_json(state_file) or {}
-    before, now, sent = told.pop(key, None), time.time(), True
+    before, now = told.pop(key, None), time.time()
     warned = any(isinstance(one, WarningCount) and one.count for one in logging.getLogger().handlers)
     failed = status in (Status.PARTIAL, Status.CANNOT_START) or (warned and settings["on"] == "warning")
     due = not before or before["status"] != status or now - before["told_at"] >= settings["repeat_after"]
@@ -539,17 +545,20 @@ def notify(settings: Mapping[str, Any], state_file: Path, key: str, status: int,
         event, intro = "recovered", f"failing since {since}, now well again\n\n"
     elif settings["on"] == "always":
         event = "done"
-    try:
-        if event:
-            _send(settings, f"[{key}] {event}: {(report.splitlines() or [''])[0]}", intro + report)
-    except Exception as problem:  # noqa: BLE001  a channel may fail in any way; the result of the run stands
-        log.warning("notification not sent: %s", problem)
-        sent = False
+    results = []
+    for channel in channels(settings).values() if event else ():
+        try:
+            send_message(channel, f"[{key}] {event}: {(report.splitlines() or [''])[0]}", intro + report)
+            results.append(True)
+        except Exception as problem:  # noqa: BLE001  a channel may fail in any way; the result of the run stands
+            log.warning("notification not sent: %s", problem)
+            results.append(False)
+    sent = any(results) or not results  # by one channel is enough: the others would get it again and again
     if failed:
         first = before or {"since": now, "told_at": 0}
         told[key] = {"since": first["since"], "status": status, "told_at": now if due and sent else first["told_at"]}
     else:
-        _ping(settings["ping_url"])
+        ping(settings["ping_url"])
         if before and not sent:
             told[key] = before
     if failed or before:
@@ -560,32 +569,42 @@ def notify(settings: Mapping[str, Any], state_file: Path, key: str, status: int,
             log.warning("%s: not written: %s", state_file, problem.strerror)
 
 
-def _send(settings: Mapping[str, Any], subject: str, body: str) -> None:
+def channels(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """`notify.*` split into settings of one channel each, by a name that holds no secret."""
+    mail = {"mail": {**settings, "urls": []}} if settings["smtp_host"] and settings["alert_to"] else {}
+    others = {f"urls {place}": {**settings, "smtp_host": None, "urls": [url]}
+              for place, url in enumerate(settings["urls"], 1)}  # fmt: skip
+    return mail | others
+
+
+def send_message(settings: Mapping[str, Any], subject: str, body: str) -> None:
+    """One message to everybody in `notify.*`, without secrets; raises when a channel fails."""
     subject, body = mask(subject)[:200], mask(body)
     if settings["smtp_host"] and settings["alert_to"]:
         _send_mail(settings, subject, body)
     if settings["urls"]:
         try:
             import apprise
-        except ImportError:
-            log.warning("notify.urls needs the package apprise: pip install apprise")
-            return
-        channels = apprise.Apprise()
+        except ImportError as problem:
+            raise OSError("notify.urls needs the package apprise: pip install apprise") from problem
+        posts = apprise.Apprise()
         for url in settings["urls"]:
             hide_secret(url)
-            channels.add(url)
-        if not channels.notify(title=subject, body=body):
-            log.warning("notify.urls: at least one channel did not take the message")
+            posts.add(url)
+        if not posts.notify(title=subject, body=body):
+            raise OSError("notify.urls: at least one channel did not take the message")
 
 
 def _send_mail(settings: Mapping[str, Any], subject: str, body: str) -> None:
     import smtplib
     import socket
     import ssl
+    from email import policy
     from email.message import EmailMessage
 
     host, port, user = str(settings["smtp_host"]), int(settings["smtp_port"]), settings["smtp_user"]
-    message = EmailMessage()
+    # Folding would begin the subject with a line break where it has a long path; mail filters would not know it again.
+    message = EmailMessage(policy.default.clone(max_line_length=998) if subject.isascii() else policy.default)
     message["Subject"] = subject
     message["From"] = user if user and "@" in str(user) else f"camera-archive@{socket.gethostname()}"
     message["To"] = ", ".join(settings["alert_to"])
@@ -606,7 +625,7 @@ def _send_mail(settings: Mapping[str, Any], subject: str, body: str) -> None:
         server.send_message(message)
 
 
-def _ping(url: str | None) -> None:
+def ping(url: str | None) -> None:
     """Tell a dead-man's switch that the run ended well; its silence is what raises the alarm."""
     if not url:
         return
