@@ -1465,6 +1465,7 @@ class S3Target:
         self.address = f"s3://{self.bucket}" + (f" at {self.endpoint}" if self.endpoint else "")
         self.target_id = ""
         self.able = Abilities()
+        self.session: Any = None
         self.client: Any = None
         self.manager: Any = None
         self.plans: dict[str, tuple[Digests, bool]] = {}  # key -> what is being sent, may it be overwritten
@@ -1487,8 +1488,9 @@ class S3Target:
             raise CannotStart("s3 needs the package boto3: pip install boto3") from problem
         s3 = self.settings.s3
         try:
-            session = boto3.session.Session(aws_access_key_id=s3["access_key_id"] or None,
-                                            aws_secret_access_key=s3["secret_access_key"] or None)  # fmt: skip
+            session = self.session = self.session or boto3.session.Session(
+                aws_access_key_id=s3["access_key_id"] or None,
+                aws_secret_access_key=s3["secret_access_key"] or None)  # fmt: skip
             credentials = session.get_credentials()
             if credentials is None:
                 raise CannotStart("s3: no key; set s3.access_key_id and s3.secret_access_key, or AWS_ACCESS_KEY_ID and "
