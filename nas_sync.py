@@ -68,7 +68,7 @@ CLIP_NAME = re.compile(
     r"([A-Za-z0-9]+_[A-Za-z0-9_-]{22})(?:\.[va][0-9])?_(?:(\d{9,11})|(\d{8}_\d{6})_alert_[^/]+)"
     r"_(?:video|videoWithAudio|combined)(?:_partial)?\.(mp4|json)"
 )
-NAME_TIME = re.compile(r"(?:^|_)(\d{8})[T_](\d{6})(Z?)(?![0-9])")
+NAME_TIME = re.compile(r"(?<![0-9])(\d{8})[T_](\d{6})(Z?)(?![0-9])")
 DAY_FOLDER = re.compile(r"\d{4}-\d{2}-\d{2}")
 FOOTAGE_SUFFIXES = (".mkv", ".mp4")
 SECTIONS = ("rhombus", "notify", "storage", "cameras", "recording", "nas", "s3", "upload", "retention", "analysis")
@@ -1120,6 +1120,11 @@ class NasTarget:
         return ":" not in self.address.partition("/")[0]
 
     @property
+    def is_ssh(self) -> bool:
+        """With -e a daemon, too, would be looked for behind ssh."""
+        return not self.is_path and not self.address.startswith("rsync://") and "::" not in self.address
+
+    @property
     def syncs(self) -> bool:
         return bool(self.memory.of("nas").get("fsync", True))
 
@@ -1136,7 +1141,7 @@ class NasTarget:
               watch: Callable[[Path], None] | None = None) -> RsyncResult:  # fmt: skip
         """Run rsync in a session of its own, with output to files: no pipe that a left-over ssh could keep open."""
         *options, source, place = arguments
-        command = [self.rsync, f"--timeout={self.timeout_sec}", "-e", SSH, *options,
+        command = [self.rsync, f"--timeout={self.timeout_sec}", *(["-e", SSH] if self.is_ssh else []), *options,
                    *connection_options(self.options), "--", source, place]  # fmt: skip
         log.debug("running %s", shlex.join(command))
         with tempfile.TemporaryDirectory(prefix="nas_sync-") as folder:
@@ -1785,7 +1790,8 @@ def one_round(arguments: argparse.Namespace, config: Mapping[str, Any], config_f
 
 
 def finish(work: Work, arguments: argparse.Namespace, config: Mapping[str, Any]) -> None:
-    log.info("%s", work.summary())
+    if arguments.command in COMMANDS:
+        log.info("%s", work.summary())
     if arguments.json:
         print_row({"summary": {"status": int(work.status), "bytes": dict(work.bytes),
                                "steps": {step: dict(states) for step, states in work.counts.items()}}})  # fmt: skip
