@@ -416,7 +416,7 @@ def test_a_reading_target_that_is_frozen_ends_the_run_in_time_and_frees_the_lock
 def test_a_connection_that_is_cut_is_said_and_the_next_run_heals(tmp_path):
     need("rsync")
     with RsyncDaemon(tmp_path / "server") as server, TcpProxy(server.address) as proxy:
-        site = Site(tmp_path, nas={"nas_target_dir": server.target_at(proxy.address[1])})
+        site = Site(tmp_path, nas={"nas_target_dir": server.target_at(proxy.address[1]), "timeout": 4})
         site.init()
         for hour in range(3):
             site.record("Gate", hour, os.urandom(1_000_000))
@@ -430,7 +430,7 @@ def test_a_connection_that_is_cut_is_said_and_the_next_run_heals(tmp_path):
 def test_a_bit_that_flips_on_the_way_is_never_proven(tmp_path):
     need("rsync")
     with RsyncDaemon(tmp_path / "server") as server, TcpProxy(server.address) as proxy:
-        site = Site(tmp_path, nas={"nas_target_dir": server.target_at(proxy.address[1])})
+        site = Site(tmp_path, nas={"nas_target_dir": server.target_at(proxy.address[1]), "timeout": 4})
         site.init()
         content = os.urandom(1_000_000)
         site.record("Gate", 1, content)
