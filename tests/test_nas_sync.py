@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +18,7 @@ from conftest import NOT_TESTED, need
 from nas_sync_helpers import HOUR_SEC, START_SEC, UUID, Site, contents, wait_for
 
 import nas_sync
-from nas_sync import Footage, Record, SyncLog
-from rhombus_logging import UsageError
+from nas_sync import Record, SyncLog
 
 DAY = "2026-11-19"
 
@@ -117,7 +115,8 @@ def test_evidence_and_finished_journals_are_archived_and_never_removed(in_place)
     old = in_place.write(journal / "2020-01-01.jsonl", b'{"kind": "down"}\n', START_SEC)
     today = in_place.write(journal / time.strftime("%Y-%m-%d.jsonl", time.gmtime()), b"{}\n", START_SEC)
     assert in_place.run("run").status == 0
-    assert in_place.archived() == {"alerts/Gate/a.jpg": b"a picture", "journal/Gate/2020-01-01.jsonl": b'{"kind": "down"}\n'}
+    line = b'{"kind": "down"}\n'
+    assert in_place.archived() == {"alerts/Gate/a.jpg": b"a picture", "journal/Gate/2020-01-01.jsonl": line}
     assert old.exists()
     assert today.exists()
     in_place.write(old, b'{"kind": "down"}\n{"kind": "segment"}\n', START_SEC + 5)
@@ -130,7 +129,9 @@ def test_dry_run_shows_files_and_bytes_and_changes_nothing(site):
     before = sorted(site.folder.rglob("*"))
     done = site.call("run", "--dry_run")
     assert (done.status, done.out.splitlines()[0]) == (0, f"organize\t{file.stat().st_size}\tGate/{file.name}")
-    assert [path for path in sorted(site.folder.rglob("*")) if path not in before and path.name != "nas_sync.lock"] == []
+    assert [
+        path for path in sorted(site.folder.rglob("*")) if path not in before and path.name != "nas_sync.lock"
+    ] == []
     assert site.archived() == {}
 
 
@@ -153,7 +154,7 @@ def test_an_older_backup_json_and_rsync_options_in_one_string_work_as_they_stand
     old = {name: site.config["nas"].pop(name) for name in ("nas_target_dir", "ready_for_backup_dir", "success_log_dir")}
     site.set()
     overlay = tmp_path / "backup.json"
-    overlay.write_text(__import__("json").dumps({**old, "lock_dir": str(tmp_path / "lock"), "rsync_options": ["-av --progress"]}))
+    overlay.write_text(json.dumps({**old, "lock_dir": str(tmp_path / "lock"), "rsync_options": ["-av --progress"]}))
     site.record("Gate", 1)
     assert site.call("target", "init", "--backup_config", overlay).status == 0
     done = site.run("run", "--backup_config", overlay)
@@ -397,6 +398,7 @@ def opened_after(site, prepare):
     return opened(site)
 
 
+@pytest.mark.slow
 def test_a_reading_target_that_is_frozen_ends_the_run_in_time_and_frees_the_lock(tmp_path):
     need("rsync")
     with RsyncDaemon(tmp_path / "server") as server, TcpProxy(server.address) as proxy:
@@ -413,6 +415,7 @@ def test_a_reading_target_that_is_frozen_ends_the_run_in_time_and_frees_the_lock
         heals(site, server.root)
 
 
+@pytest.mark.slow
 def test_a_connection_that_is_cut_is_said_and_the_next_run_heals(tmp_path):
     need("rsync")
     with RsyncDaemon(tmp_path / "server") as server, TcpProxy(server.address) as proxy:
@@ -427,6 +430,7 @@ def test_a_connection_that_is_cut_is_said_and_the_next_run_heals(tmp_path):
         heals(site, server.root)
 
 
+@pytest.mark.slow
 def test_a_bit_that_flips_on_the_way_is_never_proven(tmp_path):
     need("rsync")
     with RsyncDaemon(tmp_path / "server") as server, TcpProxy(server.address) as proxy:
@@ -458,6 +462,7 @@ def test_an_unknown_module_is_named_and_nothing_is_deleted(tmp_path):
         heals(site, server.root)
 
 
+@pytest.mark.slow
 def test_ssh_that_refuses_or_meets_another_host_key_stops_the_run_and_nothing_is_deleted(tmp_path):
     need("rsync")
     need("sshd")
@@ -479,6 +484,7 @@ def test_ssh_that_refuses_or_meets_another_host_key_stops_the_run_and_nothing_is
         heals(site, server.root)
 
 
+@pytest.mark.slow
 def test_a_killed_sshd_leaves_nothing_unproven_and_the_next_run_heals(tmp_path):
     need("rsync")
     need("sshd")
@@ -499,11 +505,13 @@ def test_a_killed_sshd_leaves_nothing_unproven_and_the_next_run_heals(tmp_path):
 
 def test_a_nas_whose_rsync_knows_no_fsync_is_used_without_and_deletion_waits_longer(site, tmp_path):
     old = tmp_path / "old_rsync"
-    old.write_text('#!/bin/sh\ncase "$*" in *--fsync*) echo "rsync: --fsync: unknown option" >&2; exit 1;; esac\nexec rsync "$@"\n')
+    refusal = 'case "$*" in *--fsync*) echo "rsync: --fsync: unknown option" >&2; exit 1;; esac'
+    old.write_text(f'#!/bin/sh\n{refusal}\nexec rsync "$@"\n')
     old.chmod(0o755)
     (tmp_path / "ssh").write_text('#!/bin/sh\nshift\nexec "$@"\n')
     (tmp_path / "ssh").chmod(0o755)
-    site.set(nas={"nas_target_dir": f"nas:{site.nas}", "rsync_options": ["-e", str(tmp_path / "ssh"), f"--rsync-path={old}"]})
+    options = ["-e", str(tmp_path / "ssh"), f"--rsync-path={old}"]
+    site.set(nas={"nas_target_dir": f"nas:{site.nas}", "rsync_options": options})
     file = site.record("Gate", 1)
     done = site.run("run")
     assert (done.status, done.states("backup")) == (0, {file.name: "proven"}), done.err
@@ -514,3 +522,384 @@ def test_a_nas_whose_rsync_knows_no_fsync_is_used_without_and_deletion_waits_lon
     need("faketime")
     done = site.run("run", prefix=["faketime", "-f", "+4000s"])
     assert (done.status, site.local()) == (0, {}), done.err
+
+
+# --- runs that are interrupted, and runs side by side ---
+
+
+def test_a_run_that_is_killed_leaves_the_lock_with_its_rsync_and_the_next_run_goes_on(site):
+    for hour in range(3):
+        site.record("Gate", hour, os.urandom(1_000_000))
+    with site.start("run", "--bwlimit", "1M") as process:
+        wait_for(lambda: list(site.nas.rglob(".2026*.mp4.*")), "a file is on its way")
+        process.kill()
+        process.communicate(timeout=10)
+    done = site.run("run")
+    assert (done.status, len(site.local())) == (4, 3), done.err  # rsync still runs
+    assert "another run holds" in done.err
+    done = site.run("run", "--lock_wait", "30")
+    assert (done.status, site.local()) == (0, {}), done.err
+
+
+def test_sigterm_ends_a_run_within_seconds_with_its_children_and_leaves_it_resumable(site):
+    for hour in range(3):
+        site.record("Gate", hour, os.urandom(1_000_000))
+    with site.start("run", "--bwlimit", "500K") as process:
+        wait_for(lambda: list(site.nas.rglob(".2026*.mp4.*")), "a file is on its way")
+        began = time.monotonic()
+        process.terminate()
+        process.communicate(timeout=10)
+    assert (process.returncode, time.monotonic() - began < 5) == (143, True)
+    assert len(site.local()) == 3
+    heals(site)  # at once: nothing holds the lock
+
+
+def test_a_killed_rsync_is_said_and_what_arrived_is_proven(site):
+    for hour in range(3):
+        site.record("Gate", hour, os.urandom(1_000_000))
+    with site.start("run", "--bwlimit", "1M", "--json") as process:
+        wait_for(lambda: list(site.nas.rglob("*01*.mp4*")), "the second file is on its way")
+        for pid in rsyncs_of(process.pid):
+            os.kill(pid, signal.SIGKILL)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 1, err
+    assert '"state": "proven"' in out
+    assert 1 <= len(site.local()) <= 2
+    heals(site)
+
+
+def rsyncs_of(pid: int) -> list[int]:
+    """The children of a process and theirs."""
+    found = [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return found + [other for one in found for other in rsyncs_of(one)]
+
+
+def test_a_run_that_takes_too_long_stops_and_says_what_waits(site):
+    for hour in range(3):
+        site.record("Gate", hour, os.urandom(1_000_000))
+    done = site.run("backup", "--max_duration", "0.5")
+    assert done.status == 0  # nothing organized yet
+    assert site.run("organize").status == 0
+    done = site.run("backup", "--max_duration", "1", "--bwlimit", "500K")
+    assert done.status in (1, 3), done.err
+    assert len(site.local()) == 3
+    heals(site)
+
+
+def test_a_service_goes_round_until_sigterm_and_then_ends_with_status_0(site):
+    site.record("Gate", 1)
+    with site.start("run", "--every", "1") as process:
+        wait_for(lambda: site.local() == {} and site.archived(), "the first round")
+        site.record("Gate", 2)
+        wait_for(lambda: len(site.archived()) == 2, "the second round")
+        process.terminate()
+        process.communicate(timeout=10)
+    assert process.returncode == 0
+
+
+def test_a_move_across_filesystems_that_was_interrupted_is_repeated(tmp_path):
+    need("rsync")
+    site = Site(tmp_path)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        site.set(nas={"ready_for_backup_dir": other})
+        site.init()
+        file = site.record("Gate", 1)
+        content, mtime_ns = file.read_bytes(), file.stat().st_mtime_ns
+        site.write(Path(other) / "Gate" / DAY / f"{file.name}.nas_sync.part", content[:500], time.time())
+        done = site.run("organize")
+        assert done.status == 0, done.err
+        assert contents(Path(other)) == {f"Gate/{DAY}/{file.name}": content}
+        assert (Path(other) / "Gate" / DAY / file.name).stat().st_mtime_ns == mtime_ns
+        assert not file.exists()
+        site.write(file, content, START_SEC)  # killed after the copy, before the old name went
+        assert site.run("organize").status == 0
+        assert contents(Path(other)) == {f"Gate/{DAY}/{file.name}": content}
+        assert not file.exists()
+
+
+# --- organize ---
+
+
+def test_the_date_is_the_utc_date_of_the_footages_start_by_sidecar_journal_or_name(site):
+    site.set(recording={"timezone": "Europe/Berlin"})
+    site.record("Gate", 1, name="20261120_003000.mp4")  # 23:30 UTC of the day before
+    site.record("Gate", 1, name="Gate_20261119T233000Z.mkv")
+    site.record("Yard", 1, name="20300101_000000.mp4")  # a clock that was wrong: the journal knows
+    line = b'{"kind": "segment", "file": "20300101_000000.mp4", "start": 1794960000.0, "end": 1794960009.0}'
+    site.write(site.rec / ".rtsp_recorder" / "journal" / "Yard" / "2026-11-18.jsonl", line + b"\ntorn", 0)
+    site.clip(START_SEC - 1)
+    assert site.run("organize").status == 0
+    assert sorted(site.local()) == [
+        f"Door_{UUID}/2026-11-18/Door_{UUID}_{START_SEC - 1}_video.json",
+        f"Door_{UUID}/2026-11-18/Door_{UUID}_{START_SEC - 1}_video.mp4",
+        "Gate/2026-11-19/20261120_003000.mp4", "Gate/2026-11-19/Gate_20261119T233000Z.mkv",
+        "Yard/2026-11-18/20300101_000000.mp4"]  # fmt: skip
+
+
+def test_what_is_not_footage_of_ours_is_reported_and_left_alone(site):
+    gate = site.rec / "Gate"
+    site.record("Gate", 1, name="empty_20261119_010000.mp4").write_bytes(b"")
+    site.record("Gate", 1, name="notes.txt"), site.record("Gate", 1, name="holiday.mp4")
+    site.record("Gate", 1, name="20261119_010000.mp4.part"), site.record("bad name", 1)
+    (gate / "link.mp4").symlink_to("/etc/passwd"), os.mkfifo(gate / "20261119_030000.mp4")
+    (gate / "folder.mp4").mkdir()
+    site.write(site.clips / "holiday.mp4", b"not a clip", START_SEC)
+    good = site.record("Gate", 2)
+    before = sorted(site.rec.rglob("*"))
+    done = site.run("run")
+    assert (done.status, list(site.archived())) == (0, [f"Gate/{DAY}/{good.name}"]), done.err
+    assert sorted(site.rec.rglob("*")) == [path for path in before if path != good]
+    for reason in ("empty", "foreign", "of unknown time", "a stale .part", "no camera's folder", "no regular file"):
+        assert f"left alone, {reason}: " in done.err
+
+
+def test_a_clip_waits_for_its_sidecar_which_travels_first(site):
+    clip, sidecar = site.clip()
+    sidecar.rename(site.folder / "later")
+    os.utime(clip)
+    time.sleep(nas_sync.STILL_SEC)
+    assert site.run("run").status == 0
+    assert clip.exists()
+    (site.folder / "later").rename(sidecar)
+    done = site.run("run")
+    assert [row["file"].rpartition(".")[2] for row in done.rows if row.get("step") == "backup"] == ["json", "mp4"]
+
+
+def test_a_time_in_the_future_does_not_hold_footage_back_nor_delete_it_early(site):
+    file = site.record("Gate", 1)
+    os.utime(file, (time.time() + 86400, time.time() + 86400))
+    assert site.run("run").status == 0
+    assert list(site.archived()) == [f"Gate/{DAY}/{file.name}"]
+    assert site.local() == {}
+
+
+# --- what may be deleted ---
+
+
+def test_footage_is_deleted_only_when_every_required_target_has_it(site):
+    file = site.record("Gate", 1)
+    site.set(retention={"required": ["nas", "s3"]})
+    done = site.run("run")
+    assert (done.status, "retention.required: s3: this target is not configured" in done.err) == (2, True)
+    assert file.exists()
+
+
+def test_the_grace_time_must_have_passed_and_a_proof_from_the_future_does_not_count(site):
+    site.set(retention={"grace_sec": 3600})
+    site.record("Gate", 1)
+    assert site.run("run").status == 0
+    assert len(site.local()) == 1
+    need("faketime")
+    assert site.run("run", prefix=["faketime", "-f", "-86400s"]).status == 0  # the clock jumped back
+    assert len(site.local()) == 1
+    assert site.run("run", prefix=["faketime", "-f", "+3700s"]).status == 0
+    assert site.local() == {}
+
+
+def test_footage_that_changed_after_its_proof_is_new_footage(in_place):
+    file = in_place.record("Gate", 1, b"first" * 1000)
+    assert in_place.run("backup").status == 0
+    mtime_ns = file.stat().st_mtime_ns
+    file.write_bytes(b"other" * 1000)
+    os.utime(file, ns=(mtime_ns, mtime_ns))  # the same name, size and time
+    done = in_place.run("cleanup")
+    assert (done.status, done.states("cleanup")) == (0, {file.name: "kept"})
+    assert file.read_bytes() == b"other" * 1000
+
+
+def test_held_footage_is_spared_until_the_hold_is_removed(site):
+    site.record("Gate", 1), site.record("Gate", 5), site.record("Yard", 1)
+    hold = ("Gate", "2026-11-19T01:30Z", "2026-11-19T01:40Z")
+    assert site.call("hold", "add", *hold).status == 0
+    assert site.run("run").status == 0
+    assert list(site.local()) == [f"Gate/{DAY}/20261119_010000.mp4"]
+    assert site.call("hold", "list").out == "Gate\t2026-11-19T01:30:00Z\t2026-11-19T01:40:00Z\n"
+    assert site.call("hold", "remove", "Gate", "2026-11-19T01:30Z", "2026-11-19T01:41Z").status == 2
+    assert site.call("hold", "remove", *hold).status == 0
+    assert site.run("run").status == 0
+    assert site.local() == {}
+
+
+def test_a_list_of_holds_that_cannot_be_read_stops_every_deletion(site):
+    site.record("Gate", 1)
+    assert site.call("hold", "add", "Gate", "2020-01-01", "2020-01-02").status == 0
+    holds = site.ready / ".nas_sync" / "holds.json"
+    holds.write_text('{"holds": [')
+    assert site.run("run").status == 3
+    assert len(site.local()) == 1
+    holds.unlink()
+    heals(site)
+
+
+def test_keep_days_keeps_younger_footage_and_max_bytes_deletes_the_oldest_first(site):
+    site.set(retention={"keep_days": 36500})
+    for hour in range(4):
+        site.record("Gate", hour, bytes(1000))
+    assert site.run("run").status == 0
+    assert len(site.local()) == 4
+    site.set(retention={"max_bytes": 2000})
+    assert site.run("run").status == 0
+    assert sorted(site.local()) == [f"Gate/{DAY}/20261119_0{hour}0000.mp4" for hour in (2, 3)]
+
+
+def test_when_space_is_short_and_nothing_is_proven_it_alarms_and_deletes_nothing(site):
+    site.set(retention={"min_free_bytes": 1 << 60})
+    site.nas.joinpath(".nas_sync_target").rename(site.folder / "away")
+    site.record("Gate", 1)
+    assert site.run("run").status == 3
+    (site.folder / "away").rename(site.nas / ".nas_sync_target")
+    assert site.run("organize").status == 0
+    done = site.run("cleanup")
+    assert (done.status, len(site.local())) == (1, 1)
+    assert "more should go, but nothing else may be deleted" in done.err
+
+
+def test_a_ring_buffer_without_any_target_deletes_the_oldest_and_is_refused_with_one(tmp_path):
+    site = Site(tmp_path, organize=False, retention={"without_archive": True, "max_bytes": 2000})
+    for hour in range(4):
+        site.record("Gate", hour, bytes(1000))
+    done = site.run("run")
+    assert done.status == 2
+    assert "footage would be deleted before it is archived" in done.err
+    assert len(site.local()) == 4
+    del site.config["nas"]["nas_target_dir"]
+    site.set()
+    with (site.rec / "Gate" / "20261119_000000.mp4").open("ab"):
+        assert site.run("run").status == 0
+    assert sorted(site.local()) == ["Gate/20261119_000000.mp4", "Gate/20261119_030000.mp4"]  # one is being written
+
+
+def test_a_run_that_would_delete_unusually_much_stops_and_asks_for_a_flag(site):
+    site.set(retention={"unusual_files": 3})
+    for hour in range(4):
+        site.record("Gate", hour)
+    done = site.run("run")
+    assert (done.status, len(site.local())) == (1, 4)
+    assert "unusually much" in done.err
+    assert site.run("run", "--delete_many").status == 0
+    assert site.local() == {}
+
+
+def test_delete_after_upload_false_keeps_everything(site):
+    site.set(upload={"delete_after_upload": False})
+    site.record("Gate", 1)
+    assert site.run("run").status == 0
+    again = site.run("run")
+    assert (again.status, again.rows[-1]["summary"]["steps"]["backup"]) == (0, {})  # nor is it sent again
+    assert len(site.local()) == 1
+
+
+# --- sync log ---
+
+
+def some_record(number: int = 0, **changes) -> Record:
+    made = Record(f"Gate/{DAY}/{number:06}.mp4", 1000 + number, 1795046400123456789, "ab" * 32, "0123456789abcdef",
+                  "checksum", 1795046400.0 + number)  # fmt: skip
+    return replace(made, **changes)
+
+
+@pytest.mark.parametrize(
+    "path", ["Gate/a.mp4", "Gate/100%\n\t\x7f.mp4", "Gate/\udcff\udc80.mp4", "Gate/\u00e9\u2028 .mp4"]
+)
+def test_a_record_is_one_line_and_reads_back_whatever_the_name(path):
+    record = some_record(path=path)
+    line = nas_sync.record_line(record).encode()
+    assert b"\n" not in line
+    assert nas_sync.read_record(line) == record
+
+
+def test_lines_that_are_torn_nul_filled_bare_or_altered_are_never_believed(tmp_path):
+    line = nas_sync.record_line(some_record()).encode()
+    bare = some_record().path.encode()
+    for bad in (*(line[:length] for length in range(len(line))), b"\0" * 100, bare, line.replace(b"1000", b"1001"),
+                line[:-8] + b"00000000", b"\t" * 7):  # fmt: skip
+        assert nas_sync.read_record(bad) is None, bad
+    log = tmp_path / "2026-11-19.synced"
+    log.write_bytes(bare + b"\n" + b"\0" * 50 + b"\n" + line + b"\r\n" + line + b"\n" + line[:40])
+    synced = SyncLog(tmp_path)
+    assert list(synced.records.values()) == [some_record()]
+    synced.append([some_record(1)])
+    assert list(SyncLog(tmp_path).records.values()) == [some_record(), some_record(1)]  # the torn line was closed
+
+
+def test_old_logs_with_bare_paths_are_checked_before_anything_is_deleted_on_their_word(site):
+    file, missing = site.record("Gate", 1), site.record("Gate", 2)
+    assert site.run("organize").status == 0
+    site.synced.mkdir(exist_ok=True)
+    (site.synced / "2026-11-19.synced").write_text(f"Gate/{DAY}/{file.name}\nGate/{DAY}/{missing.name}\n")
+    assert site.run("cleanup").status == 0
+    assert len(site.local()) == 2
+    heals(site)
+
+
+def test_a_sync_log_that_cannot_be_written_stops_the_run_and_nothing_is_deleted(site):
+    site.record("Gate", 1)
+    site.set(nas={"success_log_dir": "/proc/nowhere"})
+    done = site.run("run")
+    assert done.status == 3
+    assert "the sync log cannot be written" in done.err
+    assert len(site.local()) == 1
+    site.set(nas={"success_log_dir": str(site.synced)})
+    heals(site)
+
+
+def test_a_sync_log_on_a_full_disk_is_never_half_believed(site, small_disk):
+    site.set(nas={"success_log_dir": str(small_disk)})
+    for hour in range(3):
+        site.record("Gate", hour)
+    ballast = os.open(small_disk / "ballast", os.O_WRONLY | os.O_CREAT)
+    with pytest.raises(OSError, match="No space"):
+        while True:
+            os.write(ballast, bytes(4096))
+    os.close(ballast)
+    done = site.run("run")
+    assert (done.status, len(site.local())) == (3, 3), done.err
+    (small_disk / "ballast").unlink()
+    heals(site)
+
+
+def test_losing_the_sync_log_and_the_hashes_only_repeats_work(in_place):
+    in_place.record("Gate", 1)
+    assert in_place.run("backup").status == 0
+    shutil.rmtree(in_place.synced)
+    (in_place.rec / ".nas_sync" / "hashes.json").unlink()
+    heals(in_place)
+
+
+# --- options of rsync ---
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--delete"], ["--del"], ["--delete-after"], ["--remove-source-files"], ["--inplace"], ["--append"], ["-avn"],
+     ["--dry-run"], ["-a", "--link-dest=/x"], ["--files-from=x"], ["host:/elsewhere"], ["--existing"]],
+)  # fmt: skip
+def test_options_that_could_lose_footage_or_blind_the_proof_are_refused(options, tmp_path):
+    site = Site(tmp_path, nas={"rsync_options": options})
+    file = site.record("Gate", 1)
+    done = site.run("backup")
+    assert (done.status, file.exists(), site.archived()) == (2, True, {})
+    assert "nas.rsync_options: " in done.err
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        (["-avz", "--progress", "-e", "ssh -p 2222"], ["-e", "ssh -p 2222"]),
+        (["-ave", "ssh -p 22", "--exclude", "*.tmp"], ["-e", "ssh -p 22"]),
+        (["-essh", "--port=873", "-4"], ["-e", "ssh", "--port=873", "-4"]),
+        (["--rsh=ssh", "--password-file", "/x", "--chmod=F644"], ["--rsh=ssh", "--password-file", "/x"]),
+        (["--exclude", "-n"], []),
+    ],
+)
+def test_the_proof_reaches_the_nas_as_the_users_options_say(options, kept):
+    nas_sync.check_options(options)
+    assert nas_sync.connection_options(options) == kept
+
+
+def test_a_line_of_the_checksum_pass_proves_only_identical_content():
+    lines = b".f          a\n.f..t...... b\n<fc........ c\n>f+++++++++ d\n<fcs....... e\ncd+++++++++ f/\nsending list\n"
+    items = nas_sync.read_items(lines)
+    verdicts = {name: nas_sync.judge(items.get(name)) for name in "abcdefg"}
+    assert verdicts == {"a": "proven", "b": "proven", "c": "conflict", "d": "missing", "e": "conflict", "f": "missing",
+                        "g": "missing"}  # fmt: skip
