@@ -73,7 +73,7 @@ CLIP_NAME = re.compile(
     r"([A-Za-z0-9]+_[A-Za-z0-9_-]{22})(?:\.[va][0-9])?_(?:(\d{9,11})|(\d{8}_\d{6})_alert_[^/]+)"
     r"_(?:video|videoWithAudio|combined)(?:_partial)?\.(mp4|json)"
 )
-NAME_TIME = re.compile(r"(?:^|_)(\d{8})[T_](\d{6})(Z?)(?![0-9])")
+NAME_TIME = re.compile(r"(?<![0-9])(\d{8})[T_](\d{6})(Z?)(?![0-9])")
 DAY_FOLDER = re.compile(r"\d{4}-\d{2}-\d{2}")
 FOOTAGE_SUFFIXES = (".mkv", ".mp4")
 SECTIONS = ("rhombus", "notify", "storage", "cameras", "recording", "nas", "s3", "upload", "retention", "analysis")
@@ -93,6 +93,8 @@ ODD_SHOWN = 3
 BATCH_FILES, BATCH_BYTES = 2000, 16 << 30  # records are written after each batch
 SSH = "ssh -o BatchMode=yes -o ConnectTimeout=15 -o ServerAliveInterval=15 -o ServerAliveCountMax=4"
 STEP_SEC = 0.01  # between two looks at a running rsync
+QUIET_MORE_SEC = 3  # rsync's own timeout comes first
+KEEP_ALIVE_BYTES = 1024  # within one timeout; less is no progress
 KILL_AFTER_SEC = 2.0  # from TERM to KILL
 PROOF_BYTES_PER_SEC = 10_000_000  # a target that reads slower than this counts as hanging
 UNCERTAIN_SEC = 86400  # a file of ours is not longer than a day
@@ -1062,6 +1064,14 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
     process.poll()
 
 
+def moved_bytes(pid: int) -> float:
+    """What Linux counts as read and written by a process; elsewhere rsync's own timeout has to do."""
+    try:
+        return float(sum(map(int, re.findall(r"char: (\d+)", Path(f"/proc/{pid}/io").read_text(encoding="ascii")))))
+    except OSError:
+        return time.monotonic() * KEEP_ALIVE_BYTES * 1000
+
+
 def is_group_alive(process: subprocess.Popen[bytes]) -> bool:
     process.poll()  # else its zombie would count
     try:
@@ -1105,7 +1115,7 @@ class NasTarget:
     def _read_id(self) -> str | None:
         """The id in the target's root; None when there is none. Raises CannotStart when the target cannot be asked."""
         with tempfile.TemporaryDirectory(prefix="nas_sync-") as folder:
-            done = self._call(["-t", f"{self._place('')}{TARGET_FILE}", f"{folder}/"], wait_sec=self._patience_sec())
+            done = self._call(["-t", f"{self._place('')}{TARGET_FILE}", f"{folder}/"])
             try:
                 text = Path(folder, TARGET_FILE).read_text(encoding="ascii").strip()
             except (OSError, ValueError):
@@ -1125,8 +1135,7 @@ class NasTarget:
             with tempfile.TemporaryDirectory(prefix="nas_sync-") as folder:
                 file = Path(folder, TARGET_FILE)
                 file.write_text(secrets.token_hex(8) + "\n", encoding="ascii")
-                done = self._call(["-t", "--ignore-existing", str(file), self._place("")],
-                                  wait_sec=self._patience_sec())  # fmt: skip
+                done = self._call(["-t", "--ignore-existing", str(file), self._place("")])
             found = self._read_id()
             if not found:
                 raise CannotStart(f"nas: {self.address}: {TARGET_FILE} could not be written: {explain(done)}")
@@ -1137,7 +1146,7 @@ class NasTarget:
         lines = [f"nas: {self.address} answers and is target {self.target_id}"]
         with tempfile.TemporaryDirectory(prefix="nas_sync-") as folder:
             Path(folder, TARGET_FILE).write_text(f"{self.target_id}\n", encoding="ascii")
-            done = self._copy([Path(folder)], [TARGET_FILE], "", [])
+            done = self._copy(Path(folder), [TARGET_FILE], "", [])
         if not done.is_complete or done.status:
             raise CannotStart(f"nas: {self.address}: {explain(done)}")
         syncs = "syncs what it writes" if self.syncs else "knows no --fsync, so the grace time is longer"
@@ -1148,6 +1157,11 @@ class NasTarget:
         return ":" not in self.address.partition("/")[0]
 
     @property
+    def is_ssh(self) -> bool:
+        """With -e a daemon, too, would be looked for behind ssh."""
+        return not self.is_path and not self.address.startswith("rsync://") and "::" not in self.address
+
+    @property
     def syncs(self) -> bool:
         return bool(self.memory.of("nas").get("fsync", True))
 
@@ -1155,16 +1169,18 @@ class NasTarget:
         """`prefix` below the target's root as rsync takes it; a path that begins with a dash is none of its options."""
         return f"{self.address.rstrip('/')}/{prefix}"
 
-    def _patience_sec(self) -> float:
-        return float(self.timeout_sec) + 30
-
     # -- rsync --
 
-    def _call(self, arguments: Sequence[str], names: bytes = b"", *, wait_sec: float | None = None,
+    def _call(self, arguments: Sequence[str], names: bytes = b"", *, more_sec: float = 0,
               watch: Callable[[Path], None] | None = None) -> RsyncResult:  # fmt: skip
-        """Run rsync in a session of its own, with output to files: no pipe that a left-over ssh could keep open."""
+        """Run rsync in a session of its own, with output to files: no pipe that a left-over ssh could keep open.
+
+        Its own --timeout covers neither the handshake nor a mount that hangs, and its own keep-alives put it off: so
+        it is ended when it moves next to nothing.
+        """
         *options, source, place = arguments
-        command = [self.rsync, f"--timeout={self.timeout_sec}", "-e", SSH, *options,
+        patience_sec = round(self.timeout_sec + more_sec)
+        command = [self.rsync, f"--timeout={patience_sec}", *(["-e", SSH] if self.is_ssh else []), *options,
                    *connection_options(self.options), "--", source, place]  # fmt: skip
         log.debug("running %s", shlex.join(command))
         with tempfile.TemporaryDirectory(prefix="nas_sync-") as folder:
@@ -1174,9 +1190,11 @@ class NasTarget:
                 process = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True,
                                            pass_fds=[self.lock_fd] if self.lock_fd is not None else [])
             try:
-                end = time.monotonic() + wait_sec if wait_sec else None
+                moved, moved_at = 0.0, time.monotonic()
                 while process.poll() is None:
-                    if self.settings.time_is_up() or (end and time.monotonic() > end):
+                    if (now := moved_bytes(process.pid)) > moved + KEEP_ALIVE_BYTES:
+                        moved, moved_at = now, time.monotonic()
+                    if self.settings.time_is_up() or time.monotonic() - moved_at > patience_sec + QUIET_MORE_SEC:
                         break
                     if watch:
                         watch(out)
@@ -1187,31 +1205,31 @@ class NasTarget:
             words = said.read_bytes()[-2000:].decode("utf-8", "replace").strip()
             return RsyncResult(TIMED_OUT if status is None else status, out.read_bytes(), words)
 
-    def _copy(self, roots: Sequence[Path], names: Sequence[str], prefix: str, more: Sequence[str],
+    def _copy(self, root: Path, names: Sequence[str], prefix: str, more: Sequence[str], more_sec: float = 0,
               watch: Callable[[Path], None] | None = None) -> RsyncResult:  # fmt: skip
         """One call for all `names`. Where the target's rsync knows no --fsync, once more without, remembered."""
         limit = self.settings.bwlimit_bytes_per_sec
         options = ["-t", "--partial-dir=.rsync-partial", *self.options, "--omit-dir-times", "--no-links",
                    "--out-format=%i %n", *([f"--bwlimit={max(1, round(limit / 1024))}"] if limit else []), *more,
                    "--files-from=-", "--from0"]  # fmt: skip
-        places = [f"{roots[0]}/", self._place(prefix)]
-        done = self._call([*options, *(["--fsync"] if self.syncs else []), *places], as_list(names), watch=watch)
+        places, listed = [f"{root}/", self._place(prefix)], as_list(names)
+        done = self._call([*options, *(["--fsync"] if self.syncs else []), *places], listed, more_sec=more_sec,
+                          watch=watch)  # fmt: skip
         if self.syncs and done.status in (1, 2, 4, 12) and re.search("fsync.*unknown option", done.words):
             log.warning("nas: the target's rsync knows no --fsync: a power cut there can take back what it confirmed; "
                         "files stay here for at least %s s after their proof", UNSYNCED_GRACE_SEC)  # fmt: skip
             self.memory.put("nas", {**self.memory.of("nas"), "fsync": False})
-            done = self._call([*options, *places], as_list(names), watch=watch)
+            done = self._call([*options, *places], listed, more_sec=more_sec, watch=watch)
         return done
 
     def _compare(self, batch: Sequence[Footage], *options: str) -> dict[str, str]:
         """`recorded` path -> rsync's verdict, without changing anything. Raises CannotStart."""
         items: dict[str, str] = {}
         for (root, prefix), group in grouped(batch):
-            wait_sec = self._patience_sec() + sum(one.size for one in group) / PROOF_BYTES_PER_SEC
-            timeout = f"--timeout={round(self.timeout_sec + max(one.size for one in group) / PROOF_BYTES_PER_SEC)}"
-            done = self._call(["-t", timeout, "--dry-run", "-ii", "--no-links", "--out-format=%i %n", *options,
+            more_sec = max(one.size for one in group) / PROOF_BYTES_PER_SEC  # of silence, while it reads one file
+            done = self._call(["-t", "--dry-run", "-ii", "--no-links", "--out-format=%i %n", *options,
                                "--files-from=-", "--from0", f"{root}/", self._place(prefix)],
-                              as_list([one.relative for one in group]), wait_sec=wait_sec)  # fmt: skip
+                              as_list([one.relative for one in group]), more_sec=more_sec)  # fmt: skip
             if not done.is_complete:
                 raise CannotStart(f"nas: {self.address}: what arrived cannot be checked: {explain(done)}")
             items |= {prefix + name: item for name, item in read_items(done.output).items()}
@@ -1249,7 +1267,7 @@ class NasTarget:
         failures = []
         for (root, prefix), group in grouped(batch):
             sizes = {one.relative: one.size for one in group}
-            done = self._copy([root], [one.relative for one in group], prefix, more,
+            done = self._copy(root, list(sizes), prefix, more, max(sizes.values()) / PROOF_BYTES_PER_SEC,
                               progress.watcher(sizes))  # fmt: skip
             if done.status:
                 level = logging.DEBUG if done.status in (23, 24) else logging.WARNING
@@ -1978,6 +1996,7 @@ class Work:
         self.failures: list[str] = []
         self.status = Status.DONE
         self.opened: dict[str, Target] = {}
+        self.lost: dict[str, CannotStart] = {}
         self.synclog = SyncLog(settings.log_dir, ())
 
     # -- what is there --
@@ -1993,11 +2012,23 @@ class Work:
 
     def target(self, name: str) -> Target:
         """The target, seen in this run and found to be the right one. Raises CannotStart."""
+        if name in self.lost:
+            raise self.lost[name]
         if name not in self.opened:
-            made = self.make_target(name)
-            made.open()
+            with self.watching(name):
+                made = self.make_target(name)
+                made.open()
             self.opened[name] = made
         return self.opened[name]
+
+    @contextmanager
+    def watching(self, name: str) -> Iterator[None]:
+        """A target that fails is not asked again in this run: it may have cost its whole timeout."""
+        try:
+            yield
+        except CannotStart as problem:
+            self.lost[name] = problem
+            raise
 
     def is_recorded(self, footage: Footage, target_id: str) -> bool:
         """Whether what the target has under this name is our own earlier copy; journals grow, footage does not."""
@@ -2098,9 +2129,10 @@ def transfer(work: Work, step: str, name: str, key: str) -> None:
         for batch in batches(waiting):
             if settings.time_is_up():
                 return work.late(step, left)
-            for outcomes in target.send(batch, work.hashes, work.progress):
-                record(work, step, target, outcomes)
-                left -= len(outcomes)
+            with work.watching(name):
+                for outcomes in target.send(batch, work.hashes, work.progress):
+                    record(work, step, target, outcomes)
+                    left -= len(outcomes)
             if settings.time_is_up() and left:
                 return work.late(step, left)
     return None
@@ -2402,7 +2434,8 @@ def one_round(arguments: argparse.Namespace, config: Mapping[str, Any], config_f
 
 
 def finish(work: Work, arguments: argparse.Namespace, config: Mapping[str, Any]) -> None:
-    log.info("%s", work.summary())
+    if arguments.command in COMMANDS:
+        log.info("%s", work.summary())
     if arguments.json:
         print_row({"summary": {"status": int(work.status), "bytes": dict(work.bytes),
                                "steps": {step: dict(states) for step, states in work.counts.items()}}})  # fmt: skip
