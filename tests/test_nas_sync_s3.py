@@ -6,6 +6,7 @@ Each fault ends the same way: nothing unproven was deleted, the status was right
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from typing import Any
 import botocore.auth
 import botocore.crt.auth
 import botocore.endpoint
+import botocore.loaders
 import pytest
 import yaml
 from archive_servers import FaultProxy, LyingS3, RcloneS3, wait_until
@@ -129,6 +131,15 @@ class House:
         done = self.run("cleanup")
         assert done.status == 0, done.log
         assert not list(self.footage.glob("*/*.mp4"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def models_read_once():
+    """botocore reads its models anew for each session, for 70 ms; a run has one session, these tests hundreds."""
+    with pytest.MonkeyPatch.context() as patch:
+        read = functools.cache(botocore.loaders.JSONFileLoader().load_file)
+        patch.setattr(botocore.loaders.JSONFileLoader, "load_file", lambda _self, path: read(path))
+        yield
 
 
 @pytest.fixture(autouse=True)
