@@ -73,7 +73,7 @@ CLIP_NAME = re.compile(
     r"([A-Za-z0-9]+_[A-Za-z0-9_-]{22})(?:\.[va][0-9])?_(?:(\d{9,11})|(\d{8}_\d{6})_alert_[^/]+)"
     r"_(?:video|videoWithAudio|combined)(?:_partial)?\.(mp4|json)"
 )
-NAME_TIME = re.compile(r"(?:^|_)(\d{8})[T_](\d{6})(Z?)(?![0-9])")
+NAME_TIME = re.compile(r"(?<![0-9])(\d{8})[T_](\d{6})(Z?)(?![0-9])")
 DAY_FOLDER = re.compile(r"\d{4}-\d{2}-\d{2}")
 FOOTAGE_SUFFIXES = (".mkv", ".mp4")
 SECTIONS = ("rhombus", "notify", "storage", "cameras", "recording", "nas", "s3", "upload", "retention", "analysis")
@@ -93,6 +93,8 @@ ODD_SHOWN = 3
 BATCH_FILES, BATCH_BYTES = 2000, 16 << 30  # records are written after each batch
 SSH = "ssh -o BatchMode=yes -o ConnectTimeout=15 -o ServerAliveInterval=15 -o ServerAliveCountMax=4"
 STEP_SEC = 0.01  # between two looks at a running rsync
+QUIET_MORE_SEC = 3  # rsync's own timeout comes first
+KEEP_ALIVE_BYTES = 1024  # within one timeout; less is no progress
 KILL_AFTER_SEC = 2.0  # from TERM to KILL
 PROOF_BYTES_PER_SEC = 10_000_000  # a target that reads slower than this counts as hanging
 UNCERTAIN_SEC = 86400  # a file of ours is not longer than a day
@@ -104,6 +106,7 @@ S3_PART_BYTES = 16 << 20  # from this size a file goes in parts of it: measured 
 S3_MOST_PARTS = 10_000  # of the protocol
 S3_LARGEST_PUT_BYTES = 5 << 30  # of the protocol, where an endpoint knows no parts
 S3_AT_ONCE, S3_MOST_AT_ONCE = 4, 10  # requests side by side: large files, many small ones
+S3_READERS = 2  # files hashed side by side: a disk with heads to move goes no faster with more
 S3_TRIES = 5
 S3_CONNECT_SEC, S3_READ_SEC = 10, 60
 S3_STEP_SEC = 0.5  # between two looks at the clock
@@ -1062,6 +1065,14 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
     process.poll()
 
 
+def moved_bytes(pid: int) -> float:
+    """What Linux counts as read and written by a process; elsewhere rsync's own timeout has to do."""
+    try:
+        return float(sum(map(int, re.findall(r"char: (\d+)", Path(f"/proc/{pid}/io").read_text(encoding="ascii")))))
+    except OSError:
+        return time.monotonic() * KEEP_ALIVE_BYTES * 1000
+
+
 def is_group_alive(process: subprocess.Popen[bytes]) -> bool:
     process.poll()  # else its zombie would count
     try:
@@ -1105,7 +1116,7 @@ class NasTarget:
     def _read_id(self) -> str | None:
         """The id in the target's root; None when there is none. Raises CannotStart when the target cannot be asked."""
         with tempfile.TemporaryDirectory(prefix="nas_sync-") as folder:
-            done = self._call(["-t", f"{self._place('')}{TARGET_FILE}", f"{folder}/"], wait_sec=self._patience_sec())
+            done = self._call(["-t", f"{self._place('')}{TARGET_FILE}", f"{folder}/"])
             try:
                 text = Path(folder, TARGET_FILE).read_text(encoding="ascii").strip()
             except (OSError, ValueError):
@@ -1125,8 +1136,7 @@ class NasTarget:
             with tempfile.TemporaryDirectory(prefix="nas_sync-") as folder:
                 file = Path(folder, TARGET_FILE)
                 file.write_text(secrets.token_hex(8) + "\n", encoding="ascii")
-                done = self._call(["-t", "--ignore-existing", str(file), self._place("")],
-                                  wait_sec=self._patience_sec())  # fmt: skip
+                done = self._call(["-t", "--ignore-existing", str(file), self._place("")])
             found = self._read_id()
             if not found:
                 raise CannotStart(f"nas: {self.address}: {TARGET_FILE} could not be written: {explain(done)}")
@@ -1137,7 +1147,7 @@ class NasTarget:
         lines = [f"nas: {self.address} answers and is target {self.target_id}"]
         with tempfile.TemporaryDirectory(prefix="nas_sync-") as folder:
             Path(folder, TARGET_FILE).write_text(f"{self.target_id}\n", encoding="ascii")
-            done = self._copy([Path(folder)], [TARGET_FILE], "", [])
+            done = self._copy(Path(folder), [TARGET_FILE], "", [])
         if not done.is_complete or done.status:
             raise CannotStart(f"nas: {self.address}: {explain(done)}")
         syncs = "syncs what it writes" if self.syncs else "knows no --fsync, so the grace time is longer"
@@ -1148,6 +1158,11 @@ class NasTarget:
         return ":" not in self.address.partition("/")[0]
 
     @property
+    def is_ssh(self) -> bool:
+        """With -e a daemon, too, would be looked for behind ssh."""
+        return not self.is_path and not self.address.startswith("rsync://") and "::" not in self.address
+
+    @property
     def syncs(self) -> bool:
         return bool(self.memory.of("nas").get("fsync", True))
 
@@ -1155,16 +1170,18 @@ class NasTarget:
         """`prefix` below the target's root as rsync takes it; a path that begins with a dash is none of its options."""
         return f"{self.address.rstrip('/')}/{prefix}"
 
-    def _patience_sec(self) -> float:
-        return float(self.timeout_sec) + 30
-
     # -- rsync --
 
-    def _call(self, arguments: Sequence[str], names: bytes = b"", *, wait_sec: float | None = None,
+    def _call(self, arguments: Sequence[str], names: bytes = b"", *, more_sec: float = 0,
               watch: Callable[[Path], None] | None = None) -> RsyncResult:  # fmt: skip
-        """Run rsync in a session of its own, with output to files: no pipe that a left-over ssh could keep open."""
+        """Run rsync in a session of its own, with output to files: no pipe that a left-over ssh could keep open.
+
+        Its own --timeout covers neither the handshake nor a mount that hangs, and its own keep-alives put it off: so
+        it is ended when it moves next to nothing.
+        """
         *options, source, place = arguments
-        command = [self.rsync, f"--timeout={self.timeout_sec}", "-e", SSH, *options,
+        patience_sec = round(self.timeout_sec + more_sec)
+        command = [self.rsync, f"--timeout={patience_sec}", *(["-e", SSH] if self.is_ssh else []), *options,
                    *connection_options(self.options), "--", source, place]  # fmt: skip
         log.debug("running %s", shlex.join(command))
         with tempfile.TemporaryDirectory(prefix="nas_sync-") as folder:
@@ -1174,9 +1191,11 @@ class NasTarget:
                 process = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True,
                                            pass_fds=[self.lock_fd] if self.lock_fd is not None else [])
             try:
-                end = time.monotonic() + wait_sec if wait_sec else None
+                moved, moved_at = 0.0, time.monotonic()
                 while process.poll() is None:
-                    if self.settings.time_is_up() or (end and time.monotonic() > end):
+                    if (now := moved_bytes(process.pid)) > moved + KEEP_ALIVE_BYTES:
+                        moved, moved_at = now, time.monotonic()
+                    if self.settings.time_is_up() or time.monotonic() - moved_at > patience_sec + QUIET_MORE_SEC:
                         break
                     if watch:
                         watch(out)
@@ -1187,31 +1206,31 @@ class NasTarget:
             words = said.read_bytes()[-2000:].decode("utf-8", "replace").strip()
             return RsyncResult(TIMED_OUT if status is None else status, out.read_bytes(), words)
 
-    def _copy(self, roots: Sequence[Path], names: Sequence[str], prefix: str, more: Sequence[str],
+    def _copy(self, root: Path, names: Sequence[str], prefix: str, more: Sequence[str], more_sec: float = 0,
               watch: Callable[[Path], None] | None = None) -> RsyncResult:  # fmt: skip
         """One call for all `names`. Where the target's rsync knows no --fsync, once more without, remembered."""
         limit = self.settings.bwlimit_bytes_per_sec
         options = ["-t", "--partial-dir=.rsync-partial", *self.options, "--omit-dir-times", "--no-links",
                    "--out-format=%i %n", *([f"--bwlimit={max(1, round(limit / 1024))}"] if limit else []), *more,
                    "--files-from=-", "--from0"]  # fmt: skip
-        places = [f"{roots[0]}/", self._place(prefix)]
-        done = self._call([*options, *(["--fsync"] if self.syncs else []), *places], as_list(names), watch=watch)
+        places, listed = [f"{root}/", self._place(prefix)], as_list(names)
+        done = self._call([*options, *(["--fsync"] if self.syncs else []), *places], listed, more_sec=more_sec,
+                          watch=watch)  # fmt: skip
         if self.syncs and done.status in (1, 2, 4, 12) and re.search("fsync.*unknown option", done.words):
             log.warning("nas: the target's rsync knows no --fsync: a power cut there can take back what it confirmed; "
                         "files stay here for at least %s s after their proof", UNSYNCED_GRACE_SEC)  # fmt: skip
             self.memory.put("nas", {**self.memory.of("nas"), "fsync": False})
-            done = self._call([*options, *places], as_list(names), watch=watch)
+            done = self._call([*options, *places], listed, more_sec=more_sec, watch=watch)
         return done
 
     def _compare(self, batch: Sequence[Footage], *options: str) -> dict[str, str]:
         """`recorded` path -> rsync's verdict, without changing anything. Raises CannotStart."""
         items: dict[str, str] = {}
         for (root, prefix), group in grouped(batch):
-            wait_sec = self._patience_sec() + sum(one.size for one in group) / PROOF_BYTES_PER_SEC
-            timeout = f"--timeout={round(self.timeout_sec + max(one.size for one in group) / PROOF_BYTES_PER_SEC)}"
-            done = self._call(["-t", timeout, "--dry-run", "-ii", "--no-links", "--out-format=%i %n", *options,
+            more_sec = max(one.size for one in group) / PROOF_BYTES_PER_SEC  # of silence, while it reads one file
+            done = self._call(["-t", "--dry-run", "-ii", "--no-links", "--out-format=%i %n", *options,
                                "--files-from=-", "--from0", f"{root}/", self._place(prefix)],
-                              as_list([one.relative for one in group]), wait_sec=wait_sec)  # fmt: skip
+                              as_list([one.relative for one in group]), more_sec=more_sec)  # fmt: skip
             if not done.is_complete:
                 raise CannotStart(f"nas: {self.address}: what arrived cannot be checked: {explain(done)}")
             items |= {prefix + name: item for name, item in read_items(done.output).items()}
@@ -1249,7 +1268,7 @@ class NasTarget:
         failures = []
         for (root, prefix), group in grouped(batch):
             sizes = {one.relative: one.size for one in group}
-            done = self._copy([root], [one.relative for one in group], prefix, more,
+            done = self._copy(root, list(sizes), prefix, more, max(sizes.values()) / PROOF_BYTES_PER_SEC,
                               progress.watcher(sizes))  # fmt: skip
             if done.status:
                 level = logging.DEBUG if done.status in (23, 24) else logging.WARNING
@@ -1465,11 +1484,13 @@ class S3Target:
         self.address = f"s3://{self.bucket}" + (f" at {self.endpoint}" if self.endpoint else "")
         self.target_id = ""
         self.able = Abilities()
+        self.session: Any = None
         self.client: Any = None
         self.manager: Any = None
         self.plans: dict[str, tuple[Digests, bool]] = {}  # key -> what is being sent, may it be overwritten
         self.open_file = settings.state_dir / "s3_uploads.json"
         self.open_lock = threading.Lock()
+        self.reading = threading.Semaphore(S3_READERS)
         self.refused = ""  # why nothing more can be sent
 
     # -- connection --
@@ -1487,8 +1508,9 @@ class S3Target:
             raise CannotStart("s3 needs the package boto3: pip install boto3") from problem
         s3 = self.settings.s3
         try:
-            session = boto3.session.Session(aws_access_key_id=s3["access_key_id"] or None,
-                                            aws_secret_access_key=s3["secret_access_key"] or None)  # fmt: skip
+            session = self.session = self.session or boto3.session.Session(
+                aws_access_key_id=s3["access_key_id"] or None,
+                aws_secret_access_key=s3["secret_access_key"] or None)  # fmt: skip
             credentials = session.get_credentials()
             if credentials is None:
                 raise CannotStart("s3: no key; set s3.access_key_id and s3.secret_access_key, or AWS_ACCESS_KEY_ID and "
@@ -1557,8 +1579,8 @@ class S3Target:
         self._probe()
         with self._told():
             ours = set(read_json(self.open_file) or {})
-            found = self.client.list_multipart_uploads(Bucket=self.bucket).get("Uploads", [])
-            foreign = sum(one["UploadId"] not in ours for one in found)
+            found = self._accepts(self.client.list_multipart_uploads) or {}  # not every server has this list
+            foreign = sum(one["UploadId"] not in ours for one in found.get("Uploads", []))
         lines = [f"s3: {self.address} answers and is target {self.target_id}", *self.able.words()]
         return lines + ([f"s3: {foreign} unfinished multipart uploads of others; they are billed, and a lifecycle rule "
                          "(AbortIncompleteMultipartUpload) ends them"] if foreign else [])  # fmt: skip
@@ -1578,7 +1600,7 @@ class S3Target:
 
     def _probe(self) -> None:
         """Try it: is a wrong checksum refused and a right one stored intact, in one piece and in parts? What is found
-        is remembered with the target. Leaves nothing in the bucket."""
+        is remembered with the target. Leaves nothing in the bucket, or one small object where we may not delete."""
         with self._told():
             self.able = Abilities(at_sec=time.time())
             for algorithm in checksum_algorithms():
@@ -1588,7 +1610,10 @@ class S3Target:
             own = {"Key": TARGET_FILE, "Body": f"{self.target_id}\n".encode()}  # what it holds already
             self.able = replace(self.able, keeps=self._accepts(self.client.put_object, IfNoneMatch="*", **own) is None)
             self._probe_parts()
-            self._accepts(self.client.delete_object, Key=S3_PROBE_KEY)
+            try:
+                self.client.delete_object(Bucket=self.bucket, Key=S3_PROBE_KEY)
+            except self.client.exceptions.ClientError as problem:
+                log.info("s3: %s stays in the bucket: %s", S3_PROBE_KEY, explain_s3(problem))
         self.memory.put("s3", {**self.memory.of("s3"), "able": asdict(self.able)})
 
     def _checks_put(self, algorithm: str) -> bool:
@@ -1765,9 +1790,11 @@ class S3Target:
 
     def _digest(self, footage: Footage, hashes: Hashes) -> Digests:
         if not self.able.algorithm:
-            return Digests(hashes.of(footage))
+            with self.reading:
+                return Digests(hashes.of(footage))
         running = Checksum(self.able.algorithm, part_bytes_of(footage.size))
-        sha256 = hashes.of(footage, running.add)
+        with self.reading:
+            sha256 = hashes.of(footage, running.add)
         running.close_part()
         return Digests(sha256, running.text(running.whole), tuple(running.parts))
 
@@ -1783,6 +1810,8 @@ class S3Target:
             self.manager.upload(str(footage.path), self.bucket, key, more, [FileProgress(footage, progress)]).result()
             return is_checked
         except Exception as problem:
+            if not is_unchanged(footage):
+                raise Gone("changed while it was sent") from problem
             if concerns_all(problem) or isinstance(problem, OSError) or self._head(key) is None:
                 raise
             log.info("%s: the end of its upload is unclear (%s), so what is there is compared",
@@ -1976,6 +2005,7 @@ class Work:
         self.failures: list[str] = []
         self.status = Status.DONE
         self.opened: dict[str, Target] = {}
+        self.lost: dict[str, CannotStart] = {}
         self.synclog = SyncLog(settings.log_dir, ())
 
     # -- what is there --
@@ -1991,11 +2021,23 @@ class Work:
 
     def target(self, name: str) -> Target:
         """The target, seen in this run and found to be the right one. Raises CannotStart."""
+        if name in self.lost:
+            raise self.lost[name]
         if name not in self.opened:
-            made = self.make_target(name)
-            made.open()
+            with self.watching(name):
+                made = self.make_target(name)
+                made.open()
             self.opened[name] = made
         return self.opened[name]
+
+    @contextmanager
+    def watching(self, name: str) -> Iterator[None]:
+        """A target that fails is not asked again in this run: it may have cost its whole timeout."""
+        try:
+            yield
+        except CannotStart as problem:
+            self.lost[name] = problem
+            raise
 
     def is_recorded(self, footage: Footage, target_id: str) -> bool:
         """Whether what the target has under this name is our own earlier copy; journals grow, footage does not."""
@@ -2096,9 +2138,10 @@ def transfer(work: Work, step: str, name: str, key: str) -> None:
         for batch in batches(waiting):
             if settings.time_is_up():
                 return work.late(step, left)
-            for outcomes in target.send(batch, work.hashes, work.progress):
-                record(work, step, target, outcomes)
-                left -= len(outcomes)
+            with work.watching(name):
+                for outcomes in target.send(batch, work.hashes, work.progress):
+                    record(work, step, target, outcomes)
+                    left -= len(outcomes)
             if settings.time_is_up() and left:
                 return work.late(step, left)
     return None
@@ -2400,7 +2443,8 @@ def one_round(arguments: argparse.Namespace, config: Mapping[str, Any], config_f
 
 
 def finish(work: Work, arguments: argparse.Namespace, config: Mapping[str, Any]) -> None:
-    log.info("%s", work.summary())
+    if arguments.command in COMMANDS:
+        log.info("%s", work.summary())
     if arguments.json:
         print_row({"summary": {"status": int(work.status), "bytes": dict(work.bytes),
                                "steps": {step: dict(states) for step, states in work.counts.items()}}})  # fmt: skip
