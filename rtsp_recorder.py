@@ -5,7 +5,7 @@ Examples:
   rtsp_recorder.py record Gate Yard                                    these two
   rtsp_recorder.py record --station Gate --ip 192.0.2.7 --user admin   without a config; password in RTSP_PASSWORD
   rtsp_recorder.py watch --quiet                                       restart and tell what is dead; every 5 minutes
-  rtsp_recorder.py gaps Gate --since yesterday --max_lost 1             what is missing, and why
+  rtsp_recorder.py gaps Gate --since yesterday --max_lost 1            what is missing, and why
   rtsp_recorder.py check --snapshot pictures                           what the cameras send, compared and looked at
   rtsp_recorder.py services generate link enable start                 systemd units for all of it
 
@@ -3380,7 +3380,7 @@ def build_parser() -> argparse.ArgumentParser:
     gaps = command("gaps", "what is recorded, what is missing, and why; from the journal")
     gaps.add_argument("--since", metavar="TIME", help="from when on (default: the first recording)")
     gaps.add_argument("--until", metavar="TIME", help="until when (default: now)")
-    gaps.add_argument("--max_lost", metavar="PERCENT", type=float, help="exit 1 when more is missing (default: no limit)")
+    gaps.add_argument("--max_lost", metavar="PERCENT", type=float, help="exit 1 when more is missing (default: any)")
     gaps.add_argument("--timezone", metavar="ZONE", help="of times without a zone, and of days (default: the host's)")
     gaps.add_argument("--json", action="store_true", default=None, help="JSON Lines, the last one a summary")
     gaps.add_argument("--csv", action="store_true", help="one line per gap, with a head line")
