@@ -844,7 +844,7 @@ class Run:
         self.frames, self.out_sec, self.out_at_rise_sec = 0, 0.0, 0.0
         self.last_frame_at = 0.0  # epoch seconds
         self.blind_sec = 0.0  # stream time up to which there was sound alone, until the first key frame
-        self._clock_step_sec = camera.limits.clock_step
+        self._clock_offset, self._clock_step_sec = time.time() - time.monotonic(), camera.limits.clock_step
         self.anchors: deque[float] = deque(maxlen=ANCHOR_SAMPLES)  # epoch seconds of stream time 0, each a bit late
         self.stderr: deque[str] = deque(maxlen=STDERR_LINES)
         self.new_stderr: list[str] = []
@@ -922,8 +922,10 @@ class Run:
         now = time.time()
         if out_sec is not None and out_sec > self.out_sec:
             self.out_sec = out_sec
-            if not self.anchors or now - out_sec > min(self.anchors) - self._clock_step_sec:  # else it was set back
+            offset = now - time.monotonic()
+            if abs(offset - self._clock_offset) <= self._clock_step_sec:  # else the clock was set: this run ends
                 self.anchors.append(now - out_sec)
+                self._clock_offset = offset
             self.blind_sec = self.blind_sec if frames else out_sec
         if frames > self.frames:
             self.frames, self.last_rise, self.out_at_rise_sec = frames, time.monotonic(), self.out_sec
