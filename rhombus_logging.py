@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import errno
 import hashlib
 import json
 import logging
@@ -766,8 +767,13 @@ def run(main: Callable[[], int]) -> int:
     except BrokenPipeError:  # the reader of stdout (head, grep -q) has gone; that is its right
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         status = int(Status.PARTIAL)
-    except Exception:  # noqa: BLE001  the one place where a bug becomes a status
-        log.exception("this is a bug in the program, please report it with the lines below")
+    except Exception as problem:  # noqa: BLE001  the one place where a bug becomes a status
+        if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            log.error("%s: %s: what is done is kept, the rest is for the next run", problem.filename or "state",
+                      problem.strerror)  # fmt: skip
+            log.debug("where it was raised", exc_info=problem)
+        else:
+            log.exception("this is a bug in the program, please report it with the lines below")
         status = int(Status.PARTIAL)
     if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
         logging.shutdown()
