@@ -12,6 +12,8 @@ State: none for `frame` and `video`.
 from __future__ import annotations
 
 import argparse
+import csv
+import json
 import logging
 import math
 import os
@@ -23,14 +25,25 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone, tzinfo
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
-from rhombus_logging import Status, UsageError, add_common_flags, load_config, run, start_logging
+from rhombus_logging import (
+    Status,
+    UsageError,
+    add_common_flags,
+    find_ffmpeg,
+    load_config,
+    part_file,
+    read_json,
+    run,
+    start_logging,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,6 +74,9 @@ LISTED_LENGTH = re.compile(r"Duration: (\d+):(\d+):([\d.]+), start")
 COMPLAINT = re.compile(r"\[(?:error|fatal)\] (.*)")
 COMPLAINTS_KEPT = 20
 STALL_SEC = 120
+RECORDINGS = (".mp4", ".mkv", ".ts", ".mov", ".avi", ".m4v", ".webm", ".flv", ".mpg", ".mpeg", ".m2ts", ".h264", ".hevc")
+RHOMBUS_NAME = re.compile(r"_(\d{9,11})_(?:video|videoWithAudio|combined)(?:_partial)?$")
+NAMED_TIME = re.compile(r"(?<!\d)(\d{8})[_T-]?(\d{6})(Z?)(?![\dA-Za-z])")
 
 log = logging.getLogger("capture_analyzer")
 
@@ -378,8 +394,8 @@ class Pipe:
         """After the last block: raises NoStream or Unreadable when FFmpeg failed and gave nothing."""
         failed = self.process.wait() != 0
         self.threads[0].join()
-        if any("matches no streams" in line for line in self.complaints):
-            raise NoStream
+        if any("matches no streams" in line or "AVOption skip_frame" in line for line in self.complaints):
+            raise NoStream  # FFmpeg 9 finds an option for pictures before it finds that there are none
         if not is_any:
             raise Unreadable(self.complaints[0] if self.complaints else "it holds nothing that can be decoded")
         if failed:
@@ -484,6 +500,31 @@ def frame_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
 # --- video -------------------------------------------------------------------------------------------------------
 
 
+class Metrics:
+    """Everything that was measured, as CSV: thresholds can be chosen from it, and curves drawn. For many threads."""
+
+    COLUMNS = ("file", "kind", "time_sec", "mean", "cell_range", "spread", "difference", "since_sec", "level_db")
+
+    def __init__(self, stream: TextIO) -> None:
+        self.writer = csv.writer(stream, lineterminator="\n")
+        self.lock = threading.Lock()
+        self.writer.writerow(self.COLUMNS)
+
+    def write(self, rows: Iterable[Sequence[Any]]) -> None:
+        with self.lock:
+            self.writer.writerows(rows)
+
+
+def picture_row(file: Path, one: Picture) -> list[Any]:
+    """A line of --metrics: brightness 0 to 255, difference to the start of the run before this picture."""
+    values = (one.time_sec, one.mean, one.cell_range, one.spread, one.difference, one.since_sec)
+    return [file, "picture", *(round(value, 3) for value in values), ""]
+
+
+def sound_row(file: Path, place: int, level_db: float) -> list[Any]:
+    return [file, "sound", place * SOUND_WINDOW_SEC, "", "", "", "", "", round(level_db, 1)]
+
+
 @dataclass(frozen=True)
 class Scan:
     """What was found in one recording. Times are seconds from its start."""
@@ -506,11 +547,13 @@ class Scanner:
     settings: Mapping[str, Any]
     precise: bool = False
     threads: int = 0
-    rows: Callable[[Path, Iterable[Sequence[Any]]], None] | None = None  # takes what goes into --metrics
+    metrics: Metrics | None = None
 
     def scan(self, file: Path) -> Scan:
         """Look at one recording; raises nothing for what lies in it."""
         camera = camera_of(file)
+        if reason := refusal(file):
+            return Scan(file, camera, "unknown", "unknown", reason, 0.0)
         pictures, sound, reasons, found, length_sec = "none", "none", [], [], 0.0
         try:
             pictures, black_and_frozen, length_sec = self.scan_pictures(file, mask_of(self.settings, camera))
@@ -526,16 +569,15 @@ class Scanner:
             levels = []
         except Unreadable as problem:
             levels, sound = [], "unknown"
-            reasons = [*reasons, f"sound: {problem}"] if not reasons else reasons
+            reasons += [] if reasons else [f"sound: {problem}"]  # a file that cannot be opened needs one reason
         sound_sec = len(levels) * SOUND_WINDOW_SEC
         if sound == "ok" or (sound == "none" and pictures != "none" and self.rules.audio_required):
             lost = find_audio_loss(levels, self.rules)
             if length_sec - sound_sec >= self.rules.quiet_sec:  # the pictures go on without sound
                 lost = joined([*lost, (sound_sec, length_sec)], SOUND_WINDOW_SEC)
             found += [("audio_loss", interval) for interval in lost]
-        if self.rows:
-            self.rows(file, (("sound", round(place * SOUND_WINDOW_SEC, 2), *[""] * 5, round(level, 1))
-                             for place, level in enumerate(levels)))  # fmt: skip
+        if self.metrics:
+            self.metrics.write(sound_row(file, place, level) for place, level in enumerate(levels))
         if pictures == sound == "none":
             reasons = ["it holds neither pictures nor sound"]
         return Scan(file, camera, pictures, sound, "; ".join(reasons), max(length_sec, sound_sec),
@@ -566,12 +608,11 @@ class Scanner:
     def measured(self, file: Path, mask: Gray, *, keys_only: bool = False, start_sec: float = 0,
                  end_sec: float | None = None) -> Iterator[Picture]:  # fmt: skip
         meter = PictureMeter(self.rules, mask)
-        rows = []
         for gray, time_sec, is_key in read_pictures(self.ffmpeg, file, keys_only=keys_only, start_sec=start_sec,
                                                     end_sec=end_sec, threads=self.threads):  # fmt: skip
             picture = meter.measure(gray, time_sec, is_key=is_key or keys_only)
-            if self.rows:
-                rows.append(picture)
+            if self.metrics:
+                self.metrics.write([picture_row(file, picture)])
             yield picture
 
 
@@ -626,7 +667,7 @@ def suspicious(keys: Sequence[Picture], rules: Rules) -> list[tuple[float, float
         return None
     marks = [judge_black(picture, rules) for picture in keys]
     starts = []
-    for place, (one, other) in enumerate(zip(keys, keys[1:])):
+    for place, (one, other) in enumerate(zip(keys, keys[1:], strict=False)):
         is_same_run = other.since_sec < other.time_sec
         if marks[place] or marks[place + 1] or is_same_run:
             starts.append((max(place - 1, 0), place + 2))
@@ -642,10 +683,160 @@ def suspicious(keys: Sequence[Picture], rules: Rules) -> list[tuple[float, float
     return [(start, None if math.isinf(end) else end) for start, end in windows]
 
 
+def refusal(file: Path) -> str:
+    """Why a file need not be given to FFmpeg at all; empty when it may."""
+    try:
+        with file.open("rb") as handle:
+            return "" if handle.read(1) else "the file is empty"
+    except OSError as problem:
+        return str(problem.strerror)
+
+
 def camera_of(file: Path) -> str:
     """The name that masks go by: the folder of a recording; of `NAME/captures/still.jpg`, NAME."""
     folder = file.absolute().parent
     return folder.parent.name if folder.name == "captures" else folder.name
+
+
+def start_of_recording(file: Path, zone: tzinfo | None) -> tuple[float, str]:
+    """When a recording begins, in epoch seconds, and what says so: sidecar, journal, name or mtime.
+
+    Names without a zone are in `zone`. mtime is a guess, and of the end: when the file was written last.
+    """
+    sidecar = read_json(file.with_suffix(".json")) or {}
+    for part in ("obtained", "requested"):
+        with suppress(KeyError, TypeError, ValueError):
+            return float(sidecar[part]["start_ms"]) / 1000, "sidecar"
+    for journal in sorted((file.parent.parent / ".rtsp_recorder" / "journal" / file.parent.name).glob("*.jsonl")):
+        with suppress(OSError):
+            for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
+                if json.dumps(file.name)[1:-1] in line:
+                    with suppress(KeyError, TypeError, ValueError):
+                        entry = json.loads(line)
+                        if entry["kind"] == "segment" and entry["file"] == file.name:
+                            return float(entry["start"]), "journal"
+    if found := RHOMBUS_NAME.search(file.stem):
+        return float(found[1]), "name"
+    if found := NAMED_TIME.search(file.stem):
+        with suppress(ValueError, OverflowError, OSError):
+            named = datetime.strptime("".join(found.group(1, 2)), STILL_TIME)
+            return named.replace(tzinfo=timezone.utc if found[3] else zone).timestamp(), "name"
+    try:
+        return file.stat().st_mtime, "mtime"
+    except OSError:
+        return 0.0, "unknown"
+
+
+def recordings_in(places: Sequence[Path]) -> list[Path]:
+    """Files as given; of folders every recording below them, without parts and what lies in dot folders."""
+    files: list[Path] = []
+    for place in places:
+        below = [Path(folder) / name for folder, _, names in os.walk(place) for name in names]
+        files += sorted(file for file in below if file.suffix.lower() in RECORDINGS
+                        and not any(part.startswith(".") for part in file.relative_to(place).parts))  # fmt: skip
+        files += [] if place.is_dir() else [place]
+    return files
+
+
+def scan_report(scan: Scan, zone: tzinfo | None) -> dict[str, Any]:
+    """One line of --json."""
+    began_sec, basis = start_of_recording(scan.file, zone)
+    began_sec -= scan.length_sec if basis == "mtime" else 0
+    quality = "unknown" if "unknown" in (scan.pictures, scan.sound) or scan.pictures == scan.sound == "none" else "ok"
+    return {
+        "file": str(scan.file), "camera": scan.camera, "quality": quality, "reason": scan.reason,
+        "pictures": scan.pictures, "sound": scan.sound, "length_sec": round(scan.length_sec, 2),
+        "start": iso_time(began_sec), "time_basis": basis,
+        "incidents": [{"type": kind, "start_sec": round(start, 2), "end_sec": round(end, 2),
+                       "start": iso_time(began_sec + start), "end": iso_time(began_sec + end)}
+                      for kind, (start, end) in scan.incidents],
+    }  # fmt: skip
+
+
+def iso_time(epoch_sec: float) -> str:
+    return datetime.fromtimestamp(epoch_sec, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def clock(seconds: float) -> str:
+    tenths = round(seconds * 10)
+    return f"{tenths // 36000}:{tenths // 600 % 60:02d}:{tenths // 10 % 60:02d}.{tenths % 10}"
+
+
+def show_scan(report: Mapping[str, Any], *, as_json: bool) -> None:
+    """To stdout: a line of JSON, or a few lines for people."""
+    if as_json:
+        sys.stdout.write(json.dumps(report) + "\n")
+    else:
+        what = report["reason"] or ("nothing found" if not report["incidents"] else "")
+        sys.stdout.write(f"{report['file']}  {clock(report['length_sec'])}  {what}".rstrip() + "\n")
+        for one in report["incidents"]:
+            sys.stdout.write(f"  {one['type']:<11}  {clock(one['start_sec'])} to {clock(one['end_sec'])}  "
+                             f"{one['end_sec'] - one['start_sec']:8.1f} s  {one['start']}\n")  # fmt: skip
+    sys.stdout.flush()
+
+
+def video_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", nargs="+", type=Path, help="recordings, or folders of them")
+    parser.add_argument("--precise", action="store_true", help="five pictures a second everywhere, not only where the "
+                        "key pictures raise a suspicion")  # fmt: skip
+    parser.add_argument("--json", action="store_true", default=None, help="JSON Lines, the last one a summary")
+    parser.add_argument("--metrics", metavar="FILE", type=Path, help="everything measured goes there, as CSV")
+    parser.add_argument("--fail_on_incident", action="store_true", help="exit 1 when an incident was found")
+    parser.add_argument("--workers", metavar="N", type=int, help="files side by side (default: one per CPU core)")
+
+
+def video_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
+    """Scan recordings side by side and show them in their order."""
+    files = recordings_in(arguments.file)
+    at_once = min(arguments.workers or os.cpu_count() or 1, len(files))
+    if arguments.workers is not None and arguments.workers < 1:
+        raise UsageError("--workers: must be 1 or more")
+    rules, zone = rules_of(config["analysis"]), zone_of(config["recording"]["timezone"])
+    for camera in config["analysis"]["masks"]:
+        mask_of(config["analysis"], camera)
+    ffmpeg, counts = find_ffmpeg("looking at recordings"), dict.fromkeys(TYPES, 0)
+    failed, length_sec = 0, 0.0
+    with ExitStack() as stack:
+        metrics = None
+        if arguments.metrics:
+            part = stack.enter_context(writable(arguments.metrics))
+            metrics = Metrics(stack.enter_context(part.open("w", newline="", encoding="utf-8")))
+        scanner = Scanner(ffmpeg, rules, config["analysis"], arguments.precise, 1 if at_once > 1 else 0, metrics)
+        pool = stack.enter_context(ThreadPoolExecutor(max(at_once, 1)))
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+        for scan in pool.map(scanner.scan, files):
+            report = scan_report(scan, zone)
+            show_scan(report, as_json=bool(arguments.json))
+            length_sec += scan.length_sec
+            for kind, _ in scan.incidents:
+                counts[kind] += 1
+            if report["quality"] == "unknown":
+                failed += 1
+                log.error("%s: quality unknown: %s", scan.file, scan.reason)
+    total = sum(counts.values())
+    if arguments.json:
+        summary = {"files": len(files), "unknown": failed, "length_sec": round(length_sec, 2), "incidents": counts}
+        sys.stdout.write(json.dumps({"summary": summary}) + "\n")
+    log.info("%d files, %s of footage: %d incidents, %d files unknown", len(files), clock(length_sec), total, failed)
+    return Status.PARTIAL if failed or (total and arguments.fail_on_incident) else Status.DONE
+
+
+@contextmanager
+def writable(path: Path) -> Iterator[Path]:
+    """part_file, with a sentence where the folder does not take it."""
+    if not path.parent.is_dir() or path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{path}: cannot be written; name a file in a folder that is there")
+    with part_file(path) as part:
+        yield part
+
+
+def zone_of(name: str) -> tzinfo:
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+    try:
+        return timezone.utc if name.upper() == "UTC" else ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as problem:
+        raise UsageError(f"timezone {name!r} is not known; expected a name such as Europe/Berlin") from problem
 
 
 # --- incidents ---------------------------------------------------------------------------------------------------
@@ -685,7 +876,8 @@ class Command:
 
 
 COMMANDS = {
-    "frame": Command("analyse single stills", frame_flags, frame_command),
+    "frame": Command("say whether a still is black or frozen, and whether there is sound", frame_flags, frame_command),
+    "video": Command("find black, frozen and silent stretches in recordings", video_flags, video_command),
 }
 
 
@@ -705,7 +897,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, configure, act; returns the exit status."""
     arguments = build_parser().parse_args(argv)
     start_logging(arguments)
-    sections = ("analysis", "capture", "notify", "storage", "rhombus", "cameras")
+    sections = ("analysis", "capture", "notify", "storage", "recording", "rhombus", "cameras")
     config = load_config(arguments.config, sections, Path(__file__).resolve().parent)
     return COMMANDS[arguments.command].act(arguments, config)
 
