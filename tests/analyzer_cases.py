@@ -348,7 +348,7 @@ def make(case: Case, folder: Path, ffmpeg: str = "ffmpeg") -> Path:
     part, tone = path.with_name(f"making_{path.name}"), path.with_name(f"making_{path.stem}.wav")
     command = [ffmpeg, "-v", "error", "-y"]
     if case.clip:
-        command += ["-i", str(case.clip), *(["-c", "copy"] if case.filters == "null" else ["-vf", case.filters, "-an"])]
+        command += ["-i", str(case.clip), *(["-c", "copy"] if case.filters == "null" else ["-vf", case.filters]), "-an"]
     elif case.picture:
         width, height = case.size
         command += ["-f", "rawvideo", "-pix_fmt", "gray", "-s", f"{width}x{height}", "-r", str(FPS), "-i", "pipe:0"]
