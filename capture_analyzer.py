@@ -26,6 +26,7 @@ import sys
 import threading
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -66,6 +67,11 @@ SELECT = "isnan(prev_selected_t)+gte(t-prev_selected_t,0.19)+key*gte(t-prev_sele
 KEY_GAP_SEC = 5.0  # between key pictures further apart too much can hide
 PICTURE_GAP_SEC = 6.0  # pictures further apart than this say nothing about the time between them
 JOIN_SEC = 1.0  # parts of one incident that the coder's new start at a key picture tore apart
+LIVELY_PICTURES = 20  # so many live pictures say how noisy a camera is,
+LIVELY_LEAST = 0.15  # if in nearly all of them at least this share of the pixels changed
+CALM_MOST, CALM_SHARE = 0.15, 0.4  # calm: fewer changed pixels than this, and than this share of the live ones
+KEY_SETTLE_SEC = 0.5  # after a key picture everything changes a little
+SUSPICIOUS_SHARE, SUSPICIOUS_MOST = 0.75, 0.8  # key pictures that differ less than usual, and no more than this
 PRECISE_SHARE = 0.6  # of a file to be looked at precisely: one pass over all of it is cheaper
 SOUND_RATE, SOUND_WINDOW_SEC = 8000, 0.25
 SOUND_WINDOWS_AT_ONCE = 240
@@ -131,6 +137,7 @@ class Picture:
     cell_range: float  # brightest minus darkest cell
     spread: float  # standard deviation over the pixels
     difference: float  # to the first picture of the run before it; 0 for the very first picture
+    changed: float  # share of the pixels that differ from the picture before; 1 for the very first
     since_sec: float  # when the run began that it belongs to; equal to time_sec where it began a new one
     is_key: bool = False
 
@@ -226,6 +233,7 @@ class PictureMeter:
         self.counts = counts[self.full]
         self.keep = self.inside.size - round(self.inside.size * rules.freeze_ignore_percent / 100)
         self.reference: NDArray[np.int16] | None = None
+        self.before: Gray | None = None
         self.since_sec = 0.0
         self.spread = 0.0
 
@@ -241,7 +249,9 @@ class PictureMeter:
             difference = self.difference(signed, self.reference)
         if self.reference is None or time_sec < self.since_sec or not is_same(difference, self.spread, self.rules):
             self.reference, self.since_sec, self.spread = signed, time_sec, spread
-        return Picture(time_sec, float(values.mean()), float(means.max() - means.min()), spread, difference,
+        changed = 1.0 if self.before is None else np.count_nonzero(values != self.before) / values.size
+        self.before = values
+        return Picture(time_sec, float(values.mean()), float(means.max() - means.min()), spread, difference, changed,
                        self.since_sec, is_key)  # fmt: skip
 
     def difference(self, one: NDArray[np.int16], other: NDArray[np.int16]) -> float:
@@ -695,7 +705,8 @@ def frame_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
 class Metrics:
     """Everything that was measured, as CSV: thresholds can be chosen from it, and curves drawn. For many threads."""
 
-    COLUMNS = ("file", "kind", "time_sec", "mean", "cell_range", "spread", "difference", "since_sec", "level_db")
+    COLUMNS = ("file", "kind", "time_sec", "mean", "cell_range", "spread", "difference", "changed", "since_sec",
+               "level_db")  # fmt: skip
 
     def __init__(self, stream: TextIO) -> None:
         self.writer = csv.writer(stream, lineterminator="\n")
@@ -709,12 +720,12 @@ class Metrics:
 
 def picture_row(file: Path, one: Picture) -> list[Any]:
     """A line of --metrics: brightness 0 to 255, difference to the start of the run before this picture."""
-    values = (one.time_sec, one.mean, one.cell_range, one.spread, one.difference, one.since_sec)
+    values = (one.time_sec, one.mean, one.cell_range, one.spread, one.difference, one.changed, one.since_sec)
     return [file, "picture", *(round(value, 3) for value in values), ""]
 
 
 def sound_row(file: Path, place: int, level_db: float) -> list[Any]:
-    return [file, "sound", place * SOUND_WINDOW_SEC, "", "", "", "", "", round(level_db, 1)]
+    return [file, "sound", place * SOUND_WINDOW_SEC, "", "", "", "", "", "", round(level_db, 1)]
 
 
 @dataclass(frozen=True)
@@ -808,6 +819,51 @@ class Scanner:
             yield picture
 
 
+class Stillness:
+    """Freezes of cameras whose noise is in every picture: it is gone all at once, and back with the first live one.
+
+    A coder with bits to spare renders a frozen picture a little differently at every key picture, by more than
+    `is_same` allows, but between them nothing moves. A camera whose coder drops the noise anyway is left to `is_same`.
+    """
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.lively: deque[float] = deque(maxlen=LIVELY_PICTURES)
+        self.forget()
+
+    def forget(self) -> None:
+        self.start_sec: float | None = None
+        self.has_key = False
+        self.loud = 0
+        self.key_sec = -math.inf
+
+    def limit(self) -> float:
+        """Up to this share of changed pixels a picture is calm; below 0 while too little is known of the live ones."""
+        known = sorted(self.lively)
+        if len(known) < LIVELY_PICTURES // 2 or known[len(known) // 10] < LIVELY_LEAST:
+            return -1.0
+        return min(CALM_MOST, known[len(known) // 2] * CALM_SHARE)
+
+    def take(self, picture: Picture) -> float | None:
+        """Where the freeze began that this picture belongs to."""
+        if picture.is_key:
+            self.key_sec = picture.time_sec
+            self.has_key |= self.start_sec is not None
+        if picture.time_sec - self.key_sec <= KEY_SETTLE_SEC:
+            return None
+        if picture.changed <= self.limit():
+            self.start_sec = picture.time_sec if self.start_sec is None else self.start_sec
+            self.loud = 0
+        else:
+            self.loud += 1
+            if self.start_sec is None or self.loud > 1:
+                self.start_sec, self.has_key = None, False
+                self.lively.append(picture.changed)
+        if self.start_sec is None or self.loud or not self.has_key:
+            return None
+        return self.start_sec if picture.time_sec - self.start_sec >= self.rules.freeze_sec else None
+
+
 class Finder:
     """Turns the measured pictures of one stretch of a recording into black and frozen intervals."""
 
@@ -816,6 +872,7 @@ class Finder:
         self.latest_sec = 0.0
         self.since_sec = -1.0  # start of the present run of same pictures
         self.has_key = False  # a coder repeats a live picture exactly until its next key picture
+        self.stillness = Stillness(rules)
         self.open: dict[str, Interval] = {}
         self.found: list[tuple[str, Interval]] = []
 
@@ -825,19 +882,25 @@ class Finder:
         if picture.since_sec != self.since_sec:
             self.since_sec, self.has_key = picture.since_sec, False
         self.has_key |= picture.is_key and picture.time_sec > picture.since_sec
-        self.extend("blackscreen", picture, picture.time_sec if judge_black(picture, self.rules) else None)
+        is_black = judge_black(picture, self.rules)
+        self.extend("blackscreen", picture, picture.time_sec if is_black else None)
         is_frozen = self.has_key and judge_freeze(picture, self.rules)
-        self.extend("freeze", picture, picture.since_sec if is_frozen else None)
+        if is_black:
+            self.stillness.forget()
+        calm_sec = None if is_black else self.stillness.take(picture)
+        starts = [start for start in (picture.since_sec if is_frozen else None, calm_sec) if start is not None]
+        self.extend("freeze", picture, min(starts) if starts else None)
         self.latest_sec = picture.time_sec
 
     def extend(self, kind: str, picture: Picture, start_sec: float | None) -> None:
         if start_sec is not None:
-            start_sec = self.open[kind][0] if kind in self.open else start_sec
+            start_sec = min(start_sec, self.open.get(kind, (start_sec, 0))[0])
             self.open[kind] = (start_sec, picture.time_sec + SAMPLE_SEC)
         elif kind in self.open:
-            self.found.append((kind, (self.open.pop(kind)[0], picture.time_sec)))
+            self.found.append((kind, self.open.pop(kind)))
 
     def close(self) -> None:
+        self.stillness.forget()
         self.found += list(self.open.items())
         self.open.clear()
 
@@ -853,16 +916,19 @@ class Finder:
 def suspicious(keys: Sequence[Picture], rules: Rules) -> list[tuple[float, float | None]] | None:
     """The stretches of a recording that have to be looked at precisely; None for all of it.
 
-    A stretch goes from the key picture before the suspicion to the one after it; None is the end of the file.
+    A stretch begins two key pictures before the suspicion, so that Stillness knows the camera, and ends with the one
+    after it; None is the end of the file.
     """
     if len(keys) < 3:
         return None
     marks = [judge_black(picture, rules) for picture in keys]
+    usual = sorted(picture.difference for picture in keys[1:])[(len(keys) - 1) // 2]
+    likely = min(SUSPICIOUS_SHARE * usual, SUSPICIOUS_MOST)
     starts = []
     for place, (one, other) in enumerate(zip(keys, keys[1:], strict=False)):
-        is_same_run = other.since_sec < other.time_sec
+        is_same_run = other.since_sec < other.time_sec or other.difference <= likely
         if marks[place] or marks[place + 1] or is_same_run:
-            starts.append((max(place - 1, 0), place + 2))
+            starts.append((max(place - 2, 0), place + 2))
         elif other.time_sec - one.time_sec > KEY_GAP_SEC:
             starts.append((place, place + 1))
     if keys[-1].since_sec < keys[-1].time_sec or marks[-1]:

@@ -117,8 +117,9 @@ def ours(path: Path, settings: dict[str, Any], *, precise: bool) -> Found:
 
 def stills_of(path: Path, folder: Path) -> list[Path]:
     """One JPEG a second, as a capture folder holds them; none of a file without pictures."""
-    command = ["ffmpeg", "-v", "error", "-nostdin", "-threads", "1", "-i", str(path), "-map", "0:V?", "-r", "1",
-               "-q:v", "3", "-f", "image2", str(folder / "%06d.jpg")]  # fmt: skip
+    select = "select='isnan(prev_selected_t)+gte(t-prev_selected_t,0.999)'"
+    command = ["ffmpeg", "-v", "error", "-nostdin", "-threads", "1", "-i", str(path), "-map", "0:V?", "-vf", select,
+               "-fps_mode", "passthrough", "-q:v", "3", "-f", "image2", str(folder / "%06d.jpg")]  # fmt: skip
     subprocess.run(command, check=False, capture_output=True)
     return sorted(folder.glob("*.jpg"))
 
