@@ -37,6 +37,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rhombus_logging import (
+    CannotStart,
     Status,
     UsageError,
     add_common_flags,
@@ -568,7 +569,7 @@ def listen(still: Path, time_sec: float, rules: Rules, *, classic: bool) -> Soun
         levels = measure_sound(find_ffmpeg("listening to segments"), data)
     except NoStream:
         return Sound(False if classic or rules.audio_required else None, reason="the segments have no sound stream")
-    except (OSError, Unreadable) as problem:
+    except (OSError, Unreadable, CannotStart) as problem:  # the picture can be judged without FFmpeg
         return Sound(False if classic else None, reason=f"sound: {problem}")
     heard = Sound(None, mean_level_db(levels))
     lost = find_audio_loss(levels, rules)
