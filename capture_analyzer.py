@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import heapq
+import importlib
 import json
 import logging
 import math
@@ -27,11 +28,12 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone, tzinfo
+from functools import lru_cache
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TextIO
@@ -41,12 +43,14 @@ from rhombus_logging import (
     Status,
     UsageError,
     add_common_flags,
+    cluster,
     find_ffmpeg,
     load_config,
     part_file,
     read_json,
     run,
     start_logging,
+    watch_sign,
 )
 
 if TYPE_CHECKING:
@@ -719,6 +723,16 @@ class Metrics:
             self.writer.writerows(rows)
 
 
+class KeptMetrics:
+    """The same, kept to be sent on from a worker of a cluster."""
+
+    def __init__(self) -> None:
+        self.rows: list[Sequence[Any]] = []
+
+    def write(self, rows: Iterable[Sequence[Any]]) -> None:
+        self.rows += rows
+
+
 def picture_row(file: Path, one: Picture) -> list[Any]:
     """A line of --metrics: brightness 0 to 255, difference to the start of the run before this picture."""
     values = (one.time_sec, one.mean, one.cell_range, one.spread, one.difference, one.changed, one.since_sec)
@@ -751,7 +765,8 @@ class Scanner:
     settings: Mapping[str, Any]
     precise: bool = False
     threads: int = 0
-    metrics: Metrics | None = None
+    metrics: Metrics | KeptMetrics | None = None
+    stopped: threading.Event | None = None  # on a cluster: nobody waits for the result any more
 
     def scan(self, file: Path) -> Scan:
         """Look at one recording; raises nothing for what lies in it."""
@@ -828,10 +843,66 @@ class Scanner:
         meter = PictureMeter(self.rules, mask)
         for gray, time_sec, is_key in read_pictures(self.ffmpeg, file, keys_only=keys_only, start_sec=start_sec,
                                                     end_sec=end_sec, threads=self.threads):  # fmt: skip
+            if self.stopped and self.stopped.is_set():
+                raise Unreadable("stopped")
             picture = meter.measure(gray, time_sec, is_key=is_key or keys_only)
             if self.metrics:
                 self.metrics.write([picture_row(file, picture)])
             yield picture
+
+
+@dataclass(frozen=True)
+class RemoteScan:
+    """One recording for a worker of a cluster."""
+
+    file: Path
+    sign: Path
+    scanner: Scanner
+    with_metrics: bool
+
+
+@lru_cache(maxsize=4)
+def remote_stop(sign: Path) -> threading.Event:
+    """On a worker: set when the program that asked for the run has ended it, or has died."""
+    stopped = threading.Event()
+    threading.Thread(target=watch_sign, args=(sign, lambda _: stopped.set()), daemon=True, name="sign").start()
+    return stopped
+
+
+def remote_scan(job: RemoteScan) -> tuple[Scan, list[Sequence[Any]]]:
+    """On a worker: look at one recording; with it come its metrics."""
+    kept = KeptMetrics()
+    scanner = replace(job.scanner, ffmpeg=find_ffmpeg("looking at recordings"), stopped=remote_stop(job.sign),
+                      metrics=kept if job.with_metrics else None)  # fmt: skip
+    return scanner.scan(job.file), kept.rows
+
+
+def scan_on_cluster(scheduler: str, scanner: Scanner, files: Sequence[Path]) -> Generator[Scan, None, None]:
+    """As Scanner.scan of each file, in their order, by the workers of a Dask cluster. Raises CannotStart."""
+    if not files:
+        return
+    places = [Path(os.path.abspath(file)) for file in files]  # noqa: PTH100  links stay
+    folder = Path(os.path.commonpath([place.parent for place in places])) / STATE_FOLDER
+    here = Path(__file__).resolve()
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as problem:
+        raise CannotStart(f"{folder}: cannot be made, and --scheduler needs a folder there that all workers see: "
+                          f"{problem.strerror}") from problem  # fmt: skip
+    with cluster(scheduler, folder, [here.with_name("rhombus_logging.py"), here]) as joined:
+        executor = joined.client.get_executor(pure=False)
+        bare = replace(scanner, metrics=None, threads=1)
+        futures = [executor.submit(remote_scan, RemoteScan(place, joined.sign, bare, scanner.metrics is not None))
+                   for place in places]  # fmt: skip
+        for file, future in zip(files, futures, strict=True):
+            try:
+                scan, rows = future.result()
+            except (Exception, CancelledError) as problem:  # noqa: BLE001  whatever Dask raises when machines are lost
+                reason = f"the cluster gave no result ({type(problem).__name__})"
+                scan, rows = Scan(file, camera_of(file), "unknown", "unknown", reason, 0.0), []
+            if scanner.metrics:
+                scanner.metrics.write([str(file), *row[1:]] for row in rows)
+            yield replace(scan, file=file)
 
 
 class Stillness:
@@ -988,7 +1059,7 @@ def start_of_recording(file: Path, zone: tzinfo | None) -> tuple[float, str]:
                 if json.dumps(file.name)[1:-1] in line:
                     with suppress(KeyError, TypeError, ValueError):
                         entry = json.loads(line)
-                        if entry["kind"] == "segment" and entry["file"] == file.name:
+                        if entry["kind"] == "segment" and Path(entry["file"]).name == file.name:
                             return float(entry["start"]), "journal"
     if found := RHOMBUS_NAME.search(file.stem):
         return float(found[1]), "name"
@@ -1058,6 +1129,7 @@ def video_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metrics", metavar="FILE", type=Path, help="everything measured goes there, as CSV")
     parser.add_argument("--fail_on_incident", action="store_true", help="exit 1 when an incident was found")
     parser.add_argument("--workers", metavar="N", type=int, help="files side by side (default: one per CPU core)")
+    parser.add_argument("--scheduler", metavar="URL", help="scan on the Dask cluster of this scheduler: tcp://host:8786")
 
 
 def video_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
@@ -1079,7 +1151,9 @@ def video_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
         scanner = Scanner(ffmpeg, rules, config["analysis"], arguments.precise, 1 if at_once > 1 else 0, metrics)
         pool = ThreadPoolExecutor(max(at_once, 1))
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # a signal must not wait for a long file
-        for scan in pool.map(scanner.scan, files):
+        remote = scan_on_cluster(arguments.scheduler, scanner, files) if arguments.scheduler else None
+        stack.callback(remote.close) if remote else None
+        for scan in remote or pool.map(scanner.scan, files):
             report = scan_report(scan, zone)
             show_scan(report, as_json=bool(arguments.json))
             length_sec += scan.length_sec
@@ -1173,6 +1247,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     arguments.debug |= os.environ.get("DEBUG", "").lower() == "true"
     start_logging(arguments)
+    if getattr(arguments, "scheduler", None) and __name__ == "__main__":  # workers find classes by their module's name
+        return int(importlib.import_module(Path(__file__).stem).main(argv))
     sections = ("analysis", "capture", "notify", "storage", "recording", "rhombus", "cameras")
     config = load_config(arguments.config, sections, Path(__file__).resolve().parent)
     return COMMANDS[arguments.command].act(arguments, config)

@@ -243,12 +243,8 @@ CONFIG_KEYS: dict[str, dict[str, Key]] = {
            "endpoint": Key(), "region": Key(), "addressing": Key("auto", choices=("auto", "path", "virtual"))},
     "upload": {"check_interval": Key(300, "whole"), "delete_after_upload": Key(True, "bool")},
     "retention": {"keep_days": Key(0, "number"), "max_bytes": Key(0, "whole"), "min_free_bytes": Key(0, "whole"),
-<<<<<<< HEAD
                   "grace_sec": Key(900, "whole"), "required": Key([], "list"), "without_archive": Key(False, "bool"),
                   "unusual_files": Key(5000, "whole")},
-    "analysis": {"capture_dirs": Key([], "list"), "database": Key(), "evidence_dir": Key()},
-=======
-                  "grace_sec": Key(0, "whole"), "required": Key([], "list"), "without_archive": Key(False, "bool")},
     "analysis": {
         "black_mean": Key(20, "number"), "black_range": Key(6, "number"), "black_sec": Key(1, "number"),
         "freeze_same": Key(0.08, "number"), "freeze_noise": Key(0.35, "number"),
@@ -258,7 +254,6 @@ CONFIG_KEYS: dict[str, dict[str, Key]] = {
         "cut_percent": Key(12, "number"), "masks": Key({}, "map"),
         "capture_dirs": Key([], "list"), "database": Key(), "evidence_dir": Key(),
     },
->>>>>>> main
     "capture": {"grabbers": Key([], "list"), "stills_per_sec": Key(1, "number")},
 }  # fmt: skip
 LIST_SECTIONS = ("cameras",)  # a list of maps with these keys, not one map
