@@ -635,43 +635,50 @@ class SyncLog:
 
     def __init__(self, folder: Path, wanted: Iterable[str] | None = None) -> None:
         self.folder = folder
-        self.records: dict[tuple[str, str], Record] = {}
-        self.known: dict[str, Record] = {}  # path -> its last record with a hash, whatever the target
-        self.torn = 0
+        self.lines: dict[bytes, bytes] = {}  # "path TAB target" -> its last line; parsed when it is asked for
+        self.last: dict[bytes, bytes] = {}  # path -> its last line, whatever the target
         keys = None if wanted is None else {encode_path(path).encode() for path in wanted}
-        for line in self.lines(keys):
-            record = read_record(line)
-            if record:
-                self._keep(record)
-            elif b"\t" in line:
-                self.torn += 1
-        if self.torn:
-            log.warning("%s: %s damaged lines are not believed; what they recorded is checked again", folder, self.torn)
+        damaged = sum(self._read(file, keys) for file in sorted(folder.glob("*.synced")))
+        if damaged:
+            log.warning("%s: %s damaged lines are not believed; what they recorded is checked again", folder, damaged)
 
-    def lines(self, keys: Collection[bytes] | None = None) -> Iterator[bytes]:
-        """The lines about the paths `keys` (percent-encoded), oldest file first."""
-        for file in sorted(self.folder.glob("*.synced")):
+    def _read(self, file: Path, keys: Collection[bytes] | None) -> int:
+        """Take in the lines about the paths `keys`; how many were damaged. Written for a million lines."""
+        try:
+            content = file.read_bytes()
+        except OSError as problem:
+            raise CannotStart(f"{file}: the sync log cannot be read: {problem.strerror}") from problem
+        damaged = 0
+        for line in content.split(b"\n"):
+            if keys is not None and line[: line.find(b"\t")] not in keys:
+                continue
+            fields = line.split(b"\t")
             try:
-                content = file.read_bytes()
-            except OSError as problem:
-                raise CannotStart(f"{file}: the sync log cannot be read: {problem.strerror}") from problem
-            for line in content.split(b"\n"):
-                if keys is None or line[: line.find(b"\t")] in keys:
-                    yield line
+                whole = zlib.crc32(line[: line.rindex(b"\t")]) == int(fields[7], 16)
+            except (ValueError, IndexError):
+                whole = False
+            if whole:
+                self.lines[fields[0] + b"\t" + fields[4]] = self.last[fields[0]] = line
+            else:
+                damaged += len(fields) > 1
+        return damaged
 
-    def _keep(self, record: Record) -> None:
-        self.records[record.path, record.target] = record
-        if record.sha256:
-            self.known[record.path] = record
+    def __iter__(self) -> Iterator[Record]:
+        """The last record of every path and target."""
+        return filter(None, map(read_record, self.lines.values()))
 
-    def find(self, footage: Footage, target_id: str) -> Record | None:
-        """The record of this very file, by path, size and time, on a target; it may be LOST."""
-        record = self.records.get((footage.recorded, target_id))
-        return record if record and record.is_of(footage) else None
+    def get(self, path: str, target_id: str) -> Record | None:
+        """The last record of a path on a target; it may be LOST, or of an earlier file of that name."""
+        return read_record(self.lines.get(f"{encode_path(path)}\t{target_id}".encode(), b""))
+
+    def latest(self, path: str) -> Record | None:
+        """The last record of a path on whatever target."""
+        return read_record(self.last.get(encode_path(path).encode(), b""))
 
     def proof(self, footage: Footage, target_id: str) -> Record | None:
-        record = self.find(footage, target_id)
-        return record if record and record.proves else None
+        """The record that proves this very file, by path, size and time, on a target."""
+        record = self.get(footage.recorded, target_id)
+        return record if record and record.proves and record.is_of(footage) else None
 
     def append(self, records: Sequence[Record]) -> None:
         """Durable when this returns. Raises CannotStart where the log cannot be written."""
@@ -687,7 +694,8 @@ class SyncLog:
                 raise CannotStart(f"{file}: the sync log cannot be written: {problem.strerror}; nothing is deleted "
                                   "on the word of what could not be recorded") from problem  # fmt: skip
         for record in records:
-            self._keep(record)
+            line, key = record_line(record).encode(), encode_path(record.path).encode()
+            self.lines[key + b"\t" + record.target.encode()] = self.last[key] = line
 
 
 # --- local files -------------------------------------------------------------------------------------------------
@@ -837,7 +845,7 @@ def organize(work: Work) -> None:
         if settings.time_is_up():
             return work.late("organize", len(ready))
         try:
-            moved_to = move(footage, settings.ready_dir, synced.known, work.hashes)
+            moved_to = move(footage, settings.ready_dir, synced, work.hashes)
         except Gone as problem:
             work.tell("organize", footage, "later", str(problem))
         except OSError as problem:
@@ -849,14 +857,14 @@ def organize(work: Work) -> None:
     return None
 
 
-def move(footage: Footage, ready_dir: Path, archived: Mapping[str, Record], hashes: Hashes) -> Path:
+def move(footage: Footage, ready_dir: Path, archived: SyncLog, hashes: Hashes) -> Path:
     """Into the ready folder under the first name that is free there and in the archive; never overwrites.
 
     A crash leaves the file under its old name, under both, or under the new one; moving again ends all three alike.
     """
     for relative in other_names(organized_name(footage)):
         final = ready_dir / relative
-        record = archived.get(relative)
+        record = archived.latest(relative)
         if record and not (record.size == footage.size and record.sha256 == hashes.of(footage)):
             continue  # other footage of this name is in the archive, as after a repeated hour
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -1418,7 +1426,7 @@ class Work:
 
     def is_recorded(self, footage: Footage, target_id: str) -> bool:
         """Whether what the target has under this name is our own earlier copy; journals grow, footage does not."""
-        record = self.synclog.records.get((footage.recorded, target_id))
+        record = self.synclog.get(footage.recorded, target_id)
         return record is not None and (record.is_of(footage) or footage.kind == "journal")
 
     def limited(self, found: list[Footage]) -> list[Footage]:
