@@ -68,7 +68,8 @@ CLIP_NAME = re.compile(
     r"([A-Za-z0-9]+_[A-Za-z0-9_-]{22})(?:\.[va][0-9])?_(?:(\d{9,11})|(\d{8}_\d{6})_alert_[^/]+)"
     r"_(?:video|videoWithAudio|combined)(?:_partial)?\.(mp4|json)"
 )
-NAME_TIME = re.compile(r"(?<![0-9])(\d{8})[T_](\d{6})(Z?)(?![0-9])")
+NAME_TIME = re.compile(r"(?<![0-9])(\d{4})(\d\d)(\d\d)[T_](\d\d)(\d\d)(\d\d)(Z?)(?![0-9])")
+UUID_LENGTH = 22
 DAY_FOLDER = re.compile(r"\d{4}-\d{2}-\d{2}")
 FOOTAGE_SUFFIXES = (".mkv", ".mp4")
 SECTIONS = ("rhombus", "notify", "storage", "cameras", "recording", "nas", "s3", "upload", "retention", "analysis")
@@ -87,6 +88,7 @@ F_SETSIG = 10  # of Linux; Python's fcntl has no name for it
 ODD_SHOWN = 3
 BATCH_FILES, BATCH_BYTES = 2000, 16 << 30  # records are written after each batch
 SSH = "ssh -o BatchMode=yes -o ConnectTimeout=15 -o ServerAliveInterval=15 -o ServerAliveCountMax=4"
+LOOK_SEC = 0.5  # the progress bar moves so often
 STEP_SEC = 0.01  # between two looks at a running rsync
 QUIET_MORE_SEC = 3  # rsync's own timeout comes first
 KEEP_ALIVE_BYTES = 1024  # within one timeout; less is no progress
@@ -386,15 +388,24 @@ def refuse(settings: Settings, required: Sequence[str], config_file: Path) -> No
 
 def name_sec(name: str, zone: tzinfo) -> float | None:
     """The time in a file name, epoch seconds: a trailing Z is UTC, else it is local time in `zone`."""
-    for day, clock, utc in NAME_TIME.findall(name):
-        with suppress(ValueError):
-            moment = datetime.strptime(day + clock, "%Y%m%d%H%M%S")
-            return moment.replace(tzinfo=timezone.utc if utc else zone).timestamp()
-    return None
+    found = NAME_TIME.search(name)
+    if not found:
+        return None
+    year, month, day, hour, minute, second = map(int, found.groups()[:6])
+    try:
+        return datetime(year, month, day, hour, minute, second, tzinfo=timezone.utc if found[7] else zone).timestamp()
+    except ValueError:
+        return None
+
+
+def names_of(camera: str) -> set[str]:
+    """What a camera may be called by: its folder, and of NAME_UUID also NAME and UUID."""
+    name, _, uuid = camera.lower().partition("_")
+    return {camera.lower(), name, uuid} if len(uuid) == UUID_LENGTH else {camera.lower()}
 
 
 def utc_day(moment_sec: float) -> str:
-    return datetime.fromtimestamp(moment_sec, timezone.utc).strftime("%Y-%m-%d")
+    return datetime.fromtimestamp(moment_sec, timezone.utc).date().isoformat()
 
 
 def day_sec(day: str) -> float | None:
@@ -444,8 +455,7 @@ class Sources:
     odd: dict[str, list[str]] = field(default_factory=dict)
 
     def wants(self, camera: str) -> bool:
-        only = [name.lower() for name in self.settings.only]
-        return not only or camera.lower() in only or camera.lower().rpartition("_")[0] in only
+        return not self.settings.only or bool(names_of(camera) & {name.lower() for name in self.settings.only})
 
     def file(self, entry: os.DirEntry[str]) -> os.stat_result | None:
         """The status of a regular file with content; everything else is odd, or none of our business."""
@@ -456,7 +466,7 @@ class Sources:
         except OSError as problem:
             self.note(f"unreadable ({problem.strerror})", entry.path)
             return None
-        if entry.name.endswith(".part") or ".part." in entry.name:
+        if ".part" in entry.name and (entry.name.endswith(".part") or ".part." in entry.name):
             if time.time() - status.st_mtime > STALE_PART_SEC:
                 self.note("a stale .part", entry.path)
         elif not stat.S_ISREG(status.st_mode):
@@ -538,16 +548,18 @@ class Sources:
                     if (status := self.file(entry)) is None:
                         continue
                     assert root is not None
-                    start_sec = self._within(entry.name, day.name, midnight_sec)
-                    clip = CLIP_NAME.fullmatch(entry.name)
-                    kind = "recording" if not clip else "sidecar" if clip[4] == "json" else "clip"
+                    start_sec = self._within(entry.name, midnight_sec)
+                    kind = "clip" if CLIP_NAME.fullmatch(entry.name) else "recording"
+                    kind = "sidecar" if entry.name.endswith(".json") else kind  # also X_1.json, beside a namesake
                     yield Footage(root, f"{camera.name}/{day.name}/{entry.name}", camera.name, kind, start_sec,
                                   "folder", status.st_size, status.st_mtime_ns)  # fmt: skip
 
-    def _within(self, name: str, day: str, midnight_sec: float) -> float:
-        found = CLIP_NAME.fullmatch(name)
-        start_sec = float(found[2]) if found and found[2] else name_sec(name, self.settings.zone)
-        return start_sec if start_sec is not None and utc_day(start_sec) == day else midnight_sec
+    def _within(self, name: str, midnight_sec: float) -> float:
+        """The time in a name, if it is of that day; the folder knows better."""
+        start_sec = name_sec(name, self.settings.zone)
+        if start_sec is None and (found := CLIP_NAME.fullmatch(name)) and found[2]:
+            start_sec = float(found[2])
+        return start_sec if start_sec is not None and 0 <= start_sec - midnight_sec < 86400 else midnight_sec
 
     def below(self, root: Path | None, kind: str, prefix: str) -> Iterator[Footage]:
         """Everything below a folder: evidence, and journals."""
@@ -596,6 +608,8 @@ def printable(path: str | Path) -> str:
 
 
 def encode_path(path: str) -> str:
+    if path.isascii() and path.isprintable() and "%" not in path:
+        return path  # nearly all, and this is asked of every file
     return re.sub("[%\x00-\x1f\x7f\udc80-\udcff]",
                   lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode("utf-8", "surrogateescape")),
                   path)  # fmt: skip
@@ -619,7 +633,7 @@ def read_record(line: bytes) -> Record | None:
         if zlib.crc32(body) != int(crc, 16):
             return None
         path, size, mtime_ns, sha256, target, proof, at = body.decode().split("\t")
-        moment = datetime.strptime(at, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
+        moment = datetime.fromisoformat(at.replace("Z", "+00:00"))  # Python 3.10 does not read the Z
         return Record(decode_path(path), int(size), int(mtime_ns), sha256, target, proof, moment.timestamp())
     except ValueError:
         return None
@@ -638,7 +652,8 @@ class SyncLog:
         self.lines: dict[bytes, bytes] = {}  # "path TAB target" -> its last line; parsed when it is asked for
         self.last: dict[bytes, bytes] = {}  # path -> its last line, whatever the target
         keys = None if wanted is None else {encode_path(path).encode() for path in wanted}
-        damaged = sum(self._read(file, keys) for file in sorted(folder.glob("*.synced")))
+        files = sorted(folder.glob("*.synced")) if keys is None or keys else []
+        damaged = sum(self._read(file, keys) for file in files)
         if damaged:
             log.warning("%s: %s damaged lines are not believed; what they recorded is checked again", folder, damaged)
 
@@ -679,6 +694,14 @@ class SyncLog:
         """The record that proves this very file, by path, size and time, on a target."""
         record = self.get(footage.recorded, target_id)
         return record if record and record.proves and record.is_of(footage) else None
+
+    def has_proof(self, footage: Footage, target_id: str) -> bool:
+        """The same, quickly: asked of everything that is here. Whole lines only are kept, so fields are enough."""
+        line = self.lines.get(f"{encode_path(footage.recorded)}\t{target_id}".encode())
+        if not line:
+            return False
+        _, size, mtime_ns, _, _, proof, *_ = line.split(b"\t")
+        return proof != LOST.encode() and (int(size), int(mtime_ns)) == (footage.size, footage.mtime_ns)
 
     def append(self, records: Sequence[Record]) -> None:
         """Durable when this returns. Raises CannotStart where the log cannot be written."""
@@ -841,9 +864,9 @@ def organize(work: Work) -> None:
         return work.show_plan("organize", ready)
     work.counts.setdefault("organize", Counter())
     synced = SyncLog(settings.log_dir, [organized_name(one) for one in ready])
-    for footage in ready:
+    for place, footage in enumerate(ready):
         if settings.time_is_up():
-            return work.late("organize", len(ready))
+            return work.late("organize", len(ready) - place)
         try:
             moved_to = move(footage, settings.ready_dir, synced, work.hashes)
         except Gone as problem:
@@ -1071,6 +1094,7 @@ class NasTarget:
                  is_recorded: Callable[[Footage, str], bool]) -> None:  # fmt: skip
         self.settings, self.memory, self.lock_fd, self.is_recorded = settings, memory, lock_fd, is_recorded
         self.address = str(settings.nas["nas_target_dir"]).rstrip("/") or "/"
+        self.address = str(folder_of(self.address)) if self.is_path else self.address
         self.options = split_options(settings.nas["rsync_options"])
         check_options(self.options)
         self.timeout_sec = settings.nas["timeout"]
@@ -1171,12 +1195,14 @@ class NasTarget:
                                            pass_fds=[self.lock_fd] if self.lock_fd is not None else [])
             try:
                 moved, moved_at = 0.0, time.monotonic()
+                looked_at = moved_at
                 while process.poll() is None:
                     if (now := moved_bytes(process.pid)) > moved + KEEP_ALIVE_BYTES:
                         moved, moved_at = now, time.monotonic()
                     if self.settings.time_is_up() or time.monotonic() - moved_at > patience_sec + QUIET_MORE_SEC:
                         break
-                    if watch:
+                    if watch and time.monotonic() - looked_at > LOOK_SEC:
+                        looked_at = time.monotonic()
                         watch(out)
                     time.sleep(STEP_SEC)
                 status = process.poll()
@@ -1513,7 +1539,7 @@ def transfer(work: Work, step: str, name: str, key: str) -> None:
         raise UsageError(f"{step}: {key} is not set")
     target = work.target(name)
     found = work.look()
-    waiting = [one for one in found if not work.synclog.proof(one, target.target_id)]
+    waiting = [one for one in found if not work.synclog.has_proof(one, target.target_id)]
     waiting = work.limited(finished(waiting, work.segment_sec))
     work.counts.setdefault(step, Counter())
     if settings.dry_run:
@@ -1568,7 +1594,7 @@ def is_held(footage: Footage, holds: Sequence[Hold]) -> bool:
     """Touches a hold. A file ends at the latest when it was last written; an uncertain start counts a day earlier."""
     start_sec = footage.start_sec - (UNCERTAIN_SEC if footage.start_basis == "mtime" else 0)
     end_sec = max(footage.start_sec, min(footage.mtime_ns / 1e9, footage.start_sec + UNCERTAIN_SEC)) + 1
-    names = {footage.camera.lower(), footage.camera.lower().rpartition("_")[0]}
+    names = names_of(footage.camera)
     return any(hold.camera.lower() in names and start_sec < hold.end_sec and hold.start_sec < end_sec for hold in holds)
 
 
@@ -1802,12 +1828,26 @@ TARGETS: dict[str, Callable[[Settings, Memory, int | None, Callable[[Footage, st
 }
 
 
+def check_folders(settings: Settings) -> None:
+    """Raises CannotStart: a source that is not there is a disk that is not mounted, not an empty one."""
+    for folder in (settings.local_dir, settings.clips_dir):
+        if folder and not folder.is_dir():
+            raise CannotStart(f"{folder}: there is no such folder; is its disk mounted?")
+    try:
+        for folder in (settings.state_dir, settings.lock_file.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        settings.lock_file.open("a").close()
+    except OSError as problem:
+        raise CannotStart(f"{problem.filename}: cannot be written: {problem.strerror}") from problem
+
+
 def one_round(arguments: argparse.Namespace, config: Mapping[str, Any], config_file: Path) -> int:
     """One run of a command under the lock, told to notify.*; returns its status."""
     settings = settle(arguments, config, config_file)
     if arguments.command == "hold":
         return hold(settings, arguments.words)
     wait_sec = parse_duration(arguments.lock_wait or 0, "--lock_wait")
+    check_folders(settings)
     with run_lock(settings.lock_file, "nas_sync", wait_sec) as lock:
         work = Work(settings, float(config["recording"]["segment_duration"]), lock.fileno())
         try:
