@@ -15,6 +15,7 @@ holds what the targets are called, holds, known hashes and the lock. Losing any 
 from __future__ import annotations
 
 import argparse
+import base64
 import errno
 import hashlib
 import json
@@ -29,13 +30,16 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone, tzinfo
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Protocol
 from urllib.parse import unquote_to_bytes
@@ -51,6 +55,7 @@ from rhombus_logging import (
     append_line,
     find_program,
     fsync_folder,
+    hide_secret,
     load_config,
     mask,
     notify,
@@ -99,6 +104,21 @@ HOLD_WAIT_SEC = 10.0
 FAILURES_TOLD = 50  # in a notification
 SETTLED_STATES = ("organized", "proven", "deleted")
 FAILED_STATES = ("conflict", "vanished", "changed", "failed", "lost", "sent")  # the run ends with status 1
+S3_PART_BYTES = 16 << 20  # from this size a file goes in parts of it: measured to cost least
+S3_MOST_PARTS = 10_000  # of the protocol
+S3_LARGEST_PUT_BYTES = 5 << 30  # of the protocol, where an endpoint knows no parts
+S3_AT_ONCE, S3_MOST_AT_ONCE = 4, 10  # requests side by side: large files, many small ones
+S3_TRIES = 5
+S3_CONNECT_SEC, S3_READ_SEC = 10, 60
+S3_STEP_SEC = 0.5  # between two looks at the clock
+S3_CLOSE_SEC = 4  # SIGTERM ends us within seconds
+S3_PROBE_KEY, S3_PROBE_BYTES = ".nas_sync_probe", 4096
+S3_PROBED_FOR_SEC = 30 * 86400  # an endpoint is replaced now and then, or gets a proxy in front
+S3_REFUSALS = (400, 405, 409, 411, 412, 422, 501)  # the statuses that judge what was sent
+S3_KEY_REFUSED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired",
+                  "Unauthorized")  # fmt: skip
+CONTENT_TYPES = {".mp4": "video/mp4", ".mkv": "video/x-matroska", ".json": "application/json", ".jpg": "image/jpeg",
+                 ".jsonl": "application/x-ndjson", ".wav": "audio/wav", ".png": "image/png"}  # fmt: skip
 UNSYNCED_GRACE_SEC = 3600  # where a power cut of the target may take back what it has confirmed
 TIMED_OUT = -1000  # in place of rsync's exit status: it was ended, because it or the run took too long
 RSYNC_STATUS = {
@@ -201,8 +221,9 @@ class Target(Protocol):
     def check(self) -> list[str]:
         """`target check`, after open(): what was found, a line each. Raises CannotStart."""
 
-    def send(self, batch: Sequence[Footage], hashes: Hashes, progress: Progress) -> list[Outcome]:
-        """Copy what is not there yet and prove all of it; never overwrites other content. One Outcome per file.
+    def send(self, batch: Sequence[Footage], hashes: Hashes, progress: Progress) -> Iterable[list[Outcome]]:
+        """Copy what is not there yet and prove all of it; never overwrites other content. One Outcome per file, in
+        lists that are recorded as they come.
 
         Raises CannotStart when the target itself is gone; files in between are then simply unproven.
         """
@@ -732,19 +753,26 @@ class Hashes:
         self.known: dict[str, list[Any]] = read_json(file) or {}
         self.changed = False
 
-    def of(self, footage: Footage) -> str:
-        """Raises Gone when the file is no longer what was found, or changes while it is read; OSError as it comes."""
+    def of(self, footage: Footage, also: Callable[[bytes], None] | None = None) -> str:
+        """Raises Gone when the file is no longer what was found, or changes while it is read; OSError as it comes.
+        `also` gets every piece of the file, which is then read in any case."""
         key = str(footage.path)
         with open_same(footage) as handle:
             before = identity(os.fstat(handle.fileno()))
             known = self.known.get(key)
-            if known and known[:-1] == before:
-                return str(known[-1])
+            remembered = str(known[-1]) if known and known[:-1] == before else ""
+            if remembered and not also:
+                return remembered
             digest = hashlib.sha256()
             while piece := handle.read(READ_BYTES):
-                digest.update(piece)
+                if not remembered:
+                    digest.update(piece)
+                if also:
+                    also(piece)
             if identity(os.fstat(handle.fileno())) != before:
                 raise Gone("changed while it was read")
+        if remembered:
+            return remembered
         self.known[key] = [*before, digest.hexdigest()]
         self.changed = True
         return digest.hexdigest()
@@ -1243,7 +1271,7 @@ class NasTarget:
 
     # -- files --
 
-    def send(self, batch: Sequence[Footage], hashes: Hashes, progress: Progress) -> list[Outcome]:
+    def send(self, batch: Sequence[Footage], hashes: Hashes, progress: Progress) -> list[list[Outcome]]:
         outcomes, hashed = [], {}
         for footage in batch:
             try:
@@ -1266,7 +1294,7 @@ class NasTarget:
         proof = "checksum" if self.syncs else "checksum-unsynced"
         for footage, sha256 in hashed.items():
             outcomes.append(self._outcome(footage, sha256, proof, items.get(footage.recorded), failures, hashes))
-        return outcomes
+        return [outcomes]
 
     def _transfer(self, batch: Sequence[Footage], more: Sequence[str], progress: Progress) -> list[str]:
         """Whatever happens is seen in the proof; returns what rsync complained about."""
@@ -1334,6 +1362,592 @@ def explain(done: RsyncResult) -> str:
 def quotable(words: str) -> str:
     """For a log line that is no ERROR: people search logs for that word."""
     return re.sub("(?i)error", "failure", words)
+
+
+# --- S3 ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What an endpoint has been SEEN to do, by `probe`. A promise of its manual or an echo in a response is nothing."""
+
+    algorithm: str = ""  # CRC64NVME or CRC32 when a wrong one is refused and a right one is stored intact
+    parts: bool = False  # the same for the parts of a multipart upload
+    multipart: bool = False
+    keeps: bool = False  # If-None-Match: a put never overwrites
+    keeps_multipart: bool = False
+    at_sec: float = 0
+
+    def words(self) -> list[str]:
+        checks = f"a wrong {self.algorithm} is refused{'' if self.parts else ', but not in multipart uploads'}"
+        keeps = "kept" if self.keeps and self.keeps_multipart else "kept in part" if self.keeps else "ignored"
+        return [
+            f"s3: {checks if self.algorithm else 'checksums are not checked; proof is the ETag, or reading back'}",
+            f"s3: If-None-Match is {keeps}; a key is looked at before it is written",
+            f"s3: multipart uploads {'work' if self.multipart else 'do not work; files go in one piece'}",
+        ]
+
+
+@dataclass(frozen=True)
+class Digests:
+    """What a file is, read once: its sha256, and the checksums that are sent along."""
+
+    sha256: str
+    whole: str = ""  # base64, as S3 writes it
+    parts: tuple[str, ...] = ()
+
+
+class Checksum:
+    """A running CRC64NVME or CRC32 of a file and of its parts."""
+
+    def __init__(self, algorithm: str, part_bytes: int) -> None:
+        self.algorithm, self.part_bytes = algorithm, part_bytes
+        self.whole = self.part = self.filled = 0
+        self.parts: list[str] = []
+
+    def add(self, piece: bytes) -> None:
+        self.whole = self._next(piece, self.whole)
+        while piece:
+            head, piece = piece[: self.part_bytes - self.filled], piece[self.part_bytes - self.filled :]
+            self.part, self.filled = self._next(head, self.part), self.filled + len(head)
+            if self.filled == self.part_bytes:
+                self.close_part()
+
+    def close_part(self) -> None:
+        if self.filled:
+            self.parts.append(self.text(self.part))
+        self.part = self.filled = 0
+
+    def _next(self, piece: bytes, before: int) -> int:
+        if self.algorithm == "CRC32":
+            return zlib.crc32(piece, before)
+        from awscrt import checksums
+
+        return int(checksums.crc64nvme(piece, before))
+
+    def text(self, value: int) -> str:
+        return base64.b64encode(value.to_bytes(4 if self.algorithm == "CRC32" else 8, "big")).decode()
+
+    @classmethod
+    def of(cls, content: bytes, algorithm: str) -> str:
+        one = cls(algorithm, len(content) + 1)
+        one.add(content)
+        return one.text(one.whole)
+
+
+def key_of(footage: Footage) -> str:
+    """`CAMERA/YYYY/MM/DD/name`, the UTC date of its start; evidence and journals keep their path below their prefix."""
+    if footage.kind in ("evidence", "journal"):
+        return encode_path(footage.recorded)
+    name = footage.relative.rpartition("/")[2]
+    return encode_path(f"{footage.camera}/{utc_day(footage.start_sec).replace('-', '/')}/{name}")
+
+
+def part_bytes_of(size: int) -> int:
+    """As the transfer manager cuts: at most 10,000 parts."""
+    part_bytes = S3_PART_BYTES
+    while -(-size // part_bytes) > S3_MOST_PARTS:
+        part_bytes *= 2
+    return part_bytes
+
+
+def has_etag(footage: Footage, etag: str) -> bool:
+    """Whether an ETag is the MD5 of the file, or of the MD5s of parts as we cut them. Reads the file. Raises Gone."""
+    found = re.fullmatch(r'"?([0-9a-f]{32})(?:-(\d+))?"?', etag)
+    part_bytes = part_bytes_of(footage.size) if found and found[2] else footage.size
+    if not found or (found[2] and int(found[2]) != -(-footage.size // part_bytes)):
+        return False
+    digests = []
+    with open_same(footage) as handle:
+        for start in range(0, footage.size, part_bytes):
+            digest, left = hashlib.md5(usedforsecurity=False), min(part_bytes, footage.size - start)
+            while left and (piece := handle.read(min(left, READ_BYTES))):
+                digest.update(piece)
+                left -= len(piece)
+            digests.append(digest)
+    whole = hashlib.md5(b"".join(one.digest() for one in digests), usedforsecurity=False) if found[2] else digests[0]
+    return whole.hexdigest() == found[1]
+
+
+def code_of(problem: Exception) -> str:
+    """S3's word for what went wrong; "" for a problem of the connection."""
+    return str(getattr(problem, "response", {}).get("Error", {}).get("Code", ""))
+
+
+def http_status(problem: Exception) -> int:
+    return int(getattr(problem, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def explain_s3(problem: Exception) -> str:
+    """One sentence for what boto3 raised."""
+    code, text = code_of(problem), str(problem).rpartition("operation: ")[2].strip().rstrip(".")
+    if code == "RequestTimeTooSkewed":
+        return "the clock of this host is wrong, so its signatures are refused; set the clock"
+    if code in S3_KEY_REFUSED:
+        return f"the key is refused ({code}); look at s3.access_key_id and s3.secret_access_key"
+    if code in ("403", "AccessDenied"):
+        return "access is denied; the key needs to list the bucket, get and put objects, and abort multipart uploads"
+    if code == "NoSuchBucket":
+        return "there is no such bucket; look at s3.bucket, or create it"
+    return quotable(f"{text} ({code})" if code and code not in text else text)
+
+
+def concerns_all(problem: Exception) -> bool:
+    """Whether a problem with one file would meet every other file too."""
+    from botocore.exceptions import ConnectTimeoutError, EndpointConnectionError, ProxyConnectionError, SSLError
+
+    if isinstance(problem, (ConnectTimeoutError, EndpointConnectionError, ProxyConnectionError, SSLError)):
+        return True
+    return code_of(problem) in (*S3_KEY_REFUSED, "NoSuchBucket", "RequestTimeTooSkewed") or http_status(problem) == 507
+
+
+class S3Target:
+    """A bucket: Amazon S3 or what speaks like it."""
+
+    name = "s3"
+
+    def __init__(self, settings: Settings, memory: Memory, _lock_fd: int | None,
+                 is_recorded: Callable[[Footage, str], bool]) -> None:  # fmt: skip
+        self.settings, self.memory, self.is_recorded = settings, memory, is_recorded
+        self.bucket, self.endpoint = str(settings.s3["bucket"]), str(settings.s3["endpoint"] or "").rstrip("/")
+        if self.endpoint and not re.match(r"https?://[^/]", self.endpoint):
+            raise UsageError(f"s3.endpoint: {self.endpoint} is no address; say for example https://s3.example.com")
+        if bool(settings.s3["access_key_id"]) != bool(settings.s3["secret_access_key"]):
+            raise UsageError("s3: access_key_id and secret_access_key belong together; set both, or none of them")
+        self.address = f"s3://{self.bucket}" + (f" at {self.endpoint}" if self.endpoint else "")
+        self.target_id = ""
+        self.able = Abilities()
+        self.session: Any = None
+        self.client: Any = None
+        self.manager: Any = None
+        self.plans: dict[str, tuple[Digests, bool]] = {}  # key -> what is being sent, may it be overwritten
+        self.open_file = settings.state_dir / "s3_uploads.json"
+        self.open_lock = threading.Lock()
+        self.refused = ""  # why nothing more can be sent
+
+    # -- connection --
+
+    def _connect(self, *, signs: bool) -> Any:
+        """A client of boto3. `signs`: bodies are signed by SHA-256, which costs much and is needed where no checksum is
+        seen to be checked, and on plain http."""
+        for chatty in ("boto3", "botocore", "s3transfer"):  # they would log requests whole, also what signs them
+            logging.getLogger(chatty).setLevel(logging.CRITICAL)
+        try:
+            import boto3
+            from botocore.config import Config
+            from botocore.exceptions import BotoCoreError
+        except ImportError as problem:
+            raise CannotStart("s3 needs the package boto3: pip install boto3") from problem
+        s3 = self.settings.s3
+        try:
+            session = self.session = self.session or boto3.session.Session(
+                aws_access_key_id=s3["access_key_id"] or None,
+                aws_secret_access_key=s3["secret_access_key"] or None)  # fmt: skip
+            credentials = session.get_credentials()
+            if credentials is None:
+                raise CannotStart("s3: no key; set s3.access_key_id and s3.secret_access_key, or AWS_ACCESS_KEY_ID and "
+                                  "AWS_SECRET_ACCESS_KEY in the environment, or a profile in ~/.aws")  # fmt: skip
+            for secret in credentials.get_frozen_credentials():
+                hide_secret(secret)
+            region = s3["region"] or ("auto" if ".r2.cloudflarestorage.com" in self.endpoint else
+                                      session.region_name if not self.endpoint else None) or "us-east-1"  # fmt: skip
+            how: Any = {"addressing_style": s3["addressing"]}
+            if not signs and not self.endpoint.startswith("http:"):
+                how["payload_signing_enabled"] = False
+            return session.client("s3", endpoint_url=self.endpoint or None, region_name=region, config=Config(
+                connect_timeout=S3_CONNECT_SEC, read_timeout=S3_READ_SEC, tcp_keepalive=True,
+                max_pool_connections=2 * S3_MOST_AT_ONCE, retries={"mode": "standard", "total_max_attempts": S3_TRIES},
+                request_checksum_calculation="when_required", response_checksum_validation="when_required",
+                s3=how))  # fmt: skip
+        except (BotoCoreError, ValueError) as problem:
+            raise CannotStart(f"s3: {self.address}: {explain_s3(problem)}") from problem
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What boto3 raises becomes CannotStart with a sentence."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except (BotoCoreError, ClientError) as problem:
+            raise CannotStart(f"s3: {self.address}: {explain_s3(problem)}") from problem
+
+    # -- the id --
+
+    def _read_id(self) -> str | None:
+        self.client = self.client or self._connect(signs=True)
+        with self._told():
+            try:
+                got = self.client.get_object(Bucket=self.bucket, Key=TARGET_FILE)["Body"].read(100)
+            except self.client.exceptions.NoSuchKey:
+                return None
+        text = got.decode("ascii", "replace").strip()
+        return text if re.fullmatch(r"[0-9a-f]{16}", text) else None
+
+    def open(self) -> None:
+        expected, found = self.memory.of("s3").get("id"), self._read_id()
+        if not found:
+            raise CannotStart(f"s3: {self.address} holds no {TARGET_FILE}: mistyped, or not prepared yet; if it is the "
+                              "right bucket, run once: nas_sync.py target init")  # fmt: skip
+        if found != expected:
+            known = f"expected was {expected}: another bucket?" if expected else "which this host does not know yet."
+            raise CannotStart(f"s3: {self.address} is target {found}, {known} If you mean it, run: "
+                              "nas_sync.py target init")  # fmt: skip
+        self.target_id = found
+
+    def initialise(self) -> str:
+        found = self._read_id()
+        if not found:
+            with self._told():
+                text = secrets.token_hex(8)
+                self.client.put_object(Bucket=self.bucket, Key=TARGET_FILE, Body=f"{text}\n".encode())
+            found = self._read_id()
+            if not found:
+                raise CannotStart(f"s3: {self.address} took {TARGET_FILE} and does not have it; this is no archive")
+        self.memory.put("s3", {"id": found, "address": self.address})
+        return found
+
+    def check(self) -> list[str]:
+        self._probe()
+        with self._told():
+            ours = set(read_json(self.open_file) or {})
+            found = self.client.list_multipart_uploads(Bucket=self.bucket).get("Uploads", [])
+            foreign = sum(one["UploadId"] not in ours for one in found)
+        lines = [f"s3: {self.address} answers and is target {self.target_id}", *self.able.words()]
+        return lines + ([f"s3: {foreign} unfinished multipart uploads of others; they are billed, and a lifecycle rule "
+                         "(AbortIncompleteMultipartUpload) ends them"] if foreign else [])  # fmt: skip
+
+    # -- what the endpoint does --
+
+    def _accepts(self, call: Callable[..., Any], **arguments: Any) -> Any:
+        """The response, or None when it is refused for what it says; anything else is raised."""
+        from botocore.exceptions import ClientError
+
+        try:
+            return call(Bucket=self.bucket, **arguments)
+        except ClientError as problem:
+            if http_status(problem) in S3_REFUSALS:
+                return None
+            raise
+
+    def _probe(self) -> None:
+        """Try it: is a wrong checksum refused and a right one stored intact, in one piece and in parts? What is found
+        is remembered with the target. Leaves nothing in the bucket."""
+        with self._told():
+            self.able = Abilities(at_sec=time.time())
+            for algorithm in checksum_algorithms():
+                if self._checks_put(algorithm):
+                    self.able = replace(self.able, algorithm=algorithm)
+                    break
+            own = {"Key": TARGET_FILE, "Body": f"{self.target_id}\n".encode()}  # what it holds already
+            self.able = replace(self.able, keeps=self._accepts(self.client.put_object, IfNoneMatch="*", **own) is None)
+            self._probe_parts()
+            self._accepts(self.client.delete_object, Key=S3_PROBE_KEY)
+        self.memory.put("s3", {**self.memory.of("s3"), "able": asdict(self.able)})
+
+    def _checks_put(self, algorithm: str) -> bool:
+        content, field_name = secrets.token_bytes(S3_PROBE_BYTES), f"Checksum{algorithm}"
+        right, wrong = Checksum.of(content, algorithm), Checksum.of(content[1:], algorithm)
+        put, known = self.client.put_object, {"Key": S3_PROBE_KEY, "Body": content}
+        if not self._accepts(put, **known, **{field_name: right}) or self._accepts(put, **known, **{field_name: wrong}):
+            return False
+        return bool(self.client.get_object(Bucket=self.bucket, Key=S3_PROBE_KEY)["Body"].read() == content)
+
+    def _probe_parts(self) -> None:
+        client, content, algorithm = self.client, secrets.token_bytes(S3_PROBE_BYTES), self.able.algorithm
+        more = {"ChecksumAlgorithm": algorithm, "ChecksumType": "FULL_OBJECT"} if algorithm else {}
+        upload = self._accepts(client.create_multipart_upload, Key=S3_PROBE_KEY, **more)
+        if upload is None and more:
+            more, algorithm = {}, ""
+            upload = self._accepts(client.create_multipart_upload, Key=S3_PROBE_KEY)
+        if upload is None:
+            return
+        known = {"Key": S3_PROBE_KEY, "UploadId": upload["UploadId"]}
+        try:
+            right, wrong = ({f"Checksum{algorithm}": Checksum.of(one, algorithm)} if algorithm else {}
+                            for one in (content, content[1:]))  # fmt: skip
+            part = {**known, "PartNumber": 1, "Body": content}
+            refused = bool(algorithm) and self._accepts(client.upload_part, **part, **wrong) is None
+            taken = self._accepts(client.upload_part, **part, **right)
+            if taken is None:
+                return
+            ending = {**known, "MultipartUpload": {"Parts": [{"PartNumber": 1, "ETag": taken["ETag"], **right}]}}
+            whole = {**right, "ChecksumType": "FULL_OBJECT"} if algorithm else {}
+            client.put_object(Bucket=self.bucket, Key=S3_PROBE_KEY, Body=b"in the way")
+            kept = self._accepts(client.complete_multipart_upload, **ending, **whole, IfNoneMatch="*") is None
+            if kept and self._accepts(client.complete_multipart_upload, **ending, **whole) is None:
+                return
+            stored = client.get_object(Bucket=self.bucket, Key=S3_PROBE_KEY)["Body"].read()
+            intact = stored == content
+            self.able = replace(self.able, multipart=intact, parts=refused and intact, keeps_multipart=kept)
+        finally:
+            self._abort(S3_PROBE_KEY, upload["UploadId"])
+
+    # -- sending --
+
+    def _begin(self, batch: Sequence[Footage]) -> None:
+        """Once per run: what the endpoint does, left-overs of a killed run, and one transfer manager."""
+        if self.manager:
+            return
+        with suppress(KeyError, TypeError):
+            self.able = Abilities(**self.memory.of("s3")["able"])
+        if not 0 <= time.time() - self.able.at_sec < S3_PROBED_FOR_SEC:
+            self._probe()
+        self._abort_orphans()
+        self.client = self._connect(signs=not (self.able.algorithm and (self.able.parts or not self.able.multipart)))
+        for event, handler in (
+            ("before-parameter-build.s3.PutObject", self._complete_put),
+            ("before-parameter-build.s3.UploadPart", self._complete_part),
+            ("before-parameter-build.s3.CreateMultipartUpload", self._note_key),
+            ("before-parameter-build.s3.CompleteMultipartUpload", self._complete_end),
+            ("before-parameter-build.s3.AbortMultipartUpload", self._note_key),
+            ("after-call.s3.CreateMultipartUpload", self._remember),
+            ("after-call.s3.CompleteMultipartUpload", self._forget),
+            ("after-call.s3.AbortMultipartUpload", self._forget),
+        ):
+            self.client.meta.events.register(event, handler)
+        from boto3.s3.transfer import TransferConfig, create_transfer_manager
+
+        mean_bytes = sum(one.size for one in batch) / max(1, len(batch))
+        self.at_once = S3_MOST_AT_ONCE if mean_bytes < S3_PART_BYTES else S3_AT_ONCE
+        self.manager = create_transfer_manager(self.client, TransferConfig(
+            multipart_threshold=S3_PART_BYTES if self.able.multipart else S3_LARGEST_PUT_BYTES,
+            multipart_chunksize=S3_PART_BYTES, max_concurrency=self.at_once, preferred_transfer_client="classic",
+            max_bandwidth=self.settings.bwlimit_bytes_per_sec or None))  # fmt: skip
+
+    def _complete_put(self, params: dict[str, Any], **_: Any) -> None:
+        if self.able.keeps and params["Key"] in self.plans and not self.plans[params["Key"]][1]:
+            params["IfNoneMatch"] = "*"
+
+    def _complete_part(self, params: dict[str, Any], **_: Any) -> None:
+        digests = self.plans[params["Key"]][0]
+        if "ChecksumAlgorithm" in params:
+            params[f"Checksum{params.pop('ChecksumAlgorithm')}"] = digests.parts[params["PartNumber"] - 1]
+
+    def _complete_end(self, params: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
+        self._note_key(params, context)
+        if self.able.keeps_multipart and not self.plans[params["Key"]][1]:
+            params["IfNoneMatch"] = "*"
+
+    def _note_key(self, params: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
+        context["nas_sync"] = (params["Key"], params.get("UploadId"))
+
+    def _remember(self, parsed: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
+        """Before a part is sent: a killed run leaves parts that are billed and that nobody sees."""
+        if upload_id := parsed.get("UploadId"):
+            self._change_open(upload_id, [self.target_id, context["nas_sync"][0]])
+
+    def _forget(self, http_response: Any, context: dict[str, Any], parsed: dict[str, Any], **_: Any) -> None:
+        if (http_response.status_code < 300 and "Error" not in parsed) or http_response.status_code == 404:
+            self._change_open(context["nas_sync"][1], None)
+
+    def _change_open(self, upload_id: str, whose: list[str] | None) -> None:
+        with self.open_lock:
+            known = read_json(self.open_file) or {}
+            known.pop(upload_id, None)
+            known |= {upload_id: whose} if whose else {}
+            self.open_file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.open_file, known)
+
+    def _abort_orphans(self) -> None:
+        """End multipart uploads of our own that a killed run left open; those of others are none of our business."""
+        for upload_id, (target_id, key) in (read_json(self.open_file) or {}).items():
+            if target_id != self.target_id:
+                continue
+            with self._told():
+                self._abort(key, upload_id)
+            log.info("%s: an interrupted upload was aborted, its parts are gone", key)
+            self._change_open(upload_id, None)
+
+    def _abort(self, key: str, upload_id: str) -> None:
+        try:
+            self.client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload_id)
+        except self.client.exceptions.ClientError as problem:
+            if http_status(problem) != 404:  # it is complete, or gone
+                raise
+
+    def send(self, batch: Sequence[Footage], hashes: Hashes, progress: Progress) -> Iterator[list[Outcome]]:
+        """Outcomes as they come. A sidecar goes before its clip, everything else side by side."""
+        self._begin(batch)
+        groups: dict[str, list[Footage]] = {}
+        for one in batch:
+            groups.setdefault(str(one.path.with_suffix("")), []).append(one)
+        pool = ThreadPoolExecutor(self.at_once + S3_AT_ONCE, "upload")
+        waiting = iter(groups.values())
+        running: set[Future[list[Outcome]]] = set()
+        try:
+            while not self.settings.time_is_up():
+                room = 0 if self.refused else 2 * self.at_once + S3_AT_ONCE - len(running)
+                running |= {pool.submit(self._send_group, group, hashes, progress) for group in islice(waiting, room)}
+                if not running:
+                    break
+                done, running = wait(running, S3_STEP_SEC, FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        if self.refused:
+            raise CannotStart(f"s3: {self.address}: {self.refused}")
+
+    def _send_group(self, group: Sequence[Footage], hashes: Hashes, progress: Progress) -> list[Outcome]:
+        outcomes = []
+        for footage in group:
+            if self.refused or self.settings.time_is_up():
+                break
+            try:
+                outcomes.append(self._send_one(footage, hashes, progress))
+            except (Gone, OSError) as problem:
+                outcomes.append(gone(footage, problem))
+            except Exception as problem:  # noqa: BLE001  of boto3, s3transfer, urllib3: one file failed, others go on
+                if concerns_all(problem):
+                    self.refused = explain_s3(problem)
+                log.debug("%s", printable(footage.recorded), exc_info=problem)
+                outcomes.append(Outcome(footage, "failed", why=explain_s3(problem)))
+        return outcomes
+
+    def _send_one(self, footage: Footage, hashes: Hashes, progress: Progress) -> Outcome:
+        key, digests = key_of(footage), self._digest(footage, hashes)
+        outcome = self._judge(footage, key, digests)
+        if outcome is None or outcome.state == "failed":
+            if outcome:
+                log.warning("%s: %s", printable(footage.recorded), outcome.why)
+            accepted = self._upload(footage, key, digests, progress, may_replace=outcome is not None)
+            outcome = self._judge(footage, key, digests, accepted=accepted)
+        if not is_unchanged(footage):
+            raise Gone("changed while it was sent")
+        return outcome or Outcome(footage, "failed", digests.sha256, why="confirmed, but it is not in the bucket")
+
+    def _digest(self, footage: Footage, hashes: Hashes) -> Digests:
+        if not self.able.algorithm:
+            return Digests(hashes.of(footage))
+        running = Checksum(self.able.algorithm, part_bytes_of(footage.size))
+        sha256 = hashes.of(footage, running.add)
+        running.close_part()
+        return Digests(sha256, running.text(running.whole), tuple(running.parts))
+
+    def _upload(self, footage: Footage, key: str, digests: Digests, progress: Progress, *, may_replace: bool) -> bool:
+        """Whether the endpoint checked what it took. When the end of an upload is unclear (a lost response, a 412 that
+        may mean our own object) the answer is False, and what is there decides."""
+        is_checked = self.able.parts if self._in_parts(footage) else bool(self.able.algorithm)
+        more = {"ContentType": content_type(footage), "Metadata": {"sha256": digests.sha256}}
+        if is_checked:
+            more[f"Checksum{self.able.algorithm}"] = digests.whole
+        self.plans[key] = digests, may_replace
+        try:
+            self.manager.upload(str(footage.path), self.bucket, key, more, [FileProgress(footage, progress)]).result()
+            return is_checked
+        except Exception as problem:
+            if concerns_all(problem) or isinstance(problem, OSError) or self._head(key) is None:
+                raise
+            log.info("%s: the end of its upload is unclear (%s), so what is there is compared",
+                     printable(footage.recorded), explain_s3(problem))  # fmt: skip
+            return False
+        finally:
+            self.plans.pop(key, None)
+
+    def _in_parts(self, footage: Footage) -> bool:
+        return footage.size >= (S3_PART_BYTES if self.able.multipart else S3_LARGEST_PUT_BYTES)
+
+    # -- proof --
+
+    def _head(self, key: str) -> dict[str, Any] | None:
+        try:
+            return dict(self.client.head_object(Bucket=self.bucket, Key=key, ChecksumMode="ENABLED"))
+        except self.client.exceptions.ClientError as problem:
+            if http_status(problem) == 404 and code_of(problem) != "NoSuchBucket":
+                return None
+            raise
+
+    def _judge(self, footage: Footage, key: str, digests: Digests, *, accepted: bool = False) -> Outcome | None:
+        """What the object under the key is: None when there is none, proven, a conflict (other footage), or failed: it
+        says that it is this file, and is not."""
+        head = self._head(key)
+        if head is None:
+            return None
+        claims = {name.lower(): value for name, value in head.get("Metadata", {}).items()}.get("sha256")
+        if claims and claims != digests.sha256:
+            if footage.kind == "journal" and self.is_recorded(footage, self.target_id):
+                return Outcome(footage, "failed", digests.sha256, why=f"{key} is an earlier form of it")
+            return Outcome(footage, "conflict", digests.sha256, why=f"{key} is other footage, which is kept")
+        proof = ""
+        if head["ContentLength"] == footage.size:
+            proof = self._proof(footage, key, head, digests, accepted=accepted and bool(claims))
+        if proof:
+            return Outcome(footage, "proven", digests.sha256, proof)
+        if not claims:
+            return Outcome(footage, "conflict", digests.sha256, why=f"{key} is something else, which is kept")
+        return Outcome(footage, "failed", digests.sha256, why=f"{key} is damaged; it is sent again")
+
+    def _proof(self, footage: Footage, key: str, head: dict[str, Any], digests: Digests, *, accepted: bool) -> str:
+        """How it is known that the object is the file; "" when it is not. From cheap to dear."""
+        if accepted:
+            return self.able.algorithm.lower()
+        stored = head.get(f"Checksum{self.able.algorithm}") if self.able.parts else None
+        if stored and head.get("ChecksumType") == "FULL_OBJECT":
+            return self.able.algorithm.lower() if stored == digests.whole else ""
+        if has_etag(footage, head.get("ETag", "")):
+            return "etag"
+        digest = hashlib.sha256()
+        for piece in self.client.get_object(Bucket=self.bucket, Key=key)["Body"].iter_chunks(READ_BYTES):
+            digest.update(piece)
+        return "readback" if digest.hexdigest() == digests.sha256 else ""
+
+    def present(self, batch: Sequence[Footage]) -> set[str]:
+        wanted = {key_of(one): one for one in batch}
+        found = set()
+        with self._told():
+            pages = self.client.get_paginator("list_objects_v2")
+            for folder in sorted({key.rpartition("/")[0] + "/" for key in wanted}):
+                for page in pages.paginate(Bucket=self.bucket, Prefix=folder):
+                    for one in page.get("Contents", []):
+                        footage = wanted.get(one["Key"])
+                        if footage and one["Size"] == footage.size:
+                            found.add(footage.recorded)
+        if batch and self._read_id() != self.target_id:
+            raise CannotStart(f"s3: {self.address} was replaced; nothing is deleted")
+        return found
+
+    def close(self) -> None:
+        """Cancel what is still on its way, and abort its uploads, within seconds: a connection that hangs may not hold
+        us up. What is left open is remembered, and aborted by the next run."""
+        if self.manager:
+            ending = threading.Thread(target=self.manager.shutdown, args=(True,), daemon=True)
+            ending.start()
+            ending.join(S3_CLOSE_SEC)
+
+
+class FileProgress:
+    """Passes on what s3transfer reports about one file; after a retry it counts back."""
+
+    def __init__(self, footage: Footage, progress: Progress) -> None:
+        self.footage, self.progress = footage, progress
+        self.task: Any = None
+
+    def on_queued(self, **_: Any) -> None:
+        if self.progress.bars:
+            self.task = self.progress.bars.add_task(f"  {printable(self.footage.path.name)}", total=self.footage.size)
+
+    def on_progress(self, bytes_transferred: int, **_: Any) -> None:
+        self.progress.add(bytes_transferred)
+        if self.progress.bars and self.task is not None:
+            self.progress.bars.advance(self.task, bytes_transferred)
+
+    def on_done(self, **_: Any) -> None:
+        if self.progress.bars and self.task is not None:
+            self.progress.bars.remove_task(self.task)
+
+
+def content_type(footage: Footage) -> str:
+    return CONTENT_TYPES.get(footage.path.suffix.lower(), "application/octet-stream")
+
+
+def checksum_algorithms() -> tuple[str, ...]:
+    """CRC64NVME is what S3 itself keeps; it needs awscrt."""
+    try:
+        import awscrt.checksums  # noqa: F401
+    except ImportError:
+        return ("CRC32",)
+    return "CRC64NVME", "CRC32"
 
 
 # --- a run -------------------------------------------------------------------------------------------------------
@@ -1550,19 +2164,23 @@ def transfer(work: Work, step: str, name: str, key: str) -> None:
             if settings.time_is_up():
                 return work.late(step, left)
             with work.watching(name):
-                outcomes = target.send(batch, work.hashes, work.progress)
-            record(work, step, target, outcomes)
-            left -= len(batch)
+                for outcomes in target.send(batch, work.hashes, work.progress):
+                    record(work, step, target, outcomes)
+                    left -= len(outcomes)
+            if settings.time_is_up() and left:
+                return work.late(step, left)
     return None
 
 
 def batches(files: Sequence[Footage]) -> Iterator[list[Footage]]:
     batch: list[Footage] = []
+    total_bytes = 0
     for one in files:
-        if batch and (len(batch) >= BATCH_FILES or sum(other.size for other in batch) + one.size > BATCH_BYTES):
+        if batch and (len(batch) >= BATCH_FILES or total_bytes + one.size > BATCH_BYTES):
             yield batch
-            batch = []
+            batch, total_bytes = [], 0
         batch.append(one)
+        total_bytes += one.size
     if batch:
         yield batch
 
@@ -1825,6 +2443,7 @@ COMMANDS: dict[str, tuple[Callable[[Work], None], str]] = {
 }
 TARGETS: dict[str, Callable[[Settings, Memory, int | None, Callable[[Footage, str], bool]], Target]] = {
     "nas": NasTarget,
+    "s3": S3Target,
 }
 
 

@@ -234,7 +234,7 @@ CONFIG_KEYS: dict[str, dict[str, Key]] = {
     "nas": {"ready_for_backup_dir": Key(), "nas_target_dir": Key(), "success_log_dir": Key(), "lock_dir": Key(),
             "rsync_options": Key([], "list"), "timeout": Key(120, "whole")},
     "s3": {"access_key_id": Key(secret=True), "secret_access_key": Key(secret=True), "bucket": Key(),
-           "endpoint": Key(), "region": Key(), "addressing": Key()},
+           "endpoint": Key(), "region": Key(), "addressing": Key("auto", choices=("auto", "path", "virtual"))},
     "upload": {"check_interval": Key(300, "whole"), "delete_after_upload": Key(True, "bool")},
     "retention": {"keep_days": Key(0, "number"), "max_bytes": Key(0, "whole"), "min_free_bytes": Key(0, "whole"),
                   "grace_sec": Key(900, "whole"), "required": Key([], "list"), "without_archive": Key(False, "bool"),

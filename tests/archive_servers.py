@@ -912,7 +912,7 @@ class Fault:
     kinds: `flip` a bit of the request's body · `flip_response` · `cut` both connections within the body ·
     `short` pass a body on that ends too early, with a Content-Length that says so · `stall` until `seconds` are over ·
     `slow` to `bytes_per_sec` · `lose_response` after the server did it · `answer` instead of the server ·
-    `answer_after` the server did it · `delay` of `seconds`.
+    `answer_after` the server did it · `delay` of `seconds`. `then` is called when it happens.
     """
 
     kind: str
@@ -925,6 +925,7 @@ class Fault:
     status: int = 503
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
+    then: Callable[[], Any] | None = None
     happened: int = 0
 
     def applies(self, method: str, target: str) -> bool:
@@ -1052,6 +1053,8 @@ class FaultProxy(Listener):
     ) -> None:
         method, target = request.first.decode("latin-1").split()[:2]
         fault = self._fault(method, target)
+        if fault.then:
+            fault.then()
         if request.get("Expect"):
             client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.drop("Expect")

@@ -290,7 +290,7 @@ def test_one_vanished_file_does_not_hold_up_the_others(site, monkeypatch):
     files = [site.record("Gate", hour) for hour in range(3)]
     target, hashes, found = opened(site)
     found[1].path.unlink()
-    outcomes = target.send(found, hashes, nas_sync.Progress(shown=False))
+    (outcomes,) = target.send(found, hashes, nas_sync.Progress(shown=False))
     assert {one.footage.path.name: one.state for one in outcomes} == {
         files[0].name: "proven", files[1].name: "vanished", files[2].name: "proven"}  # fmt: skip
     heals(site)
