@@ -2067,7 +2067,12 @@ class Work:
     def is_recorded(self, footage: Footage, target_id: str) -> bool:
         """Whether what the target has under this name is our own earlier copy; journals grow, footage does not."""
         record = self.synclog.get(footage.recorded, target_id)
-        return record is not None and (record.is_of(footage) or footage.kind == "journal")
+        if record is None or footage.kind == "journal":
+            return record is not None
+        try:
+            return record.is_of(footage) and record.sha256 == self.hashes.of(footage)
+        except (Gone, OSError):
+            return False
 
     def limited(self, found: list[Footage]) -> list[Footage]:
         return found[: self.settings.max_files]
@@ -2359,7 +2364,8 @@ def delete(work: Work, batch: Sequence[Footage], targets: Sequence[Target]) -> N
             if not why:
                 one.path.unlink()
         except Gone as problem:
-            why = str(problem)
+            work.tell("cleanup", one, "changed", str(problem))
+            continue
         except OSError as problem:
             work.tell("cleanup", one, "failed", f"cannot be deleted: {problem.strerror}")
             continue
@@ -2379,7 +2385,9 @@ def obstacle(work: Work, footage: Footage, targets: Sequence[Target]) -> str:
     for target in targets:
         proof = work.synclog.proof(footage, target.target_id)
         if not proof or proof.sha256 != work.hashes.of(footage):
-            return f"its content is not what was proven on {target.name}"
+            if proof:  # the name, size and time of other footage: to be looked at anew
+                work.synclog.append([replace(proof, proof=LOST, at_sec=time.time())])
+            raise Gone(f"its content is not what was proven on {target.name}; kept, and looked at anew by the next run")
     return ""
 
 

@@ -701,8 +701,11 @@ def test_footage_that_changed_after_its_proof_is_new_footage(in_place):
     file.write_bytes(b"other" * 1000)
     os.utime(file, ns=(mtime_ns, mtime_ns))  # the same name, size and time
     done = in_place.run("cleanup")
-    assert (done.status, done.states("cleanup")) == (0, {file.name: "kept"})
+    assert (done.status, done.states("cleanup")) == (1, {file.name: "changed"})
+    done = in_place.run("run")
+    assert (done.status, done.states("backup")) == (1, {file.name: "conflict"})
     assert file.read_bytes() == b"other" * 1000
+    assert in_place.archived() == {f"Gate/{file.name}": b"first" * 1000}
 
 
 def test_held_footage_is_spared_until_the_hold_is_removed(site):
@@ -901,3 +904,26 @@ def test_a_line_of_the_checksum_pass_proves_only_identical_content():
     verdicts = {name: nas_sync.judge(items.get(name)) for name in "abcdefg"}
     assert verdicts == {"a": "proven", "b": "proven", "c": "conflict", "d": "missing", "e": "conflict", "f": "missing",
                         "g": "missing"}  # fmt: skip
+
+
+def test_a_file_that_we_may_not_read_is_named_and_does_not_hold_up_the_others(in_place):
+    file, other = in_place.record("Gate", 1), in_place.record("Gate", 2)
+    file.chmod(0)
+    unprivileged = [need("setpriv"), "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else ["env"]
+    done = in_place.run("run", prefix=unprivileged)
+    assert done.status == 1, done.err
+    assert done.states("backup") == {file.name: "failed", other.name: "proven"}
+    assert (file.exists(), other.exists()) == (True, False)
+    file.chmod(0o600)
+    heals(in_place)
+
+
+def test_a_failing_run_is_told_to_notify_and_a_source_that_is_not_mounted_is_said(site):
+    site.record("Gate", 1)
+    (site.nas / ".nas_sync_target").unlink()
+    assert site.run("run").status == 3
+    told = json.loads((site.ready / ".nas_sync" / "notify.json").read_text())
+    assert told["nas_sync run"]["status"] == 3
+    site.rec.rename(site.folder / "unplugged")
+    done = site.run("run")
+    assert (done.status, "is its disk mounted?" in done.err, site.rec.exists()) == (3, True, False)
