@@ -73,7 +73,8 @@ CLIP_NAME = re.compile(
     r"([A-Za-z0-9]+_[A-Za-z0-9_-]{22})(?:\.[va][0-9])?_(?:(\d{9,11})|(\d{8}_\d{6})_alert_[^/]+)"
     r"_(?:video|videoWithAudio|combined)(?:_partial)?\.(mp4|json)"
 )
-NAME_TIME = re.compile(r"(?<![0-9])(\d{8})[T_](\d{6})(Z?)(?![0-9])")
+NAME_TIME = re.compile(r"(?<![0-9])(\d{4})(\d\d)(\d\d)[T_](\d\d)(\d\d)(\d\d)(Z?)(?![0-9])")
+UUID_LENGTH = 22
 DAY_FOLDER = re.compile(r"\d{4}-\d{2}-\d{2}")
 FOOTAGE_SUFFIXES = (".mkv", ".mp4")
 SECTIONS = ("rhombus", "notify", "storage", "cameras", "recording", "nas", "s3", "upload", "retention", "analysis")
@@ -92,6 +93,7 @@ F_SETSIG = 10  # of Linux; Python's fcntl has no name for it
 ODD_SHOWN = 3
 BATCH_FILES, BATCH_BYTES = 2000, 16 << 30  # records are written after each batch
 SSH = "ssh -o BatchMode=yes -o ConnectTimeout=15 -o ServerAliveInterval=15 -o ServerAliveCountMax=4"
+LOOK_SEC = 0.5  # the progress bar moves so often
 STEP_SEC = 0.01  # between two looks at a running rsync
 QUIET_MORE_SEC = 3  # rsync's own timeout comes first
 KEEP_ALIVE_BYTES = 1024  # within one timeout; less is no progress
@@ -408,15 +410,24 @@ def refuse(settings: Settings, required: Sequence[str], config_file: Path) -> No
 
 def name_sec(name: str, zone: tzinfo) -> float | None:
     """The time in a file name, epoch seconds: a trailing Z is UTC, else it is local time in `zone`."""
-    for day, clock, utc in NAME_TIME.findall(name):
-        with suppress(ValueError):
-            moment = datetime.strptime(day + clock, "%Y%m%d%H%M%S")
-            return moment.replace(tzinfo=timezone.utc if utc else zone).timestamp()
-    return None
+    found = NAME_TIME.search(name)
+    if not found:
+        return None
+    year, month, day, hour, minute, second = map(int, found.groups()[:6])
+    try:
+        return datetime(year, month, day, hour, minute, second, tzinfo=timezone.utc if found[7] else zone).timestamp()
+    except ValueError:
+        return None
+
+
+def names_of(camera: str) -> set[str]:
+    """What a camera may be called by: its folder, and of NAME_UUID also NAME and UUID."""
+    name, _, uuid = camera.lower().partition("_")
+    return {camera.lower(), name, uuid} if len(uuid) == UUID_LENGTH else {camera.lower()}
 
 
 def utc_day(moment_sec: float) -> str:
-    return datetime.fromtimestamp(moment_sec, timezone.utc).strftime("%Y-%m-%d")
+    return datetime.fromtimestamp(moment_sec, timezone.utc).date().isoformat()
 
 
 def day_sec(day: str) -> float | None:
@@ -466,8 +477,7 @@ class Sources:
     odd: dict[str, list[str]] = field(default_factory=dict)
 
     def wants(self, camera: str) -> bool:
-        only = [name.lower() for name in self.settings.only]
-        return not only or camera.lower() in only or camera.lower().rpartition("_")[0] in only
+        return not self.settings.only or bool(names_of(camera) & {name.lower() for name in self.settings.only})
 
     def file(self, entry: os.DirEntry[str]) -> os.stat_result | None:
         """The status of a regular file with content; everything else is odd, or none of our business."""
@@ -478,7 +488,7 @@ class Sources:
         except OSError as problem:
             self.note(f"unreadable ({problem.strerror})", entry.path)
             return None
-        if entry.name.endswith(".part") or ".part." in entry.name:
+        if ".part" in entry.name and (entry.name.endswith(".part") or ".part." in entry.name):
             if time.time() - status.st_mtime > STALE_PART_SEC:
                 self.note("a stale .part", entry.path)
         elif not stat.S_ISREG(status.st_mode):
@@ -560,16 +570,18 @@ class Sources:
                     if (status := self.file(entry)) is None:
                         continue
                     assert root is not None
-                    start_sec = self._within(entry.name, day.name, midnight_sec)
-                    clip = CLIP_NAME.fullmatch(entry.name)
-                    kind = "recording" if not clip else "sidecar" if clip[4] == "json" else "clip"
+                    start_sec = self._within(entry.name, midnight_sec)
+                    kind = "clip" if CLIP_NAME.fullmatch(entry.name) else "recording"
+                    kind = "sidecar" if entry.name.endswith(".json") else kind  # also X_1.json, beside a namesake
                     yield Footage(root, f"{camera.name}/{day.name}/{entry.name}", camera.name, kind, start_sec,
                                   "folder", status.st_size, status.st_mtime_ns)  # fmt: skip
 
-    def _within(self, name: str, day: str, midnight_sec: float) -> float:
-        found = CLIP_NAME.fullmatch(name)
-        start_sec = float(found[2]) if found and found[2] else name_sec(name, self.settings.zone)
-        return start_sec if start_sec is not None and utc_day(start_sec) == day else midnight_sec
+    def _within(self, name: str, midnight_sec: float) -> float:
+        """The time in a name, if it is of that day; the folder knows better."""
+        start_sec = name_sec(name, self.settings.zone)
+        if start_sec is None and (found := CLIP_NAME.fullmatch(name)) and found[2]:
+            start_sec = float(found[2])
+        return start_sec if start_sec is not None and 0 <= start_sec - midnight_sec < 86400 else midnight_sec
 
     def below(self, root: Path | None, kind: str, prefix: str) -> Iterator[Footage]:
         """Everything below a folder: evidence, and journals."""
@@ -618,6 +630,8 @@ def printable(path: str | Path) -> str:
 
 
 def encode_path(path: str) -> str:
+    if path.isascii() and path.isprintable() and "%" not in path:
+        return path  # nearly all, and this is asked of every file
     return re.sub("[%\x00-\x1f\x7f\udc80-\udcff]",
                   lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode("utf-8", "surrogateescape")),
                   path)  # fmt: skip
@@ -641,7 +655,7 @@ def read_record(line: bytes) -> Record | None:
         if zlib.crc32(body) != int(crc, 16):
             return None
         path, size, mtime_ns, sha256, target, proof, at = body.decode().split("\t")
-        moment = datetime.strptime(at, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
+        moment = datetime.fromisoformat(at.replace("Z", "+00:00"))  # Python 3.10 does not read the Z
         return Record(decode_path(path), int(size), int(mtime_ns), sha256, target, proof, moment.timestamp())
     except ValueError:
         return None
@@ -657,43 +671,59 @@ class SyncLog:
 
     def __init__(self, folder: Path, wanted: Iterable[str] | None = None) -> None:
         self.folder = folder
-        self.records: dict[tuple[str, str], Record] = {}
-        self.known: dict[str, Record] = {}  # path -> its last record with a hash, whatever the target
-        self.torn = 0
+        self.lines: dict[bytes, bytes] = {}  # "path TAB target" -> its last line; parsed when it is asked for
+        self.last: dict[bytes, bytes] = {}  # path -> its last line, whatever the target
         keys = None if wanted is None else {encode_path(path).encode() for path in wanted}
-        for line in self.lines(keys):
-            record = read_record(line)
-            if record:
-                self._keep(record)
-            elif b"\t" in line:
-                self.torn += 1
-        if self.torn:
-            log.warning("%s: %s damaged lines are not believed; what they recorded is checked again", folder, self.torn)
+        files = sorted(folder.glob("*.synced")) if keys is None or keys else []
+        damaged = sum(self._read(file, keys) for file in files)
+        if damaged:
+            log.warning("%s: %s damaged lines are not believed; what they recorded is checked again", folder, damaged)
 
-    def lines(self, keys: Collection[bytes] | None = None) -> Iterator[bytes]:
-        """The lines about the paths `keys` (percent-encoded), oldest file first."""
-        for file in sorted(self.folder.glob("*.synced")):
+    def _read(self, file: Path, keys: Collection[bytes] | None) -> int:
+        """Take in the lines about the paths `keys`; how many were damaged. Written for a million lines."""
+        try:
+            content = file.read_bytes()
+        except OSError as problem:
+            raise CannotStart(f"{file}: the sync log cannot be read: {problem.strerror}") from problem
+        damaged = 0
+        for line in content.split(b"\n"):
+            if keys is not None and line[: line.find(b"\t")] not in keys:
+                continue
+            fields = line.split(b"\t")
             try:
-                content = file.read_bytes()
-            except OSError as problem:
-                raise CannotStart(f"{file}: the sync log cannot be read: {problem.strerror}") from problem
-            for line in content.split(b"\n"):
-                if keys is None or line[: line.find(b"\t")] in keys:
-                    yield line
+                whole = zlib.crc32(line[: line.rindex(b"\t")]) == int(fields[7], 16)
+            except (ValueError, IndexError):
+                whole = False
+            if whole:
+                self.lines[fields[0] + b"\t" + fields[4]] = self.last[fields[0]] = line
+            else:
+                damaged += len(fields) > 1
+        return damaged
 
-    def _keep(self, record: Record) -> None:
-        self.records[record.path, record.target] = record
-        if record.sha256:
-            self.known[record.path] = record
+    def __iter__(self) -> Iterator[Record]:
+        """The last record of every path and target."""
+        return filter(None, map(read_record, self.lines.values()))
 
-    def find(self, footage: Footage, target_id: str) -> Record | None:
-        """The record of this very file, by path, size and time, on a target; it may be LOST."""
-        record = self.records.get((footage.recorded, target_id))
-        return record if record and record.is_of(footage) else None
+    def get(self, path: str, target_id: str) -> Record | None:
+        """The last record of a path on a target; it may be LOST, or of an earlier file of that name."""
+        return read_record(self.lines.get(f"{encode_path(path)}\t{target_id}".encode(), b""))
+
+    def latest(self, path: str) -> Record | None:
+        """The last record of a path on whatever target."""
+        return read_record(self.last.get(encode_path(path).encode(), b""))
 
     def proof(self, footage: Footage, target_id: str) -> Record | None:
-        record = self.find(footage, target_id)
-        return record if record and record.proves else None
+        """The record that proves this very file, by path, size and time, on a target."""
+        record = self.get(footage.recorded, target_id)
+        return record if record and record.proves and record.is_of(footage) else None
+
+    def has_proof(self, footage: Footage, target_id: str) -> bool:
+        """The same, quickly: asked of everything that is here. Whole lines only are kept, so fields are enough."""
+        line = self.lines.get(f"{encode_path(footage.recorded)}\t{target_id}".encode())
+        if not line:
+            return False
+        _, size, mtime_ns, _, _, proof, *_ = line.split(b"\t")
+        return proof != LOST.encode() and (int(size), int(mtime_ns)) == (footage.size, footage.mtime_ns)
 
     def append(self, records: Sequence[Record]) -> None:
         """Durable when this returns. Raises CannotStart where the log cannot be written."""
@@ -709,7 +739,8 @@ class SyncLog:
                 raise CannotStart(f"{file}: the sync log cannot be written: {problem.strerror}; nothing is deleted "
                                   "on the word of what could not be recorded") from problem  # fmt: skip
         for record in records:
-            self._keep(record)
+            line, key = record_line(record).encode(), encode_path(record.path).encode()
+            self.lines[key + b"\t" + record.target.encode()] = self.last[key] = line
 
 
 # --- local files -------------------------------------------------------------------------------------------------
@@ -862,11 +893,11 @@ def organize(work: Work) -> None:
         return work.show_plan("organize", ready)
     work.counts.setdefault("organize", Counter())
     synced = SyncLog(settings.log_dir, [organized_name(one) for one in ready])
-    for footage in ready:
+    for place, footage in enumerate(ready):
         if settings.time_is_up():
-            return work.late("organize", len(ready))
+            return work.late("organize", len(ready) - place)
         try:
-            moved_to = move(footage, settings.ready_dir, synced.known, work.hashes)
+            moved_to = move(footage, settings.ready_dir, synced, work.hashes)
         except Gone as problem:
             work.tell("organize", footage, "later", str(problem))
         except OSError as problem:
@@ -878,14 +909,14 @@ def organize(work: Work) -> None:
     return None
 
 
-def move(footage: Footage, ready_dir: Path, archived: Mapping[str, Record], hashes: Hashes) -> Path:
+def move(footage: Footage, ready_dir: Path, archived: SyncLog, hashes: Hashes) -> Path:
     """Into the ready folder under the first name that is free there and in the archive; never overwrites.
 
     A crash leaves the file under its old name, under both, or under the new one; moving again ends all three alike.
     """
     for relative in other_names(organized_name(footage)):
         final = ready_dir / relative
-        record = archived.get(relative)
+        record = archived.latest(relative)
         if record and not (record.size == footage.size and record.sha256 == hashes.of(footage)):
             continue  # other footage of this name is in the archive, as after a repeated hour
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -1092,6 +1123,7 @@ class NasTarget:
                  is_recorded: Callable[[Footage, str], bool]) -> None:  # fmt: skip
         self.settings, self.memory, self.lock_fd, self.is_recorded = settings, memory, lock_fd, is_recorded
         self.address = str(settings.nas["nas_target_dir"]).rstrip("/") or "/"
+        self.address = str(folder_of(self.address)) if self.is_path else self.address
         self.options = split_options(settings.nas["rsync_options"])
         check_options(self.options)
         self.timeout_sec = settings.nas["timeout"]
@@ -1192,12 +1224,14 @@ class NasTarget:
                                            pass_fds=[self.lock_fd] if self.lock_fd is not None else [])
             try:
                 moved, moved_at = 0.0, time.monotonic()
+                looked_at = moved_at
                 while process.poll() is None:
                     if (now := moved_bytes(process.pid)) > moved + KEEP_ALIVE_BYTES:
                         moved, moved_at = now, time.monotonic()
                     if self.settings.time_is_up() or time.monotonic() - moved_at > patience_sec + QUIET_MORE_SEC:
                         break
-                    if watch:
+                    if watch and time.monotonic() - looked_at > LOOK_SEC:
+                        looked_at = time.monotonic()
                         watch(out)
                     time.sleep(STEP_SEC)
                 status = process.poll()
@@ -2041,7 +2075,7 @@ class Work:
 
     def is_recorded(self, footage: Footage, target_id: str) -> bool:
         """Whether what the target has under this name is our own earlier copy; journals grow, footage does not."""
-        record = self.synclog.records.get((footage.recorded, target_id))
+        record = self.synclog.get(footage.recorded, target_id)
         return record is not None and (record.is_of(footage) or footage.kind == "journal")
 
     def limited(self, found: list[Footage]) -> list[Footage]:
@@ -2128,7 +2162,7 @@ def transfer(work: Work, step: str, name: str, key: str) -> None:
         raise UsageError(f"{step}: {key} is not set")
     target = work.target(name)
     found = work.look()
-    waiting = [one for one in found if not work.synclog.proof(one, target.target_id)]
+    waiting = [one for one in found if not work.synclog.has_proof(one, target.target_id)]
     waiting = work.limited(finished(waiting, work.segment_sec))
     work.counts.setdefault(step, Counter())
     if settings.dry_run:
@@ -2149,11 +2183,13 @@ def transfer(work: Work, step: str, name: str, key: str) -> None:
 
 def batches(files: Sequence[Footage]) -> Iterator[list[Footage]]:
     batch: list[Footage] = []
+    total_bytes = 0
     for one in files:
-        if batch and (len(batch) >= BATCH_FILES or sum(other.size for other in batch) + one.size > BATCH_BYTES):
+        if batch and (len(batch) >= BATCH_FILES or total_bytes + one.size > BATCH_BYTES):
             yield batch
-            batch = []
+            batch, total_bytes = [], 0
         batch.append(one)
+        total_bytes += one.size
     if batch:
         yield batch
 
@@ -2185,7 +2221,7 @@ def is_held(footage: Footage, holds: Sequence[Hold]) -> bool:
     """Touches a hold. A file ends at the latest when it was last written; an uncertain start counts a day earlier."""
     start_sec = footage.start_sec - (UNCERTAIN_SEC if footage.start_basis == "mtime" else 0)
     end_sec = max(footage.start_sec, min(footage.mtime_ns / 1e9, footage.start_sec + UNCERTAIN_SEC)) + 1
-    names = {footage.camera.lower(), footage.camera.lower().rpartition("_")[0]}
+    names = names_of(footage.camera)
     return any(hold.camera.lower() in names and start_sec < hold.end_sec and hold.start_sec < end_sec for hold in holds)
 
 
@@ -2420,12 +2456,26 @@ TARGETS: dict[str, Callable[[Settings, Memory, int | None, Callable[[Footage, st
 }
 
 
+def check_folders(settings: Settings) -> None:
+    """Raises CannotStart: a source that is not there is a disk that is not mounted, not an empty one."""
+    for folder in (settings.local_dir, settings.clips_dir):
+        if folder and not folder.is_dir():
+            raise CannotStart(f"{folder}: there is no such folder; is its disk mounted?")
+    try:
+        for folder in (settings.state_dir, settings.lock_file.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        settings.lock_file.open("a").close()
+    except OSError as problem:
+        raise CannotStart(f"{problem.filename}: cannot be written: {problem.strerror}") from problem
+
+
 def one_round(arguments: argparse.Namespace, config: Mapping[str, Any], config_file: Path) -> int:
     """One run of a command under the lock, told to notify.*; returns its status."""
     settings = settle(arguments, config, config_file)
     if arguments.command == "hold":
         return hold(settings, arguments.words)
     wait_sec = parse_duration(arguments.lock_wait or 0, "--lock_wait")
+    check_folders(settings)
     with run_lock(settings.lock_file, "nas_sync", wait_sec) as lock:
         work = Work(settings, float(config["recording"]["segment_duration"]), lock.fileno())
         try:

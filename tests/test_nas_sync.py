@@ -126,12 +126,10 @@ def test_evidence_and_finished_journals_are_archived_and_never_removed(in_place)
 
 def test_dry_run_shows_files_and_bytes_and_changes_nothing(site):
     file = site.record("Gate", 1)
-    before = sorted(site.folder.rglob("*"))
+    before = {*site.folder.rglob("*"), site.ready / ".nas_sync" / "nas_sync.lock"}
     done = site.call("run", "--dry_run")
     assert (done.status, done.out.splitlines()[0]) == (0, f"organize\t{file.stat().st_size}\tGate/{file.name}")
-    assert [
-        path for path in sorted(site.folder.rglob("*")) if path not in before and path.name != "nas_sync.lock"
-    ] == []
+    assert set(site.folder.rglob("*")) <= before
     assert site.archived() == {}
 
 
@@ -799,7 +797,7 @@ def some_record(number: int = 0, **changes) -> Record:
 
 
 @pytest.mark.parametrize(
-    "path", ["Gate/a.mp4", "Gate/100%\n\t\x7f.mp4", "Gate/\udcff\udc80.mp4", "Gate/\u00e9\u2028 .mp4"]
+    "path", ["Gate/a.mp4", "Gate/9%\n\t\x7f.mp4", "Gate/\udcff\udc80.mp4", "Gate/\u00e9\u2028 .mp4"]
 )
 def test_a_record_is_one_line_and_reads_back_whatever_the_name(path):
     record = some_record(path=path)
@@ -817,9 +815,9 @@ def test_lines_that_are_torn_nul_filled_bare_or_altered_are_never_believed(tmp_p
     log = tmp_path / "2026-11-19.synced"
     log.write_bytes(bare + b"\n" + b"\0" * 50 + b"\n" + line + b"\r\n" + line + b"\n" + line[:40])
     synced = SyncLog(tmp_path)
-    assert list(synced.records.values()) == [some_record()]
+    assert list(synced) == [some_record()]
     synced.append([some_record(1)])
-    assert list(SyncLog(tmp_path).records.values()) == [some_record(), some_record(1)]  # the torn line was closed
+    assert list(SyncLog(tmp_path)) == [some_record(), some_record(1)]  # the torn line was closed
 
 
 def test_old_logs_with_bare_paths_are_checked_before_anything_is_deleted_on_their_word(site):
