@@ -108,6 +108,7 @@ S3_PART_BYTES = 16 << 20  # from this size a file goes in parts of it: measured 
 S3_MOST_PARTS = 10_000  # of the protocol
 S3_LARGEST_PUT_BYTES = 5 << 30  # of the protocol, where an endpoint knows no parts
 S3_AT_ONCE, S3_MOST_AT_ONCE = 4, 10  # requests side by side: large files, many small ones
+S3_READERS = 2  # files hashed side by side: a disk with heads to move goes no faster with more
 S3_TRIES = 5
 S3_CONNECT_SEC, S3_READ_SEC = 10, 60
 S3_STEP_SEC = 0.5  # between two looks at the clock
@@ -1523,6 +1524,7 @@ class S3Target:
         self.plans: dict[str, tuple[Digests, bool]] = {}  # key -> what is being sent, may it be overwritten
         self.open_file = settings.state_dir / "s3_uploads.json"
         self.open_lock = threading.Lock()
+        self.reading = threading.Semaphore(S3_READERS)
         self.refused = ""  # why nothing more can be sent
 
     # -- connection --
@@ -1611,8 +1613,8 @@ class S3Target:
         self._probe()
         with self._told():
             ours = set(read_json(self.open_file) or {})
-            found = self.client.list_multipart_uploads(Bucket=self.bucket).get("Uploads", [])
-            foreign = sum(one["UploadId"] not in ours for one in found)
+            found = self._accepts(self.client.list_multipart_uploads) or {}  # not every server has this list
+            foreign = sum(one["UploadId"] not in ours for one in found.get("Uploads", []))
         lines = [f"s3: {self.address} answers and is target {self.target_id}", *self.able.words()]
         return lines + ([f"s3: {foreign} unfinished multipart uploads of others; they are billed, and a lifecycle rule "
                          "(AbortIncompleteMultipartUpload) ends them"] if foreign else [])  # fmt: skip
@@ -1632,7 +1634,7 @@ class S3Target:
 
     def _probe(self) -> None:
         """Try it: is a wrong checksum refused and a right one stored intact, in one piece and in parts? What is found
-        is remembered with the target. Leaves nothing in the bucket."""
+        is remembered with the target. Leaves nothing in the bucket, or one small object where we may not delete."""
         with self._told():
             self.able = Abilities(at_sec=time.time())
             for algorithm in checksum_algorithms():
@@ -1642,7 +1644,10 @@ class S3Target:
             own = {"Key": TARGET_FILE, "Body": f"{self.target_id}\n".encode()}  # what it holds already
             self.able = replace(self.able, keeps=self._accepts(self.client.put_object, IfNoneMatch="*", **own) is None)
             self._probe_parts()
-            self._accepts(self.client.delete_object, Key=S3_PROBE_KEY)
+            try:
+                self.client.delete_object(Bucket=self.bucket, Key=S3_PROBE_KEY)
+            except self.client.exceptions.ClientError as problem:
+                log.info("s3: %s stays in the bucket: %s", S3_PROBE_KEY, explain_s3(problem))
         self.memory.put("s3", {**self.memory.of("s3"), "able": asdict(self.able)})
 
     def _checks_put(self, algorithm: str) -> bool:
@@ -1819,9 +1824,11 @@ class S3Target:
 
     def _digest(self, footage: Footage, hashes: Hashes) -> Digests:
         if not self.able.algorithm:
-            return Digests(hashes.of(footage))
+            with self.reading:
+                return Digests(hashes.of(footage))
         running = Checksum(self.able.algorithm, part_bytes_of(footage.size))
-        sha256 = hashes.of(footage, running.add)
+        with self.reading:
+            sha256 = hashes.of(footage, running.add)
         running.close_part()
         return Digests(sha256, running.text(running.whole), tuple(running.parts))
 
@@ -1837,6 +1844,8 @@ class S3Target:
             self.manager.upload(str(footage.path), self.bucket, key, more, [FileProgress(footage, progress)]).result()
             return is_checked
         except Exception as problem:
+            if not is_unchanged(footage):
+                raise Gone("changed while it was sent") from problem
             if concerns_all(problem) or isinstance(problem, OSError) or self._head(key) is None:
                 raise
             log.info("%s: the end of its upload is unclear (%s), so what is there is compared",

@@ -6,6 +6,7 @@ Each fault ends the same way: nothing unproven was deleted, the status was right
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from typing import Any
 import botocore.auth
 import botocore.crt.auth
 import botocore.endpoint
+import botocore.loaders
 import pytest
 import yaml
 from archive_servers import FaultProxy, LyingS3, RcloneS3, wait_until
@@ -129,6 +131,15 @@ class House:
         done = self.run("cleanup")
         assert done.status == 0, done.log
         assert not list(self.footage.glob("*/*.mp4"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def models_read_once():
+    """botocore reads its models anew for each session, for 70 ms; a run has one session, these tests hundreds."""
+    with pytest.MonkeyPatch.context() as patch:
+        read = functools.cache(botocore.loaders.JSONFileLoader().load_file)
+        patch.setattr(botocore.loaders.JSONFileLoader, "load_file", lambda _self, path: read(path))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -306,6 +317,41 @@ def test_what_an_endpoint_does_is_tried_once_and_remembered(proxied):
     assert proxied.proxy.count("PUT", nas_sync.S3_PROBE_KEY)
 
 
+def test_without_awscrt_the_checksum_is_crc32(house, monkeypatch):
+    monkeypatch.setitem(sys.modules, "awscrt.checksums", None)
+    house.record()
+    house.record(LARGE_BYTES, "20261101_130000.mp4")
+    assert "a wrong CRC32 is refused" in house.run("target", "check").log
+    house.heals("crc32", "crc32")
+
+
+def test_a_journal_that_has_grown_replaces_its_earlier_form(house, swift):
+    """Footage never does."""
+    folder = house.footage / nas_sync.RECORDER_JOURNAL / "Gate"
+    folder.mkdir(parents=True)
+    journal = folder / "2026-11-01.jsonl"
+    for text in ("one\n", "one\ntwo\n"):
+        journal.write_text(text)
+        os.utime(journal, (LONG_AGO_SEC + len(text), LONG_AGO_SEC + len(text)))
+        assert house.run("upload").status == 0
+        assert content(swift, house, "journal/Gate/2026-11-01.jsonl") == text.encode()
+    journal.unlink()
+
+
+def test_a_sidecar_is_in_the_bucket_before_its_clip(proxied, tmp_path):
+    name = "Gate_0123456789012345678901_1793534400_video"
+    (tmp_path / f"{name}.mp4").write_bytes(os.urandom(100_000))
+    (tmp_path / f"{name}.json").write_text('{"requested": {"start_ms": 1793534400000}}')
+    for file in tmp_path.glob("Gate*"):
+        os.utime(file, (LONG_AGO_SEC, LONG_AGO_SEC))
+    settings = yaml.safe_load(proxied.config.read_text())
+    proxied.config.write_text(yaml.safe_dump({**settings, "rhombus": {"output_dir": str(tmp_path)}}))
+    assert proxied.run("upload").status == 0
+    key = f"/Gate_0123456789012345678901/2026/11/01/{name}"
+    sent = [one.target.partition("?")[0] for one in proxied.proxy.seen if one.method == "PUT"]
+    assert [one.partition("/Gate")[2] for one in sent] == [f"{key}.json"[5:], f"{key}.mp4"[5:]]
+
+
 # --- the wrong target ---
 
 
@@ -418,7 +464,7 @@ def test_a_server_that_answers_411_to_trailers_is_proven_by_etag(tmp_path, tls):
         assert (server.root / house.s3["bucket"] / "Gate/2026/11/01/20261101_130000.mp4").read_bytes() == expected
 
 
-@pytest.mark.parametrize("size", [300_000, LARGE_BYTES])
+@pytest.mark.parametrize("size", [300_000, pytest.param(LARGE_BYTES, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("manners", [{}, {"random_etag": True}])
 def test_a_short_body_that_a_server_accepts_is_no_proof(tmp_path, size, manners):
     with LyingS3(damage=lambda body: body[:-1] if len(body) > 100_000 else body, **manners) as server:
@@ -473,9 +519,9 @@ def test_a_bit_flip_on_the_way_to_a_strict_server_is_refused_and_sent_again_next
         {"kind": "cut", "after_bytes": 100_000},
         {"kind": "lose_response"},
         {"kind": "answer", "status": 503, "times": 2},
-        {"kind": "answer", "status": 500, "times": 2},
-        {"kind": "answer_after", "status": 500},
-        {"kind": "slow", "bytes_per_sec": 1_000_000},
+        pytest.param({"kind": "answer", "status": 500, "times": 2}, marks=pytest.mark.slow),
+        pytest.param({"kind": "answer_after", "status": 500}, marks=pytest.mark.slow),
+        pytest.param({"kind": "slow", "bytes_per_sec": 300_000}, marks=pytest.mark.slow),
         {"kind": "stall", "seconds": 1.5, "after_bytes": 100_000},
     ],
     ids=lambda fault: "_".join(map(str, fault.values())),
@@ -492,11 +538,11 @@ def test_a_fault_that_passes_costs_a_second_try_and_no_more(proxied, swift, monk
 @pytest.mark.parametrize(
     "fault",
     [
-        {"kind": "cut", "after_bytes": 100_000},
+        pytest.param({"kind": "cut", "after_bytes": 100_000}, marks=pytest.mark.slow),
         {"kind": "answer", "status": 503},
-        {"kind": "stall", "seconds": 2, "after_bytes": 100_000},
+        pytest.param({"kind": "stall", "seconds": 2, "after_bytes": 100_000}, marks=pytest.mark.slow),
     ],
-    ids=lambda fault: fault["kind"],
+    ids=lambda fault: str(fault["kind"]),
 )
 def test_a_fault_that_lasts_fails_the_file_and_not_the_others(proxied, monkeypatch, fault):
     monkeypatch.setattr(nas_sync, "S3_READ_SEC", 0.5)
@@ -517,8 +563,8 @@ def test_a_fault_that_lasts_fails_the_file_and_not_the_others(proxied, monkeypat
     "fault",
     [
         {"kind": "answer_after", "status": 500},
-        {"kind": "lose_response"},
-        {"kind": "answer_after", "status": 500, "times": -1},
+        pytest.param({"kind": "lose_response"}, marks=pytest.mark.slow),
+        pytest.param({"kind": "answer_after", "status": 500, "times": -1}, marks=pytest.mark.slow),
         {"kind": "answer_after", "status": 200, "body": b"<Error><Code>InternalError</Code></Error>", "times": -1},
     ],
     ids=lambda fault: "_".join(str(value) for name, value in fault.items() if name != "body"),
