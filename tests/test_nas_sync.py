@@ -927,3 +927,28 @@ def test_a_failing_run_is_told_to_notify_and_a_source_that_is_not_mounted_is_sai
     site.rec.rename(site.folder / "unplugged")
     done = site.run("run")
     assert (done.status, "is its disk mounted?" in done.err, site.rec.exists()) == (3, True, False)
+
+
+def test_a_camera_that_nobody_knows_is_said_because_its_hold_would_protect_nothing(site):
+    site.record("Gate", 1)
+    site.clip()
+    for name, known in (("gate", True), ("Door", True), (UUID, True), (f"Door_{UUID}", True), ("Gatte", False)):
+        done = site.call("hold", "add", name, "2026-11-19", "2026-11-20")
+        assert (done.status, "is it spelled right?" in done.err) == (0, not known), name
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"nas": {"timeout": 0}}, "nas.timeout: expected 1 second or more"),
+        ({"retention": {"keep_days": -1}}, "retention.keep_days: must not be negative"),
+        ({"nas": {"ready_for_backup_dir": "/srv"}, "storage": {"local_path": "/srv/rec"}}, "give each a folder"),
+        ({"recording": {"timezone": "Mars/Olympus"}}, "timezone 'Mars/Olympus' is not known"),
+        ({"nas": {"nas_target": "/x"}}, "did you mean nas_target_dir?"),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_is_named_and_nothing_is_touched(sections, words, tmp_path):
+    site = Site(tmp_path, **sections)
+    done = site.call("run")
+    assert (done.status, words in done.err) == (2, True), done.err
+    assert not site.ready.exists()
