@@ -446,6 +446,7 @@ def test_a_bit_that_flips_on_the_way_is_never_proven(tmp_path):
         heals(site, server.root)
 
 
+@pytest.mark.slow
 def test_an_unknown_module_is_named_and_nothing_is_deleted(tmp_path):
     need("rsync")
     with RsyncDaemon(tmp_path / "server") as server:
@@ -572,6 +573,7 @@ def rsyncs_of(pid: int) -> list[int]:
     return found + [other for one in found for other in rsyncs_of(one)]
 
 
+@pytest.mark.slow
 def test_a_run_that_takes_too_long_stops_and_says_what_waits(site):
     for hour in range(3):
         site.record("Gate", hour, os.urandom(1_000_000))
@@ -906,6 +908,7 @@ def test_a_line_of_the_checksum_pass_proves_only_identical_content():
                         "g": "missing"}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_file_that_we_may_not_read_is_named_and_does_not_hold_up_the_others(in_place):
     file, other = in_place.record("Gate", 1), in_place.record("Gate", 2)
     file.chmod(0)
