@@ -955,3 +955,11 @@ def test_a_setting_that_cannot_be_meant_is_named_and_nothing_is_touched(sections
     done = site.call("run")
     assert (done.status, words in done.err) == (2, True), done.err
     assert not site.ready.exists()
+
+
+def test_records_around_midnight_go_to_the_log_of_their_own_day_and_are_all_read(tmp_path):
+    records = [some_record(0, at_sec=START_SEC + 86399.0), some_record(1, at_sec=START_SEC + 86400.0)]
+    SyncLog(tmp_path / "synced").append(records)
+    assert sorted(file.name for file in (tmp_path / "synced").iterdir()) == ["2026-11-19.synced", "2026-11-20.synced"]
+    assert list(SyncLog(tmp_path / "synced")) == records
+    assert list(SyncLog(tmp_path / "synced", [records[1].path])) == records[1:]
