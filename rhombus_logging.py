@@ -238,12 +238,13 @@ CONFIG_KEYS: dict[str, dict[str, Key]] = {
         "defaults": Key({}, "map", keys=_CAMERA_DEFAULTS)},
     "watch": {"multiplier": Key(2, "number"), "disk_percent": Key(85, "number"), "restart_limit": Key(3, "whole")},
     "nas": {"ready_for_backup_dir": Key(), "nas_target_dir": Key(), "success_log_dir": Key(), "lock_dir": Key(),
-            "rsync_options": Key([], "list")},
+            "rsync_options": Key([], "list"), "timeout": Key(120, "whole")},
     "s3": {"access_key_id": Key(secret=True), "secret_access_key": Key(secret=True), "bucket": Key(),
-           "endpoint": Key(), "region": Key(), "addressing": Key()},
+           "endpoint": Key(), "region": Key(), "addressing": Key("auto", choices=("auto", "path", "virtual"))},
     "upload": {"check_interval": Key(300, "whole"), "delete_after_upload": Key(True, "bool")},
     "retention": {"keep_days": Key(0, "number"), "max_bytes": Key(0, "whole"), "min_free_bytes": Key(0, "whole"),
-                  "grace_sec": Key(0, "whole"), "required": Key([], "list"), "without_archive": Key(False, "bool")},
+                  "grace_sec": Key(900, "whole"), "required": Key([], "list"), "without_archive": Key(False, "bool"),
+                  "unusual_files": Key(5000, "whole")},
     "analysis": {
         "black_mean": Key(20, "number"), "black_range": Key(6, "number"), "black_sec": Key(1, "number"),
         "freeze_same": Key(0.08, "number"), "freeze_noise": Key(0.35, "number"),
@@ -491,8 +492,11 @@ def lock_file(handle: IO[Any], *, wait: bool = False) -> bool:
 
 
 @contextmanager
-def run_lock(path: Path, what: str, wait_sec: float = 0) -> Iterator[None]:
-    """Hold `path` as the lock of `what` for the length of a `with` block; Busy names who has it."""
+def run_lock(path: Path, what: str, wait_sec: float = 0) -> Iterator[IO[str]]:
+    """Hold `path` as the lock of `what` for the length of a `with` block; Busy names who has it.
+
+    A child that is given the descriptor of the yielded file holds the lock as well, also when it outlives us.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + wait_sec
     with path.open("a+", encoding="utf-8") as handle:
@@ -504,7 +508,7 @@ def run_lock(path: Path, what: str, wait_sec: float = 0) -> Iterator[None]:
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()
-        yield
+        yield handle
 
 
 # --- programs ----------------------------------------------------------------------------------------------------

@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from archive_servers import ServerMissing, SwiftS3, Tls, make_tls
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,10 +47,26 @@ settings.load_profile("here")
 
 def need(program: str) -> str:
     """The path of a program that a test cannot do without; skips the test where it is missing."""
-    found = shutil.which(program)
+    found = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")  # sshd is in no user's PATH
     if found is None:
         pytest.skip(NOT_TESTED + program)
     return found
+
+
+@pytest.fixture(scope="session")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
+    """A certificate for loopback and the authority that signed it."""
+    return make_tls(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="session")
+def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SwiftS3]:
+    """The strict S3 server, one for all tests of a process; a test takes a bucket of its own from it."""
+    try:
+        with SwiftS3(tmp_path_factory.mktemp("swift")) as server:
+            yield server
+    except ServerMissing as problem:
+        pytest.skip(NOT_TESTED + str(problem))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -146,6 +146,15 @@ def prepare_environment(may_apt: bool) -> int:
     return 0
 
 
+def prepare_swift() -> None:
+    """OpenStack Swift, in an environment of its own because its packages would hold ours back.
+
+    archive_servers.py installs it; here it happens before the tests, so that it counts against no test's time."""
+    code = "import sys; sys.path.insert(0, 'tests'); import archive_servers; archive_servers.swift_environment()"
+    if call([str(VENV_PYTHON), "-c", code]):
+        say("OpenStack Swift could not be installed (see above): uploads will not be tested against it")
+
+
 # --- Debian packages ---
 
 
@@ -200,6 +209,7 @@ def main(argv: list[str]) -> int:
     if status:
         return status
     prepare_programs(may_apt)
+    prepare_swift()
     return checks([argument for argument in argv if argument != "--no_apt"])
 
 

@@ -1,0 +1,2594 @@
+"""Bring finished footage to a NAS and to S3, prove that it is there, and only then delete it here.
+
+Examples:
+  nas_sync.py target init                    mark the NAS and the bucket as ours, once
+  nas_sync.py run                            organize, backup, upload and cleanup, whatever is configured (for cron)
+  nas_sync.py backup --dry_run               what would be sent to the NAS, in files and bytes
+  nas_sync.py hold add Gate 2026-11-20T09:00 2026-11-20T10:00     cleanup spares this stretch
+
+Needs: config.yaml with `storage.local_path` or `rhombus.output_dir`, and a target: `nas.nas_target_dir` (rsync 3.1 or
+newer; a mounted path, user@host:/path or rsync://host/module) and/or `s3.bucket` (boto3).
+State: `nas.success_log_dir` holds the sync log (what is where, and how it was proven); `.nas_sync/` beside the footage
+holds what the targets are called, holds, known hashes and the lock. Losing any of it only repeats work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import secrets
+import shlex
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone, tzinfo
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, Protocol
+from urllib.parse import unquote_to_bytes
+
+from rhombus_logging import (
+    Busy,
+    CannotStart,
+    ProgramError,
+    Status,
+    Terminated,
+    UsageError,
+    add_common_flags,
+    append_line,
+    find_program,
+    fsync_folder,
+    hide_secret,
+    load_config,
+    mask,
+    notify,
+    read_json,
+    run,
+    run_lock,
+    start_logging,
+    write_json,
+)
+
+STATE_FOLDER = ".nas_sync"
+TARGET_FILE = ".nas_sync_target"  # in the root of a target: its random id
+CAMERA_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+CLIP_NAME = re.compile(
+    r"([A-Za-z0-9]+_[A-Za-z0-9_-]{22})(?:\.[va][0-9])?_(?:(\d{9,11})|(\d{8}_\d{6})_alert_[^/]+)"
+    r"_(?:video|videoWithAudio|combined)(?:_partial)?\.(mp4|json)"
+)
+NAME_TIME = re.compile(r"(?<![0-9])(\d{4})(\d\d)(\d\d)[T_](\d\d)(\d\d)(\d\d)(Z?)(?![0-9])")
+UUID_LENGTH = 22
+DAY_FOLDER = re.compile(r"\d{4}-\d{2}-\d{2}")
+FOOTAGE_SUFFIXES = (".mkv", ".mp4")
+SECTIONS = ("rhombus", "notify", "storage", "cameras", "recording", "nas", "s3", "upload", "retention", "analysis")
+
+RECORDER_JOURNAL = ".rtsp_recorder/journal"
+EVIDENCE_PREFIX, JOURNAL_PREFIX = "alerts/", "journal/"  # on the targets; the rest is CAMERA/...
+LOST = "lost"  # in place of a proof: the target no longer has it
+RETENTION_NUMBERS = ("keep_days", "max_bytes", "min_free_bytes", "grace_sec", "unusual_files")
+READ_BYTES = 1 << 20
+STALE_PART_SEC = 86400  # a younger .part is being made
+SIDECAR_PATIENCE_SEC = 600  # a clip without a sidecar waits so long for it
+STILL_SEC = 2.0  # a file that nobody writes must also be unchanged so long
+UNSEEN_STILL_SEC = 10.0  # where nobody can tell who writes
+JOURNAL_OPEN_SEC = 2 * 86400  # a segment's line is written at its end, to the day of its start
+F_SETSIG = 10  # of Linux; Python's fcntl has no name for it
+ODD_SHOWN = 3
+BATCH_FILES, BATCH_BYTES = 2000, 16 << 30  # records are written after each batch
+SSH = "ssh -o BatchMode=yes -o ConnectTimeout=15 -o ServerAliveInterval=15 -o ServerAliveCountMax=4"
+LOOK_SEC = 0.5  # the progress bar moves so often
+STEP_SEC = 0.01  # between two looks at a running rsync
+QUIET_MORE_SEC = 3  # rsync's own timeout comes first
+KEEP_ALIVE_BYTES = 1024  # within one timeout; less is no progress
+KILL_AFTER_SEC = 2.0  # from TERM to KILL
+PROOF_BYTES_PER_SEC = 10_000_000  # a target that reads slower than this counts as hanging
+UNCERTAIN_SEC = 86400  # a file of ours is not longer than a day
+HOLD_WAIT_SEC = 10.0
+FAILURES_TOLD = 50  # in a notification
+SETTLED_STATES = ("organized", "proven", "deleted")
+FAILED_STATES = ("conflict", "vanished", "changed", "failed", "lost", "sent")  # the run ends with status 1
+S3_PART_BYTES = 16 << 20  # from this size a file goes in parts of it: measured to cost least
+S3_MOST_PARTS = 10_000  # of the protocol
+S3_LARGEST_PUT_BYTES = 5 << 30  # of the protocol, where an endpoint knows no parts
+S3_AT_ONCE, S3_MOST_AT_ONCE = 4, 10  # requests side by side: large files, many small ones
+S3_READERS = 2  # files hashed side by side: a disk with heads to move goes no faster with more
+S3_TRIES = 5
+S3_CONNECT_SEC, S3_READ_SEC = 10, 60
+S3_STEP_SEC = 0.5  # between two looks at the clock
+S3_CLOSE_SEC = 4  # SIGTERM ends us within seconds
+S3_PROBE_KEY, S3_PROBE_BYTES = ".nas_sync_probe", 4096
+S3_PROBED_FOR_SEC = 30 * 86400  # an endpoint is replaced now and then, or gets a proxy in front
+S3_REFUSALS = (400, 405, 409, 411, 412, 422, 501)  # the statuses that judge what was sent
+S3_KEY_REFUSED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired",
+                  "Unauthorized")  # fmt: skip
+CONTENT_TYPES = {".mp4": "video/mp4", ".mkv": "video/x-matroska", ".json": "application/json", ".jpg": "image/jpeg",
+                 ".jsonl": "application/x-ndjson", ".wav": "audio/wav", ".png": "image/png"}  # fmt: skip
+UNSYNCED_GRACE_SEC = 3600  # where a power cut of the target may take back what it has confirmed
+TIMED_OUT = -1000  # in place of rsync's exit status: it was ended, because it or the run took too long
+RSYNC_STATUS = {
+    3: "the source or the target is not there", 5: "the daemon refused (unknown module, or login)",
+    10: "no connection to the daemon", 11: "disk full or not writable on the target, or a read failed",
+    12: "the connection broke, or rsync is missing on the target", 20: "ended by a signal",
+    23: "some files could not be copied", 24: "some files vanished", 30: "no answer within the timeout",
+    127: "ssh or the remote rsync was not found", 255: "ssh could not connect", TIMED_OUT: "took too long, was ended",
+}  # fmt: skip
+MANY_SHARE, MANY_AT_LEAST = 0.5, 20  # of a ring buffer: deleting so much of it at once is asked about first
+# Options of rsync that delete, write over what is there, look elsewhere for the content, or take our list away.
+REFUSED_OPTIONS = ("--del", "--remove-s", "--inplace", "--append", "--dry-run", "--list-only", "--files-from",
+                   "--compare-dest", "--copy-dest", "--link-dest", "--force", "--only-write-batch", "--write-batch",
+                   "--read-batch", "--daemon", "--write-devices", "--existing", "--out-format", "--log-format")
+TAKING_OPTIONS = (  # what they take may stand in the next word
+    "--rsh", "--rsync-path", "--password-file", "--port", "--bwlimit", "--timeout", "--chmod", "--chown", "--exclude",
+    "--include", "--filter", "--temp-dir", "--partial-dir", "--contimeout", "--address", "--sockopts", "--iconv",
+    "--remote-option", "--max-size", "--min-size", "--log-file", "--suffix", "--backup-dir", "--compress-choice",
+    "--compress-level", "--checksum-choice", "--skip-compress", "--info", "--debug", "--protocol", "--usermap",
+    "--groupmap", "--modify-window")  # fmt: skip
+# Those that say how the target is reached; the proof needs them as well.
+CONNECTION_OPTIONS = ("--rsh", "--rsync-path", "--password-file", "--port", "--address", "--sockopts", "--contimeout",
+                      "--blocking-io", "--ipv4", "--ipv6", "--protocol", "--iconv", "--remote-option", "--old-args",
+                      "--secluded-args", "--protect-args", "--copy-as")
+
+log = logging.getLogger("nas_sync")
+
+
+class Gone(Exception):
+    """A file vanished or changed while we were at it."""
+
+
+@dataclass(frozen=True)
+class Footage:
+    """One finished local file that is ours to archive."""
+
+    root: Path  # its source: storage.local_path, nas.ready_for_backup_dir, ...
+    relative: str  # POSIX path below root; bytes that are no UTF-8 as surrogates
+    camera: str  # of a Rhombus camera NAME_UUID
+    kind: str  # recording, clip, sidecar, evidence, journal
+    start_sec: float
+    start_basis: str  # folder, sidecar, journal, name, mtime (uncertain)
+    size: int
+    mtime_ns: int
+    prefix: str = ""  # what the target has before `relative`: "alerts/", "journal/", of clips in place "CAMERA/"
+
+    @property
+    def path(self) -> Path:
+        return self.root / self.relative
+
+    @property
+    def recorded(self) -> str:
+        """The path in the sync log, and below the root of a NAS."""
+        return self.prefix + self.relative
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of the sync log: this content was seen on that target (or, with proof LOST, is no longer there)."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    sha256: str
+    target: str  # its random id
+    proof: str  # how: "checksum", "checksum-unsynced" (the target does not sync), ...; LOST is none
+    at_sec: float
+
+    @property
+    def proves(self) -> bool:
+        return self.proof != LOST
+
+    def is_of(self, footage: Footage) -> bool:
+        return (self.path, self.size, self.mtime_ns) == (footage.recorded, footage.size, footage.mtime_ns)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one file at one target."""
+
+    footage: Footage
+    state: str  # sent, proven, conflict, vanished, changed, failed
+    sha256: str = ""
+    proof: str = ""
+    why: str = ""
+
+
+class Target(Protocol):
+    """A NAS or a bucket."""
+
+    name: str  # "nas" or "s3", as in retention.required
+    target_id: str  # known after open()
+
+    def open(self) -> None:
+        """Find the target and check the id in its root. Raises CannotStart; nothing is written."""
+
+    def initialise(self) -> str:
+        """`target init`: put a random id into the root, or take over the one that is there; returns it."""
+
+    def check(self) -> list[str]:
+        """`target check`, after open(): what was found, a line each. Raises CannotStart."""
+
+    def send(self, batch: Sequence[Footage], hashes: Hashes, progress: Progress) -> Iterable[list[Outcome]]:
+        """Copy what is not there yet and prove all of it; never overwrites other content. One Outcome per file, in
+        lists that are recorded as they come.
+
+        Raises CannotStart when the target itself is gone; files in between are then simply unproven.
+        """
+
+    def present(self, batch: Sequence[Footage]) -> set[str]:
+        """Of these archived files, the `recorded` paths that the target still has, by name and size. For cleanup."""
+
+    def close(self) -> None:
+        """End whatever open() has started."""
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Footage of a camera that cleanup spares."""
+
+    camera: str
+    start_sec: float
+    end_sec: float
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a run was told, checked."""
+
+    local_dir: Path | None  # the recorder's
+    clips_dir: Path | None  # of copy_footage.py
+    evidence_dir: Path | None
+    ready_dir: Path | None
+    state_dir: Path
+    log_dir: Path
+    lock_file: Path
+    zone: tzinfo  # of file names without a Z
+    cameras: tuple[str, ...]  # configured names
+    only: tuple[str, ...]  # --camera
+    max_files: int | None
+    deadline: float | None  # monotonic
+    bwlimit_bytes_per_sec: int
+    dry_run: bool
+    quiet: bool
+    json: bool
+    delete_many: bool
+    nas: Mapping[str, Any] = field(repr=False)
+    s3: Mapping[str, Any] = field(repr=False)
+    retention: Mapping[str, Any] = field(repr=False)
+    delete_after_upload: bool = True
+    required: tuple[str, ...] = ()  # names of the targets that a file must be proven on
+
+    @property
+    def targets(self) -> list[str]:
+        return [name for name, wanted in (("nas", self.nas["nas_target_dir"]), ("s3", self.s3["bucket"])) if wanted]
+
+    def time_is_up(self) -> bool:
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+
+# --- settings ----------------------------------------------------------------------------------------------------
+
+
+def parse_duration(text: str | float, what: str) -> float:
+    """Seconds from `90`, `90m`, `1h30m`, `7d`."""
+    parts = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", str(text).strip().lower())
+    if not parts or not any(parts.groups()):
+        raise UsageError(f"{what}: {text!r} is not a duration; say seconds, or for example 90m or 1h30m")
+    days, hours, minutes, seconds = (float(part or 0) for part in parts.groups())
+    return days * 86400 + hours * 3600 + minutes * 60 + seconds
+
+
+def parse_rate(text: str, what: str) -> int:
+    """Bytes per second from `500K` or `10M` (1024 based); 0 means no limit."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG])(?:i?B)?(?:/s)?|0", text.strip(), re.IGNORECASE)
+    if not match:
+        raise UsageError(f"{what}: {text!r} needs a unit; say for example 500K or 10M (bytes a second)")
+    return round(float(match[1] or 0) * 1024.0 ** ("KMG".index((match[2] or "K").upper()) + 1))
+
+
+def parse_zone(name: str | None) -> tzinfo:
+    if not name:
+        from tzlocal import get_localzone  # with its DST rules, not only today's offset
+
+        return get_localzone()
+    from zoneinfo import ZoneInfo
+
+    try:
+        return ZoneInfo(name)
+    except (OSError, ValueError, KeyError) as problem:
+        raise UsageError(f"timezone {name!r} is not known; say for example Europe/Berlin") from problem
+
+
+def parse_time(text: str, what: str, zone: tzinfo) -> float:
+    """Epoch seconds, ISO 8601 or words such as "2 hours ago"; without a zone in `zone`."""
+    if re.fullmatch(r"\d{9,11}(\.\d+)?", text):
+        return float(text)
+    from dateutil.parser import isoparse
+
+    try:
+        moment: datetime | None = isoparse(text)
+    except ValueError:
+        import dateparser
+
+        base = datetime.now(zone).replace(tzinfo=None)
+        moment = dateparser.parse(text, settings={"RELATIVE_BASE": base, "PREFER_DATES_FROM": "past"})
+    if moment is None:
+        raise UsageError(f"{what}: {text!r} is no time; say 2026-01-31T12:00, epoch seconds or '2 hours ago'")
+    return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp()
+
+
+def read_overlay(file: Path | None) -> dict[str, Any]:
+    """An older cameras.json or backup.json as sections of config.yaml."""
+    try:
+        document = json.loads(file.read_text(encoding="utf-8")) if file else {}
+    except (OSError, ValueError) as problem:
+        raise UsageError(f"{file}: cannot be read as JSON: {problem}") from problem
+    if isinstance(document, list):
+        return {"cameras": document}
+    if not isinstance(document, dict):
+        raise UsageError(f"{file}: expected a map of keys or a list of cameras")
+    sections: dict[str, Any] = {}
+    for name, value in document.items():
+        if name == "defaults":
+            sections.setdefault("recording", {})["defaults"] = value
+        elif isinstance(value, dict) or name == "cameras":
+            sections[name] = {**sections.get(name, {}), **value} if isinstance(value, dict) else value
+        else:
+            sections.setdefault("nas", {})[name] = value
+    return sections
+
+
+def folder_of(text: Any) -> Path | None:
+    return Path(os.path.abspath(Path(str(text)).expanduser())) if text else None  # noqa: PTH100  links stay
+
+
+def settle(arguments: argparse.Namespace, config: Mapping[str, Any], config_file: Path) -> Settings:
+    """Flags over config, every value checked. Raises UsageError."""
+    nas, retention, recording = config["nas"], config["retention"], config["recording"]
+    local_dir = folder_of(config["storage"]["local_path"] or (recording["defaults"] or {}).get("output_dir"))
+    clips_dir = folder_of(config["rhombus"]["output_dir"] if config["rhombus"]["output_dir"] != "." else None)
+    ready_dir, evidence_dir = folder_of(nas["ready_for_backup_dir"]), folder_of(config["analysis"]["evidence_dir"])
+    home = ready_dir or local_dir or clips_dir
+    if home is None:
+        raise UsageError(f"{config_file}: nothing to archive; set storage.local_path, or rhombus.output_dir")
+    state_dir = home / STATE_FOLDER
+    entries = config["cameras"] if isinstance(config["cameras"], list) else []  # the section may be missing
+    cameras = [str(one.get("name") or one.get("station") or "") for one in entries if one]
+    duration_sec = parse_duration(getattr(arguments, "max_duration", None) or 0, "--max_duration")
+    settings = Settings(
+        local_dir=local_dir, clips_dir=clips_dir, evidence_dir=evidence_dir, ready_dir=ready_dir, state_dir=state_dir,
+        log_dir=folder_of(nas["success_log_dir"]) or state_dir / "synced",
+        lock_file=(folder_of(nas["lock_dir"]) or state_dir) / "nas_sync.lock", zone=parse_zone(recording["timezone"]),
+        cameras=tuple(filter(None, cameras)), only=tuple(arguments.camera or ()), max_files=arguments.limit,
+        deadline=time.monotonic() + duration_sec if duration_sec else None,
+        bwlimit_bytes_per_sec=parse_rate(arguments.bwlimit or "0", "--bwlimit"), dry_run=bool(arguments.dry_run),
+        quiet=arguments.quiet, json=bool(arguments.json), delete_many=bool(arguments.delete_many), nas=nas,
+        s3=config["s3"], retention=retention,
+        delete_after_upload=config["upload"]["delete_after_upload"])  # fmt: skip
+    required = tuple(str(name) for name in retention["required"]) or tuple(settings.targets)
+    refuse(settings, required, config_file)
+    return replace(settings, required=required)
+
+
+def refuse(settings: Settings, required: Sequence[str], config_file: Path) -> None:
+    """UsageError for what cannot be meant."""
+    retention = settings.retention
+    if unknown := [name for name in required if name not in settings.targets]:
+        raise UsageError(f"{config_file}: retention.required: {', '.join(unknown)}: this target is not configured")
+    if settings.max_files is not None and settings.max_files < 1:
+        raise UsageError("--limit: expected 1 or more")
+    if negative := [name for name in RETENTION_NUMBERS if retention[name] < 0]:
+        raise UsageError(f"{config_file}: retention.{negative[0]}: must not be negative")
+    if retention["without_archive"]:
+        if settings.targets:
+            raise UsageError(f"{config_file}: retention.without_archive: there is a target ({settings.targets[0]}); "
+                             "footage would be deleted before it is archived; remove one of the two")  # fmt: skip
+        if not any(retention[name] for name in ("keep_days", "max_bytes", "min_free_bytes")):
+            raise UsageError(f"{config_file}: retention.without_archive needs keep_days, max_bytes or min_free_bytes")
+    ready_dir = settings.ready_dir
+    for folder in (settings.local_dir, settings.clips_dir):
+        if ready_dir and folder and folder.is_relative_to(ready_dir):
+            raise UsageError(f"{config_file}: {folder} lies in nas.ready_for_backup_dir; give each a folder of its own")
+    if settings.nas["timeout"] < 1:
+        raise UsageError(f"{config_file}: nas.timeout: expected 1 second or more")
+
+
+# --- footage -----------------------------------------------------------------------------------------------------
+
+
+def name_sec(name: str, zone: tzinfo) -> float | None:
+    """The time in a file name, epoch seconds: a trailing Z is UTC, else it is local time in `zone`."""
+    found = NAME_TIME.search(name)
+    if not found:
+        return None
+    year, month, day, hour, minute, second = map(int, found.groups()[:6])
+    try:
+        return datetime(year, month, day, hour, minute, second, tzinfo=timezone.utc if found[7] else zone).timestamp()
+    except ValueError:
+        return None
+
+
+def names_of(camera: str) -> set[str]:
+    """What a camera may be called by: its folder, and of NAME_UUID also NAME and UUID."""
+    name, _, uuid = camera.lower().partition("_")
+    return {camera.lower(), name, uuid} if len(uuid) == UUID_LENGTH else {camera.lower()}
+
+
+def utc_day(moment_sec: float) -> str:
+    return datetime.fromtimestamp(moment_sec, timezone.utc).date().isoformat()
+
+
+def day_sec(day: str) -> float | None:
+    try:
+        return datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=timezone.utc).timestamp()
+    except ValueError:
+        return None
+
+
+def clip_start(path: Path, zone: tzinfo) -> tuple[float | None, str]:
+    """When a clip (or the clip of a sidecar) begins: from its sidecar, else from its name."""
+    sidecar = read_json(path.with_suffix(".json")) or {}
+    with suppress(KeyError, TypeError, ValueError):
+        return float(sidecar["requested"]["start_ms"]) / 1000, "sidecar"
+    found = CLIP_NAME.fullmatch(path.name)
+    if found and found[2]:
+        return float(found[2]), "name"
+    return name_sec(path.name, zone), "name"
+
+
+def journal_starts(folder: Path) -> dict[str, float]:
+    """File name -> start, of everything that a recorder's journal of one camera tells; torn lines are left out."""
+    starts: dict[str, float] = {}
+    for file in sorted(folder.glob("????-??-??.jsonl")):
+        for text in file.read_bytes().split(b"\n"):
+            with suppress(ValueError, TypeError, KeyError):
+                line = json.loads(text)
+                if line["kind"] == "segment":
+                    starts[str(line["file"]).rpartition("/")[2]] = float(line["start"])
+    return starts
+
+
+def scan(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """What lies in a folder, by name; nothing when it is not there."""
+    try:
+        with os.scandir(folder) as entries:
+            yield from sorted(entries, key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return
+
+
+@dataclass
+class Sources:
+    """Walks the sources; what is not ours is counted by reason, and left where it is."""
+
+    settings: Settings
+    odd: dict[str, list[str]] = field(default_factory=dict)
+
+    def wants(self, camera: str) -> bool:
+        return not self.settings.only or bool(names_of(camera) & {name.lower() for name in self.settings.only})
+
+    def file(self, entry: os.DirEntry[str]) -> os.stat_result | None:
+        """The status of a regular file with content; everything else is odd, or none of our business."""
+        if entry.name.startswith("."):
+            return None
+        try:
+            status = entry.stat(follow_symlinks=False)
+        except OSError as problem:
+            self.note(f"unreadable ({problem.strerror})", entry.path)
+            return None
+        if ".part" in entry.name and (entry.name.endswith(".part") or ".part." in entry.name):
+            if time.time() - status.st_mtime > STALE_PART_SEC:
+                self.note("a stale .part", entry.path)
+        elif not stat.S_ISREG(status.st_mode):
+            self.note("no regular file", entry.path)
+        elif not status.st_size:
+            self.note("empty", entry.path)
+        else:
+            return status
+        return None
+
+    def note(self, reason: str, path: str) -> None:
+        self.odd.setdefault(reason, []).append(path)
+
+    def recordings(self) -> Iterator[Footage]:
+        """CAMERA/NAME of the recorder."""
+        root = self.settings.local_dir
+        others = {self.settings.ready_dir, self.settings.clips_dir, self.settings.evidence_dir}
+        for folder in scan(root) if root else ():
+            if folder.name.startswith(".") or not folder.is_dir(follow_symlinks=False) or Path(folder.path) in others:
+                continue
+            if not CAMERA_NAME.fullmatch(folder.name):
+                self.note("no camera's folder", folder.path)
+            elif self.wants(folder.name):
+                assert root is not None
+                yield from self._recordings_of(root, folder)
+
+    def _recordings_of(self, root: Path, folder: os.DirEntry[str]) -> Iterator[Footage]:
+        starts: dict[str, float] | None = None
+        for entry in scan(Path(folder.path)):
+            if entry.is_dir(follow_symlinks=False) or (status := self.file(entry)) is None:
+                continue
+            if not entry.name.lower().endswith(FOOTAGE_SUFFIXES):
+                self.note("foreign", entry.path)
+                continue
+            if starts is None:
+                starts = journal_starts(root / RECORDER_JOURNAL / folder.name)
+            start_sec, basis = starts.get(entry.name), "journal"
+            if start_sec is None:
+                start_sec, basis = name_sec(entry.name, self.settings.zone), "name"
+            if start_sec is None and folder.name in self.settings.cameras:
+                start_sec, basis = status.st_mtime, "mtime"
+            if start_sec is None:
+                self.note("of unknown time", entry.path)
+            else:
+                yield Footage(root, f"{folder.name}/{entry.name}", folder.name, "recording", start_sec, basis,
+                              status.st_size, status.st_mtime_ns)  # fmt: skip
+
+    def clips(self) -> Iterator[Footage]:
+        """Clips and sidecars of copy_footage.py; other files in that folder are none of ours."""
+        root = self.settings.clips_dir
+        for entry in scan(root) if root else ():
+            found = CLIP_NAME.fullmatch(entry.name)
+            if not found or not self.wants(found[1]) or (status := self.file(entry)) is None:
+                continue
+            assert root is not None
+            start_sec, basis = clip_start(Path(entry.path), self.settings.zone)
+            if start_sec is None:
+                self.note("of unknown time", entry.path)
+                continue
+            kind = "sidecar" if found[4] == "json" else "clip"
+            if kind == "clip" and not Path(entry.path).with_suffix(".json").exists() \
+                    and time.time() - status.st_mtime < SIDECAR_PATIENCE_SEC:  # fmt: skip
+                continue  # it is written right after the clip
+            yield Footage(root, entry.name, found[1], kind, start_sec, basis, status.st_size, status.st_mtime_ns,
+                          f"{found[1]}/")  # fmt: skip
+
+    def organized(self) -> Iterator[Footage]:
+        """CAMERA/YYYY-MM-DD/NAME of the ready folder; the folder is the date."""
+        root = self.settings.ready_dir
+        for camera in scan(root) if root else ():
+            if camera.name.startswith(".") or not camera.is_dir(follow_symlinks=False) or not self.wants(camera.name):
+                continue
+            for day in scan(Path(camera.path)):
+                midnight_sec = day_sec(day.name) if DAY_FOLDER.fullmatch(day.name) else None
+                if midnight_sec is None or not day.is_dir(follow_symlinks=False):
+                    self.note("not in a folder CAMERA/YYYY-MM-DD", day.path)
+                    continue
+                for entry in scan(Path(day.path)):
+                    if (status := self.file(entry)) is None:
+                        continue
+                    assert root is not None
+                    start_sec = self._within(entry.name, midnight_sec)
+                    kind = "clip" if CLIP_NAME.fullmatch(entry.name) else "recording"
+                    kind = "sidecar" if entry.name.endswith(".json") else kind  # also X_1.json, beside a namesake
+                    yield Footage(root, f"{camera.name}/{day.name}/{entry.name}", camera.name, kind, start_sec,
+                                  "folder", status.st_size, status.st_mtime_ns)  # fmt: skip
+
+    def _within(self, name: str, midnight_sec: float) -> float:
+        """The time in a name, if it is of that day; the folder knows better."""
+        start_sec = name_sec(name, self.settings.zone)
+        if start_sec is None and (found := CLIP_NAME.fullmatch(name)) and found[2]:
+            start_sec = float(found[2])
+        return start_sec if start_sec is not None and 0 <= start_sec - midnight_sec < 86400 else midnight_sec
+
+    def below(self, root: Path | None, kind: str, prefix: str) -> Iterator[Footage]:
+        """Everything below a folder: evidence, and journals."""
+        for folder, names, _ in os.walk(root) if root else ():
+            names[:] = sorted(name for name in names if not name.startswith("."))
+            assert root is not None
+            for entry in scan(Path(folder)):
+                if entry.is_dir(follow_symlinks=False) or (status := self.file(entry)) is None:
+                    continue
+                relative = Path(entry.path).relative_to(root).as_posix()
+                camera = relative.partition("/")[0] if "/" in relative else ""
+                if self.wants(camera):
+                    yield Footage(root, relative, camera, kind, status.st_mtime, "mtime", status.st_size,
+                                  status.st_mtime_ns, prefix)  # fmt: skip
+
+
+def is_known(camera: str, settings: Settings) -> bool:
+    """Whether the config or a source has a camera of this name; a typo would protect, or archive, nothing."""
+    folders = [entry.name for root in (settings.local_dir, settings.ready_dir) if root for entry in scan(root)]
+    clips = [found[1] for entry in scan(settings.clips_dir) if (found := CLIP_NAME.fullmatch(entry.name))] \
+        if settings.clips_dir else []  # fmt: skip
+    return any(camera.lower() in names_of(name) for name in {*settings.cameras, *folders, *clips})
+
+
+def by_age(footage: Footage) -> tuple[float, int, str]:
+    """Oldest first; a sidecar travels before its clip."""
+    return footage.start_sec, footage.kind != "sidecar", footage.recorded
+
+
+def find_footage(settings: Settings) -> list[Footage]:
+    """What waits in the sources for a target, oldest first. Odd files are reported once, and left alone."""
+    sources = Sources(settings)
+    found = list(sources.organized()) if settings.ready_dir else [*sources.recordings(), *sources.clips()]
+    found += sources.below(settings.evidence_dir, "evidence", EVIDENCE_PREFIX)
+    if settings.local_dir:
+        found += sources.below(settings.local_dir / RECORDER_JOURNAL, "journal", JOURNAL_PREFIX)
+    report_odd(sources)
+    return sorted(found, key=by_age)
+
+
+def report_odd(sources: Sources) -> None:
+    for reason, paths in sorted(sources.odd.items()):
+        shown = ", ".join(printable(path) for path in paths[:ODD_SHOWN])
+        more = f" and {len(paths) - ODD_SHOWN} more" if len(paths) > ODD_SHOWN else ""
+        log.warning("left alone, %s: %s%s", reason, shown, more)
+
+
+def printable(path: str | Path) -> str:
+    """A path for a log line: control characters and bytes that are no UTF-8 are shown as in the sync log."""
+    return encode_path(str(path))
+
+
+# --- sync log ----------------------------------------------------------------------------------------------------
+
+
+def encode_path(path: str) -> str:
+    if path.isascii() and path.isprintable() and "%" not in path:
+        return path  # nearly all, and this is asked of every file
+    return re.sub("[%\x00-\x1f\x7f\udc80-\udcff]",
+                  lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode("utf-8", "surrogateescape")),
+                  path)  # fmt: skip
+
+
+def decode_path(text: str) -> str:
+    return unquote_to_bytes(text).decode("utf-8", "surrogateescape")
+
+
+def record_line(record: Record) -> str:
+    moment = datetime.fromtimestamp(record.at_sec, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    fields = (record.size, record.mtime_ns, record.sha256, record.target, record.proof, moment)
+    text = "\t".join([encode_path(record.path), *map(str, fields)])
+    return f"{text}\t{zlib.crc32(text.encode()):08x}"
+
+
+def read_record(line: bytes) -> Record | None:
+    """A record that is whole; None for torn, NUL-filled, bare and foreign lines."""
+    body, _, crc = line.rstrip(b"\r").rpartition(b"\t")
+    try:
+        if zlib.crc32(body) != int(crc, 16):
+            return None
+        path, size, mtime_ns, sha256, target, proof, at = body.decode().split("\t")
+        moment = datetime.fromisoformat(at.replace("Z", "+00:00"))  # Python 3.10 does not read the Z
+        return Record(decode_path(path), int(size), int(mtime_ns), sha256, target, proof, moment.timestamp())
+    except ValueError:
+        return None
+
+
+class SyncLog:
+    """`success_log_dir/YYYY-MM-DD.synced`: what is on which target, and how that is known. Append only.
+
+    Only what concerns `wanted` paths is kept in memory (None: everything), so that years of logs cost little. The last
+    line about a path and a target counts. A line that is not whole counts for nothing, and neither does a bare path as
+    the older scripts wrote it: such a file is unproven.
+    """
+
+    def __init__(self, folder: Path, wanted: Iterable[str] | None = None) -> None:
+        self.folder = folder
+        self.lines: dict[bytes, bytes] = {}  # "path TAB target" -> its last line; parsed when it is asked for
+        self.last: dict[bytes, bytes] = {}  # path -> its last line, whatever the target
+        keys = None if wanted is None else {encode_path(path).encode() for path in wanted}
+        files = sorted(folder.glob("*.synced")) if keys is None or keys else []
+        damaged = sum(self._read(file, keys) for file in files)
+        if damaged:
+            log.warning("%s: %s damaged lines are not believed; what they recorded is checked again", folder, damaged)
+
+    def _read(self, file: Path, keys: Collection[bytes] | None) -> int:
+        """Take in the lines about the paths `keys`; how many were damaged. Written for a million lines."""
+        try:
+            content = file.read_bytes()
+        except OSError as problem:
+            raise CannotStart(f"{file}: the sync log cannot be read: {problem.strerror}") from problem
+        damaged = 0
+        for line in content.split(b"\n"):
+            if keys is not None and line[: line.find(b"\t")] not in keys:
+                continue
+            fields = line.split(b"\t")
+            try:
+                whole = zlib.crc32(line[: line.rindex(b"\t")]) == int(fields[7], 16)
+            except (ValueError, IndexError):
+                whole = False
+            if whole:
+                self.lines[fields[0] + b"\t" + fields[4]] = self.last[fields[0]] = line
+            else:
+                damaged += len(fields) > 1
+        return damaged
+
+    def __iter__(self) -> Iterator[Record]:
+        """The last record of every path and target."""
+        return filter(None, map(read_record, self.lines.values()))
+
+    def get(self, path: str, target_id: str) -> Record | None:
+        """The last record of a path on a target; it may be LOST, or of an earlier file of that name."""
+        return read_record(self.lines.get(f"{encode_path(path)}\t{target_id}".encode(), b""))
+
+    def latest(self, path: str) -> Record | None:
+        """The last record of a path on whatever target."""
+        return read_record(self.last.get(encode_path(path).encode(), b""))
+
+    def proof(self, footage: Footage, target_id: str) -> Record | None:
+        """The record that proves this very file, by path, size and time, on a target."""
+        record = self.get(footage.recorded, target_id)
+        return record if record and record.proves and record.is_of(footage) else None
+
+    def has_proof(self, footage: Footage, target_id: str) -> bool:
+        """The same, quickly: asked of everything that is here. Whole lines only are kept, so fields are enough."""
+        line = self.lines.get(f"{encode_path(footage.recorded)}\t{target_id}".encode())
+        if not line:
+            return False
+        _, size, mtime_ns, _, _, proof, *_ = line.split(b"\t")
+        return proof != LOST.encode() and (int(size), int(mtime_ns)) == (footage.size, footage.mtime_ns)
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Durable when this returns. Raises CannotStart where the log cannot be written."""
+        for day in sorted({utc_day(record.at_sec) for record in records}):
+            file = self.folder / f"{day}.synced"
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                is_new = not file.exists()
+                append_line(file, "\n".join(record_line(one) for one in records if utc_day(one.at_sec) == day))
+                if is_new:
+                    fsync_folder(self.folder)
+            except OSError as problem:
+                raise CannotStart(f"{file}: the sync log cannot be written: {problem.strerror}; nothing is deleted "
+                                  "on the word of what could not be recorded") from problem  # fmt: skip
+        for record in records:
+            line, key = record_line(record).encode(), encode_path(record.path).encode()
+            self.lines[key + b"\t" + record.target.encode()] = self.last[key] = line
+
+
+# --- local files -------------------------------------------------------------------------------------------------
+
+
+class Hashes:
+    """sha256 of local files, each read once: remembered as long as inode, size, mtime and ctime stay what they are."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.known: dict[str, list[Any]] = read_json(file) or {}
+        self.changed = False
+
+    def of(self, footage: Footage, also: Callable[[bytes], None] | None = None) -> str:
+        """Raises Gone when the file is no longer what was found, or changes while it is read; OSError as it comes.
+        `also` gets every piece of the file, which is then read in any case."""
+        key = str(footage.path)
+        with open_same(footage) as handle:
+            before = identity(os.fstat(handle.fileno()))
+            known = self.known.get(key)
+            remembered = str(known[-1]) if known and known[:-1] == before else ""
+            if remembered and not also:
+                return remembered
+            digest = hashlib.sha256()
+            while piece := handle.read(READ_BYTES):
+                if not remembered:
+                    digest.update(piece)
+                if also:
+                    also(piece)
+            if identity(os.fstat(handle.fileno())) != before:
+                raise Gone("changed while it was read")
+        if remembered:
+            return remembered
+        self.known[key] = [*before, digest.hexdigest()]
+        self.changed = True
+        return digest.hexdigest()
+
+    def save(self) -> None:
+        """Forgets what is no longer there. Losing this only costs reading."""
+        if not self.changed:
+            return
+        with suppress(OSError):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            printable_only = {key: value for key, value in self.known.items() if key.isprintable()}
+            write_json(self.file, {key: value for key, value in printable_only.items() if os.path.lexists(key)})
+
+
+def identity(status: os.stat_result) -> list[int]:
+    return [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+@contextmanager
+def open_same(footage: Footage) -> Iterator[IO[bytes]]:
+    """The file, if it still is what was found. Raises Gone."""
+    try:
+        handle = os.open(footage.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as problem:
+        if problem.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
+            raise Gone("vanished") from problem
+        raise
+    with open(handle, "rb", buffering=0) as opened:  # noqa: PTH123  a descriptor
+        status = os.fstat(opened.fileno())
+        if (status.st_size, status.st_mtime_ns) != (footage.size, footage.mtime_ns) or not stat.S_ISREG(status.st_mode):
+            raise Gone("changed")
+        yield opened
+
+
+def has_writer(path: Path) -> bool | None:
+    """Whether any process has the file open for writing; None where the filesystem or our rights do not tell."""
+    try:
+        import fcntl
+
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.fcntl(handle, F_SETSIG, signal.SIGURG)  # who opens it meanwhile must not end us by SIGIO
+        fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as problem:
+        return True if problem.errno == errno.EAGAIN else None
+    finally:
+        os.close(handle)
+    return False
+
+
+def finished(found: Sequence[Footage], segment_sec: float) -> list[Footage]:
+    """Those that nobody writes any more: no writer, and size and time stand still; never by age alone.
+
+    Where writers cannot be seen (network mounts, files of others) a recording also needs a later one of its camera, or
+    two segment lengths without a change.
+    """
+    latest = {one.camera: one.start_sec for one in sorted(found, key=by_age) if one.kind == "recording"}
+    now = time.time()
+    settled, doubtful = [], []
+    for one in found:
+        writer = has_writer(one.path)
+        age_sec = now - one.mtime_ns / 1e9
+        if one.kind == "journal" and one.path.stem > utc_day(now - JOURNAL_OPEN_SEC):
+            continue
+        if writer is False and age_sec >= STILL_SEC:
+            settled.append(one)
+        elif writer is False or (writer is None and (
+                one.kind != "recording" or latest[one.camera] > one.start_sec or age_sec > 2 * segment_sec)):
+            doubtful.append((one, writer))
+        else:
+            log.debug("%s: still being written, or nobody can tell; left for later", printable(one.recorded))
+    if doubtful:
+        time.sleep(STILL_SEC if all(writer is False for _, writer in doubtful) else UNSEEN_STILL_SEC)
+        settled += [one for one, _ in doubtful if is_unchanged(one) and has_writer(one.path) is not True]
+    return sorted(settled, key=by_age)
+
+
+def is_unchanged(footage: Footage) -> bool:
+    try:
+        status = footage.path.lstat()
+    except OSError:
+        return False
+    return (status.st_size, status.st_mtime_ns) == (footage.size, footage.mtime_ns)
+
+
+# --- organize ----------------------------------------------------------------------------------------------------
+
+
+def organized_name(footage: Footage) -> str:
+    """Where a recording or a clip belongs below the ready folder; the date is the UTC date of its start."""
+    return f"{footage.camera}/{utc_day(footage.start_sec)}/{Path(footage.relative).name}"
+
+
+def other_names(name: str) -> Iterator[str]:
+    """`a.mp4`, then `a_1.mp4`, ...: for namesakes with other content."""
+    yield name
+    stem, dot, suffix = name.rpartition(".")
+    number = 0
+    while True:
+        number += 1
+        yield f"{stem}_{number}{dot}{suffix}"
+
+
+def organize(work: Work) -> None:
+    """Move finished recordings and clips to the ready folder, by camera and date."""
+    settings = work.settings
+    if not settings.ready_dir:
+        raise UsageError("organize: nas.ready_for_backup_dir is not set; without it files are archived where they are")
+    sources = Sources(settings)
+    found = sorted([*sources.recordings(), *sources.clips()], key=by_age)
+    report_odd(sources)
+    ready = work.limited(finished(found, work.segment_sec))
+    if settings.dry_run:
+        return work.show_plan("organize", ready)
+    work.counts.setdefault("organize", Counter())
+    synced = SyncLog(settings.log_dir, [organized_name(one) for one in ready])
+    for place, footage in enumerate(ready):
+        if settings.time_is_up():
+            return work.late("organize", len(ready) - place)
+        try:
+            moved_to = move(footage, settings.ready_dir, synced, work.hashes)
+        except Gone as problem:
+            work.tell("organize", footage, "later", str(problem))
+        except OSError as problem:
+            work.tell("organize", footage, "failed", problem.strerror or str(problem))
+        else:
+            kept = moved_to.name != Path(footage.relative).name
+            work.tell("organize", footage, "conflict" if kept else "organized",
+                      f"its name is taken by other footage; kept as {printable(moved_to.name)}" if kept else "")
+    return None
+
+
+def move(footage: Footage, ready_dir: Path, archived: SyncLog, hashes: Hashes) -> Path:
+    """Into the ready folder under the first name that is free there and in the archive; never overwrites.
+
+    A crash leaves the file under its old name, under both, or under the new one; moving again ends all three alike.
+    """
+    for relative in other_names(organized_name(footage)):
+        final = ready_dir / relative
+        record = archived.latest(relative)
+        if record and not (record.size == footage.size and record.sha256 == hashes.of(footage)):
+            continue  # other footage of this name is in the archive, as after a repeated hour
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(final):
+            if not is_same_content(footage, final, hashes):
+                continue
+        elif not put(footage, final, hashes):
+            continue
+        if not is_unchanged(footage) or has_writer(footage.path):
+            if final.samefile(footage.path):
+                final.unlink()
+            raise Gone("it is being written again, so it stays where it was")
+        fsync_folder(final.parent)
+        footage.path.unlink()
+        fsync_folder(footage.path.parent)
+        return final
+    raise AssertionError("names do not end")
+
+
+def is_same_content(footage: Footage, other: Path, hashes: Hashes) -> bool:
+    if not other.is_file() or other.is_symlink():
+        return False
+    if other.samefile(footage.path):
+        return True
+    status = other.stat()
+    twin = replace(footage, root=other.parent, relative=other.name, mtime_ns=status.st_mtime_ns)
+    return status.st_size == footage.size and hashes.of(twin) == hashes.of(footage)
+
+
+def put(footage: Footage, final: Path, hashes: Hashes) -> bool:
+    """A link, else a checked copy, under a new name; False when the name is taken meanwhile."""
+    try:
+        os.link(footage.path, final, follow_symlinks=False)
+        return True
+    except FileExistsError:
+        return False
+    except OSError as problem:
+        if problem.errno not in (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES):
+            raise
+    part = final.with_name(f"{final.name}.nas_sync.part")
+    try:
+        copy_checked(footage, part, hashes)
+        return publish(part, final)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def copy_checked(footage: Footage, part: Path, hashes: Hashes) -> None:
+    """Copy, sync, read back, compare. Raises Gone when the source changes, OSError when the copy is not the same."""
+    expected = hashes.of(footage)
+    with open_same(footage) as source, part.open("wb") as target:
+        shutil.copyfileobj(source, target, READ_BYTES)
+        target.flush()
+        os.fsync(target.fileno())
+    os.utime(part, ns=(footage.mtime_ns, footage.mtime_ns))
+    shutil.copymode(footage.path, part)
+    status = part.stat()  # some filesystems keep times less finely
+    with part.open("rb") as copied, suppress(AttributeError, OSError):
+        os.posix_fadvise(copied.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # read back from the disk, not from memory
+    written = replace(footage, root=part.parent, relative=part.name, size=status.st_size, mtime_ns=status.st_mtime_ns)
+    if not is_unchanged(footage):
+        raise Gone("changed while it was copied")
+    if hashes.of(written) != expected:
+        raise OSError(errno.EIO, "the copy differs from the original; the disk or its memory is not well")
+
+
+def publish(part: Path, final: Path) -> bool:
+    """Give a finished file its name, which must be free; without links an empty file reserves it."""
+    try:
+        os.link(part, final)
+    except FileExistsError:
+        return False
+    except OSError:
+        try:
+            final.touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        part.replace(final)
+    fsync_folder(final.parent)
+    return True
+
+
+# --- NAS by rsync ------------------------------------------------------------------------------------------------
+
+
+def split_options(given: Sequence[Any]) -> list[str]:
+    """nas.rsync_options as a list of words; existing installations also have one string with all of them."""
+    words = [str(one) for one in given]
+    return shlex.split(words[0]) if len(words) == 1 and " " in words[0] else words
+
+
+def short_letters(word: str) -> str:
+    """The single-letter options in a word such as `-avz`, up to the first that takes a value."""
+    if not re.match(r"-[^-]", word):
+        return ""
+    found = re.match(r"[^efBTM@]*[efBTM@]?", word[1:])
+    return found[0] if found else ""
+
+
+def check_options(words: Sequence[str]) -> None:
+    """UsageError for what could lose footage or blind the proof."""
+    values = {place + 1 for place, word in enumerate(words) if takes_next(word)}
+    for place, word in enumerate(words):
+        name = word.partition("=")[0]
+        if place in values:
+            continue
+        if not word.startswith("-") or word == "--":
+            raise UsageError(f"nas.rsync_options: {word!r} is no option; the target belongs into nas.nas_target_dir")
+        if name.startswith(REFUSED_OPTIONS) or "n" in short_letters(word):
+            raise UsageError(f"nas.rsync_options: {word} is refused: it can delete or overwrite footage, or keeps "
+                             "the copy from being proven")  # fmt: skip
+
+
+def takes_next(word: str) -> bool:
+    """Whether the next word is the value of this one: `-e ssh`, `--rsh ssh`, but not `--rsh=ssh`."""
+    letters = short_letters(word)
+    if letters:
+        return letters[-1] in "efBTM@" and len(letters) == len(word) - 1
+    return word in TAKING_OPTIONS
+
+
+def connection_options(words: Sequence[str]) -> list[str]:
+    """Of the user's options those that say how the target is reached."""
+    kept: list[str] = []
+    for place, word in enumerate(words):
+        if place and takes_next(words[place - 1]):
+            continue
+        letters = short_letters(word)
+        if word.partition("=")[0] in CONNECTION_OPTIONS:
+            kept += words[place : place + 2] if takes_next(word) else [word]
+        elif letters and letters[-1] in "eM":
+            start = len(letters)
+            kept += [f"-{letters[-1]}", word[start + 1 :] or words[place + 1]]
+        kept += [f"-{letter}" for letter in letters if letter in "46s"]
+    return kept
+
+
+def read_items(output: bytes) -> dict[str, str]:
+    """Path -> what rsync's -ii says of it, from lines of `--out-format=%i %n`."""
+    items: dict[str, str] = {}
+    for line in output.split(b"\n"):
+        if re.match(rb"[<>ch.*][fdLDS][^ ]{9} ", line + b" ") or re.match(rb"[<>ch.]f {9} ", line):
+            name = re.sub(rb"\\#([0-7]{3})", lambda code: bytes([int(code[1], 8)]), line[12:])
+            items[name.decode("utf-8", "surrogateescape")] = line[:11].decode("latin-1")
+    return items
+
+
+def judge(item: str | None) -> str:
+    """What a line of the checksum pass means: proven, conflict, or missing."""
+    if item is None or item[1] != "f" or "+" in item:
+        return "missing"
+    return "proven" if item[0] == "." and item[2] != "c" else "conflict"
+
+
+@dataclass(frozen=True)
+class RsyncResult:
+    status: int
+    output: bytes
+    words: str  # the last lines of stderr
+
+    @property
+    def is_complete(self) -> bool:
+        """It has spoken about every file that it could read; 23 and 24 are single files."""
+        return self.status in (0, 23, 24)
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """End rsync and its ssh; also when rsync itself has gone and its child holds on."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, sign)
+        except (ProcessLookupError, PermissionError):
+            break
+        end = time.monotonic() + KILL_AFTER_SEC
+        while time.monotonic() < end and is_group_alive(process):
+            time.sleep(STEP_SEC)
+    process.poll()
+
+
+def moved_bytes(pid: int) -> float:
+    """What Linux counts as read and written by a process; elsewhere rsync's own timeout has to do."""
+    try:
+        return float(sum(map(int, re.findall(r"char: (\d+)", Path(f"/proc/{pid}/io").read_text(encoding="ascii")))))
+    except OSError:
+        return time.monotonic() * KEEP_ALIVE_BYTES * 1000
+
+
+def is_group_alive(process: subprocess.Popen[bytes]) -> bool:
+    process.poll()  # else its zombie would count
+    try:
+        os.killpg(process.pid, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+class NasTarget:
+    """The NAS: a mounted path, `user@host:/path` or `rsync://host/module`. Only children of ours ever touch it, so a
+    mount that hangs cannot hang us."""
+
+    name = "nas"
+
+    def __init__(self, settings: Settings, memory: Memory, lock_fd: int | None,
+                 is_recorded: Callable[[Footage, str], bool]) -> None:  # fmt: skip
+        self.settings, self.memory, self.lock_fd, self.is_recorded = settings, memory, lock_fd, is_recorded
+        self.address = str(settings.nas["nas_target_dir"]).rstrip("/") or "/"
+        self.address = str(folder_of(self.address)) if self.is_path else self.address
+        self.options = split_options(settings.nas["rsync_options"])
+        check_options(self.options)
+        self.timeout_sec = settings.nas["timeout"]
+        self.target_id = ""
+        self.rsync = ""
+
+    # -- the id --
+
+    def open(self) -> None:
+        self.rsync = find_program("rsync", "copies to the NAS", "install it from your system: apt-get install rsync")
+        expected = self.memory.of("nas").get("id")
+        found = self._read_id()
+        if not found:
+            raise CannotStart(f"nas: {self.address} holds no {TARGET_FILE}: not mounted, mistyped, or not prepared "
+                              "yet; if it is the right place, run once: nas_sync.py target init")  # fmt: skip
+        if found != expected:
+            known = f"expected was {expected}: another share?" if expected else "which this host does not know yet"
+            raise CannotStart(f"nas: {self.address} is target {found}, {known} If you mean it, run: "
+                              "nas_sync.py target init")  # fmt: skip
+        self.target_id = found
+
+    def _read_id(self) -> str | None:
+        """The id in the target's root; None when there is none. Raises CannotStart when the target cannot be asked."""
+        with tempfile.TemporaryDirectory(prefix="nas_sync-") as folder:
+            done = self._call(["-t", f"{self._place('')}{TARGET_FILE}", f"{folder}/"])
+            try:
+                text = Path(folder, TARGET_FILE).read_text(encoding="ascii").strip()
+            except (OSError, ValueError):
+                text = ""
+        if re.fullmatch(r"[0-9a-f]{16}", text):
+            return text
+        if done.status in (0, 23, 24) or (done.status == 3 and ":" not in self.address):
+            return None
+        raise CannotStart(f"nas: {self.address} cannot be reached: {explain(done)}")
+
+    def initialise(self) -> str:
+        self.rsync = find_program("rsync", "copies to the NAS", "install it from your system: apt-get install rsync")
+        if self.is_path and not Path(self.address).is_dir():
+            raise CannotStart(f"nas: {self.address} is no folder; mount or make it first")
+        found = self._read_id()
+        if not found:
+            with tempfile.TemporaryDirectory(prefix="nas_sync-") as folder:
+                file = Path(folder, TARGET_FILE)
+                file.write_text(secrets.token_hex(8) + "\n", encoding="ascii")
+                done = self._call(["-t", "--ignore-existing", str(file), self._place("")])
+            found = self._read_id()
+            if not found:
+                raise CannotStart(f"nas: {self.address}: {TARGET_FILE} could not be written: {explain(done)}")
+        self.memory.put("nas", {"id": found, "address": self.address})
+        return found
+
+    def check(self) -> list[str]:
+        lines = [f"nas: {self.address} answers and is target {self.target_id}"]
+        with tempfile.TemporaryDirectory(prefix="nas_sync-") as folder:
+            Path(folder, TARGET_FILE).write_text(f"{self.target_id}\n", encoding="ascii")
+            done = self._copy(Path(folder), [TARGET_FILE], "", [])
+        if not done.is_complete or done.status:
+            raise CannotStart(f"nas: {self.address}: {explain(done)}")
+        syncs = "syncs what it writes" if self.syncs else "knows no --fsync, so the grace time is longer"
+        return [*lines, f"nas: its rsync {syncs}"]
+
+    @property
+    def is_path(self) -> bool:
+        return ":" not in self.address.partition("/")[0]
+
+    @property
+    def is_ssh(self) -> bool:
+        """With -e a daemon, too, would be looked for behind ssh."""
+        return not self.is_path and not self.address.startswith("rsync://") and "::" not in self.address
+
+    @property
+    def syncs(self) -> bool:
+        return bool(self.memory.of("nas").get("fsync", True))
+
+    def _place(self, prefix: str) -> str:
+        """`prefix` below the target's root as rsync takes it; a path that begins with a dash is none of its options."""
+        return f"{self.address.rstrip('/')}/{prefix}"
+
+    # -- rsync --
+
+    def _call(self, arguments: Sequence[str], names: bytes = b"", *, more_sec: float = 0,
+              watch: Callable[[Path], None] | None = None) -> RsyncResult:  # fmt: skip
+        """Run rsync in a session of its own, with output to files: no pipe that a left-over ssh could keep open.
+
+        Its own --timeout covers neither the handshake nor a mount that hangs, and its own keep-alives put it off: so
+        it is ended when it moves next to nothing.
+        """
+        *options, source, place = arguments
+        patience_sec = round(self.timeout_sec + more_sec)
+        command = [self.rsync, f"--timeout={patience_sec}", *(["-e", SSH] if self.is_ssh else []), *options,
+                   *connection_options(self.options), "--", source, place]  # fmt: skip
+        log.debug("running %s", shlex.join(command))
+        with tempfile.TemporaryDirectory(prefix="nas_sync-") as folder:
+            listed, out, said = (Path(folder, name) for name in ("names", "out", "said"))
+            listed.write_bytes(names)
+            with listed.open("rb") as stdin, out.open("wb") as stdout, said.open("wb") as stderr:
+                process = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True,
+                                           pass_fds=[self.lock_fd] if self.lock_fd is not None else [])
+            try:
+                moved, moved_at = 0.0, time.monotonic()
+                looked_at = moved_at
+                while process.poll() is None:
+                    if (now := moved_bytes(process.pid)) > moved + KEEP_ALIVE_BYTES:
+                        moved, moved_at = now, time.monotonic()
+                    if self.settings.time_is_up() or time.monotonic() - moved_at > patience_sec + QUIET_MORE_SEC:
+                        break
+                    if watch and time.monotonic() - looked_at > LOOK_SEC:
+                        looked_at = time.monotonic()
+                        watch(out)
+                    time.sleep(STEP_SEC)
+                status = process.poll()
+            finally:
+                end_group(process)
+            words = said.read_bytes()[-2000:].decode("utf-8", "replace").strip()
+            return RsyncResult(TIMED_OUT if status is None else status, out.read_bytes(), words)
+
+    def _copy(self, root: Path, names: Sequence[str], prefix: str, more: Sequence[str], more_sec: float = 0,
+              watch: Callable[[Path], None] | None = None) -> RsyncResult:  # fmt: skip
+        """One call for all `names`. Where the target's rsync knows no --fsync, once more without, remembered."""
+        limit = self.settings.bwlimit_bytes_per_sec
+        options = ["-t", "--partial-dir=.rsync-partial", *self.options, "--omit-dir-times", "--no-links",
+                   "--out-format=%i %n", *([f"--bwlimit={max(1, round(limit / 1024))}"] if limit else []), *more,
+                   "--files-from=-", "--from0"]  # fmt: skip
+        places, listed = [f"{root}/", self._place(prefix)], as_list(names)
+        done = self._call([*options, *(["--fsync"] if self.syncs else []), *places], listed, more_sec=more_sec,
+                          watch=watch)  # fmt: skip
+        if self.syncs and done.status in (1, 2, 4, 12) and re.search("fsync.*unknown option", done.words):
+            log.warning("nas: the target's rsync knows no --fsync: a power cut there can take back what it confirmed; "
+                        "files stay here for at least %s s after their proof", UNSYNCED_GRACE_SEC)  # fmt: skip
+            self.memory.put("nas", {**self.memory.of("nas"), "fsync": False})
+            done = self._call([*options, *places], listed, more_sec=more_sec, watch=watch)
+        return done
+
+    def _compare(self, batch: Sequence[Footage], *options: str) -> dict[str, str]:
+        """`recorded` path -> rsync's verdict, without changing anything. Raises CannotStart."""
+        items: dict[str, str] = {}
+        for (root, prefix), group in grouped(batch):
+            more_sec = max(one.size for one in group) / PROOF_BYTES_PER_SEC  # of silence, while it reads one file
+            done = self._call(["-t", "--dry-run", "-ii", "--no-links", "--out-format=%i %n", *options,
+                               "--files-from=-", "--from0", f"{root}/", self._place(prefix)],
+                              as_list([one.relative for one in group]), more_sec=more_sec)  # fmt: skip
+            if not done.is_complete:
+                raise CannotStart(f"nas: {self.address}: what arrived cannot be checked: {explain(done)}")
+            items |= {prefix + name: item for name, item in read_items(done.output).items()}
+        return items
+
+    # -- files --
+
+    def send(self, batch: Sequence[Footage], hashes: Hashes, progress: Progress) -> list[list[Outcome]]:
+        outcomes, hashed = [], {}
+        for footage in batch:
+            try:
+                hashed[footage] = hashes.of(footage)
+            except (Gone, OSError) as problem:
+                outcomes.append(gone(footage, problem))
+        failures = self._transfer(list(hashed), ["--ignore-existing"], progress)
+        items = self._compare(list(hashed), "--checksum") if hashed else {}
+        damaged = [one for one in hashed
+                   if judge(items.get(one.recorded)) == "conflict" and self.is_recorded(one, self.target_id)]
+        if damaged:
+            suffix = time.strftime(".damaged-%Y%m%dT%H%M%SZ", time.gmtime())
+            log.warning("nas: %s files that had been proven differ there now; sent again, what is there is kept as "
+                        "*%s", len(damaged), suffix)  # fmt: skip
+            failures += self._transfer(damaged, ["--checksum", "--backup", f"--suffix={suffix}"], progress)
+            items |= self._compare(damaged, "--checksum")
+        if self._read_id() != self.target_id:
+            raise CannotStart(f"nas: {self.address} changed while files were sent: it was unmounted or replaced; "
+                              "nothing of this batch counts as archived")  # fmt: skip
+        proof = "checksum" if self.syncs else "checksum-unsynced"
+        for footage, sha256 in hashed.items():
+            outcomes.append(self._outcome(footage, sha256, proof, items.get(footage.recorded), failures, hashes))
+        return [outcomes]
+
+    def _transfer(self, batch: Sequence[Footage], more: Sequence[str], progress: Progress) -> list[str]:
+        """Whatever happens is seen in the proof; returns what rsync complained about."""
+        failures = []
+        for (root, prefix), group in grouped(batch):
+            sizes = {one.relative: one.size for one in group}
+            done = self._copy(root, list(sizes), prefix, more, max(sizes.values()) / PROOF_BYTES_PER_SEC,
+                              progress.watcher(sizes))  # fmt: skip
+            if done.status:
+                level = logging.DEBUG if done.status in (23, 24) else logging.WARNING
+                log.log(level, "nas: %s", quotable(explain(done)))
+                failures.append(explain(done))
+        return failures
+
+    def _outcome(self, footage: Footage, sha256: str, proof: str, item: str | None, failures: Sequence[str],
+                 hashes: Hashes) -> Outcome:  # fmt: skip
+        verdict = judge(item)
+        try:
+            if hashes.of(footage) != sha256:
+                return Outcome(footage, "changed", why="changed while it was sent")
+        except (Gone, OSError) as problem:
+            return gone(footage, problem)
+        if verdict == "proven":
+            return Outcome(footage, "proven", sha256, proof)
+        if verdict == "conflict":
+            return Outcome(footage, "conflict", sha256, why="the NAS has other content under this name; both are kept")
+        return Outcome(footage, "failed", sha256, why=failures[-1] if failures else "it did not arrive")
+
+    def present(self, batch: Sequence[Footage]) -> set[str]:
+        items = self._compare(batch) if batch else {}
+        if batch and self._read_id() != self.target_id:
+            raise CannotStart(f"nas: {self.address} was unmounted or replaced; nothing is deleted")
+        return {path for path, item in items.items() if item[1] == "f" and "+" not in item and item[3] != "s"}
+
+    def close(self) -> None:
+        """Nothing stays open between calls."""
+
+
+def as_list(names: Iterable[str]) -> bytes:
+    return b"".join(name.encode("utf-8", "surrogateescape") + b"\0" for name in names)
+
+
+def grouped(batch: Iterable[Footage]) -> list[tuple[tuple[Path, str], list[Footage]]]:
+    """One rsync call each: files of one source with one prefix, in their order."""
+    groups: dict[tuple[Path, str], list[Footage]] = {}
+    for one in batch:
+        groups.setdefault((one.root, one.prefix), []).append(one)
+    return list(groups.items())
+
+
+def gone(footage: Footage, problem: Exception) -> Outcome:
+    if isinstance(problem, Gone):
+        return Outcome(footage, "vanished" if str(problem) == "vanished" else "changed", why=str(problem))
+    return Outcome(footage, "failed", why=f"cannot be read: {getattr(problem, 'strerror', None) or problem}")
+
+
+def explain(done: RsyncResult) -> str:
+    """rsync's exit status in words, and the line of its stderr that says most."""
+    lines = [line for line in done.words.splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(("rsync error:", "rsync warning:"))]
+    meaning = RSYNC_STATUS.get(done.status, f"status {done.status}")
+    return f"rsync: {meaning}" + (f" ({(telling or lines)[0].strip()})" if lines else "")
+
+
+def quotable(words: str) -> str:
+    """For a log line that is no ERROR: people search logs for that word."""
+    return re.sub("(?i)error", "failure", words)
+
+
+# --- S3 ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What an endpoint has been SEEN to do, by `probe`. A promise of its manual or an echo in a response is nothing."""
+
+    algorithm: str = ""  # CRC64NVME or CRC32 when a wrong one is refused and a right one is stored intact
+    parts: bool = False  # the same for the parts of a multipart upload
+    multipart: bool = False
+    keeps: bool = False  # If-None-Match: a put never overwrites
+    keeps_multipart: bool = False
+    at_sec: float = 0
+
+    def words(self) -> list[str]:
+        checks = f"a wrong {self.algorithm} is refused{'' if self.parts else ', but not in multipart uploads'}"
+        keeps = "kept" if self.keeps and self.keeps_multipart else "kept in part" if self.keeps else "ignored"
+        return [
+            f"s3: {checks if self.algorithm else 'checksums are not checked; proof is the ETag, or reading back'}",
+            f"s3: If-None-Match is {keeps}; a key is looked at before it is written",
+            f"s3: multipart uploads {'work' if self.multipart else 'do not work; files go in one piece'}",
+        ]
+
+
+@dataclass(frozen=True)
+class Digests:
+    """What a file is, read once: its sha256, and the checksums that are sent along."""
+
+    sha256: str
+    whole: str = ""  # base64, as S3 writes it
+    parts: tuple[str, ...] = ()
+
+
+class Checksum:
+    """A running CRC64NVME or CRC32 of a file and of its parts."""
+
+    def __init__(self, algorithm: str, part_bytes: int) -> None:
+        self.algorithm, self.part_bytes = algorithm, part_bytes
+        self.whole = self.part = self.filled = 0
+        self.parts: list[str] = []
+
+    def add(self, piece: bytes) -> None:
+        self.whole = self._next(piece, self.whole)
+        while piece:
+            head, piece = piece[: self.part_bytes - self.filled], piece[self.part_bytes - self.filled :]
+            self.part, self.filled = self._next(head, self.part), self.filled + len(head)
+            if self.filled == self.part_bytes:
+                self.close_part()
+
+    def close_part(self) -> None:
+        if self.filled:
+            self.parts.append(self.text(self.part))
+        self.part = self.filled = 0
+
+    def _next(self, piece: bytes, before: int) -> int:
+        if self.algorithm == "CRC32":
+            return zlib.crc32(piece, before)
+        from awscrt import checksums
+
+        return int(checksums.crc64nvme(piece, before))
+
+    def text(self, value: int) -> str:
+        return base64.b64encode(value.to_bytes(4 if self.algorithm == "CRC32" else 8, "big")).decode()
+
+    @classmethod
+    def of(cls, content: bytes, algorithm: str) -> str:
+        one = cls(algorithm, len(content) + 1)
+        one.add(content)
+        return one.text(one.whole)
+
+
+def key_of(footage: Footage) -> str:
+    """`CAMERA/YYYY/MM/DD/name`, the UTC date of its start; evidence and journals keep their path below their prefix."""
+    if footage.kind in ("evidence", "journal"):
+        return encode_path(footage.recorded)
+    name = footage.relative.rpartition("/")[2]
+    return encode_path(f"{footage.camera}/{utc_day(footage.start_sec).replace('-', '/')}/{name}")
+
+
+def part_bytes_of(size: int) -> int:
+    """As the transfer manager cuts: at most 10,000 parts."""
+    part_bytes = S3_PART_BYTES
+    while -(-size // part_bytes) > S3_MOST_PARTS:
+        part_bytes *= 2
+    return part_bytes
+
+
+def has_etag(footage: Footage, etag: str) -> bool:
+    """Whether an ETag is the MD5 of the file, or of the MD5s of parts as we cut them. Reads the file. Raises Gone."""
+    found = re.fullmatch(r'"?([0-9a-f]{32})(?:-(\d+))?"?', etag)
+    part_bytes = part_bytes_of(footage.size) if found and found[2] else footage.size
+    if not found or (found[2] and int(found[2]) != -(-footage.size // part_bytes)):
+        return False
+    digests = []
+    with open_same(footage) as handle:
+        for start in range(0, footage.size, part_bytes):
+            digest, left = hashlib.md5(usedforsecurity=False), min(part_bytes, footage.size - start)
+            while left and (piece := handle.read(min(left, READ_BYTES))):
+                digest.update(piece)
+                left -= len(piece)
+            digests.append(digest)
+    whole = hashlib.md5(b"".join(one.digest() for one in digests), usedforsecurity=False) if found[2] else digests[0]
+    return whole.hexdigest() == found[1]
+
+
+def code_of(problem: Exception) -> str:
+    """S3's word for what went wrong; "" for a problem of the connection."""
+    return str(getattr(problem, "response", {}).get("Error", {}).get("Code", ""))
+
+
+def http_status(problem: Exception) -> int:
+    return int(getattr(problem, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def explain_s3(problem: Exception) -> str:
+    """One sentence for what boto3 raised."""
+    code, text = code_of(problem), str(problem).rpartition("operation: ")[2].strip().rstrip(".")
+    if code == "RequestTimeTooSkewed":
+        return "the clock of this host is wrong, so its signatures are refused; set the clock"
+    if code in S3_KEY_REFUSED:
+        return f"the key is refused ({code}); look at s3.access_key_id and s3.secret_access_key"
+    if code in ("403", "AccessDenied"):
+        return "access is denied; the key needs to list the bucket, get and put objects, and abort multipart uploads"
+    if code == "NoSuchBucket":
+        return "there is no such bucket; look at s3.bucket, or create it"
+    return quotable(f"{text} ({code})" if code and code not in text else text)
+
+
+def concerns_all(problem: Exception) -> bool:
+    """Whether a problem with one file would meet every other file too."""
+    from botocore.exceptions import ConnectTimeoutError, EndpointConnectionError, ProxyConnectionError, SSLError
+
+    if isinstance(problem, (ConnectTimeoutError, EndpointConnectionError, ProxyConnectionError, SSLError)):
+        return True
+    return code_of(problem) in (*S3_KEY_REFUSED, "NoSuchBucket", "RequestTimeTooSkewed") or http_status(problem) == 507
+
+
+class S3Target:
+    """A bucket: Amazon S3 or what speaks like it."""
+
+    name = "s3"
+
+    def __init__(self, settings: Settings, memory: Memory, _lock_fd: int | None,
+                 is_recorded: Callable[[Footage, str], bool]) -> None:  # fmt: skip
+        self.settings, self.memory, self.is_recorded = settings, memory, is_recorded
+        self.bucket, self.endpoint = str(settings.s3["bucket"]), str(settings.s3["endpoint"] or "").rstrip("/")
+        if self.endpoint and not re.match(r"https?://[^/]", self.endpoint):
+            raise UsageError(f"s3.endpoint: {self.endpoint} is no address; say for example https://s3.example.com")
+        if bool(settings.s3["access_key_id"]) != bool(settings.s3["secret_access_key"]):
+            raise UsageError("s3: access_key_id and secret_access_key belong together; set both, or none of them")
+        self.address = f"s3://{self.bucket}" + (f" at {self.endpoint}" if self.endpoint else "")
+        self.target_id = ""
+        self.able = Abilities()
+        self.session: Any = None
+        self.client: Any = None
+        self.manager: Any = None
+        self.plans: dict[str, tuple[Digests, bool]] = {}  # key -> what is being sent, may it be overwritten
+        self.open_file = settings.state_dir / "s3_uploads.json"
+        self.open_lock = threading.Lock()
+        self.reading = threading.Semaphore(S3_READERS)
+        self.refused = ""  # why nothing more can be sent
+
+    # -- connection --
+
+    def _connect(self, *, signs: bool) -> Any:
+        """A client of boto3. `signs`: bodies are signed by SHA-256, which costs much and is needed where no checksum is
+        seen to be checked, and on plain http."""
+        for chatty in ("boto3", "botocore", "s3transfer"):  # they would log requests whole, also what signs them
+            logging.getLogger(chatty).setLevel(logging.CRITICAL)
+        try:
+            import boto3
+            from botocore.config import Config
+            from botocore.exceptions import BotoCoreError
+        except ImportError as problem:
+            raise CannotStart("s3 needs the package boto3: pip install boto3") from problem
+        s3 = self.settings.s3
+        try:
+            session = self.session = self.session or boto3.session.Session(
+                aws_access_key_id=s3["access_key_id"] or None,
+                aws_secret_access_key=s3["secret_access_key"] or None)  # fmt: skip
+            credentials = session.get_credentials()
+            if credentials is None:
+                raise CannotStart("s3: no key; set s3.access_key_id and s3.secret_access_key, or AWS_ACCESS_KEY_ID and "
+                                  "AWS_SECRET_ACCESS_KEY in the environment, or a profile in ~/.aws")  # fmt: skip
+            for secret in credentials.get_frozen_credentials():
+                hide_secret(secret)
+            region = s3["region"] or ("auto" if ".r2.cloudflarestorage.com" in self.endpoint else
+                                      session.region_name if not self.endpoint else None) or "us-east-1"  # fmt: skip
+            how: Any = {"addressing_style": s3["addressing"]}
+            if not signs and not self.endpoint.startswith("http:"):
+                how["payload_signing_enabled"] = False
+            return session.client("s3", endpoint_url=self.endpoint or None, region_name=region, config=Config(
+                connect_timeout=S3_CONNECT_SEC, read_timeout=S3_READ_SEC, tcp_keepalive=True,
+                max_pool_connections=2 * S3_MOST_AT_ONCE, retries={"mode": "standard", "total_max_attempts": S3_TRIES},
+                request_checksum_calculation="when_required", response_checksum_validation="when_required",
+                s3=how))  # fmt: skip
+        except (BotoCoreError, ValueError) as problem:
+            raise CannotStart(f"s3: {self.address}: {explain_s3(problem)}") from problem
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What boto3 raises becomes CannotStart with a sentence."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except (BotoCoreError, ClientError) as problem:
+            raise CannotStart(f"s3: {self.address}: {explain_s3(problem)}") from problem
+
+    # -- the id --
+
+    def _read_id(self) -> str | None:
+        self.client = self.client or self._connect(signs=True)
+        with self._told():
+            try:
+                got = self.client.get_object(Bucket=self.bucket, Key=TARGET_FILE)["Body"].read(100)
+            except self.client.exceptions.NoSuchKey:
+                return None
+        text = got.decode("ascii", "replace").strip()
+        return text if re.fullmatch(r"[0-9a-f]{16}", text) else None
+
+    def open(self) -> None:
+        expected, found = self.memory.of("s3").get("id"), self._read_id()
+        if not found:
+            raise CannotStart(f"s3: {self.address} holds no {TARGET_FILE}: mistyped, or not prepared yet; if it is the "
+                              "right bucket, run once: nas_sync.py target init")  # fmt: skip
+        if found != expected:
+            known = f"expected was {expected}: another bucket?" if expected else "which this host does not know yet."
+            raise CannotStart(f"s3: {self.address} is target {found}, {known} If you mean it, run: "
+                              "nas_sync.py target init")  # fmt: skip
+        self.target_id = found
+
+    def initialise(self) -> str:
+        found = self._read_id()
+        if not found:
+            with self._told():
+                text = secrets.token_hex(8)
+                self.client.put_object(Bucket=self.bucket, Key=TARGET_FILE, Body=f"{text}\n".encode())
+            found = self._read_id()
+            if not found:
+                raise CannotStart(f"s3: {self.address} took {TARGET_FILE} and does not have it; this is no archive")
+        self.memory.put("s3", {"id": found, "address": self.address})
+        return found
+
+    def check(self) -> list[str]:
+        self._probe()
+        with self._told():
+            ours = set(read_json(self.open_file) or {})
+            found = self._accepts(self.client.list_multipart_uploads) or {}  # not every server has this list
+            foreign = sum(one["UploadId"] not in ours for one in found.get("Uploads", []))
+        lines = [f"s3: {self.address} answers and is target {self.target_id}", *self.able.words()]
+        return lines + ([f"s3: {foreign} unfinished multipart uploads of others; they are billed, and a lifecycle rule "
+                         "(AbortIncompleteMultipartUpload) ends them"] if foreign else [])  # fmt: skip
+
+    # -- what the endpoint does --
+
+    def _accepts(self, call: Callable[..., Any], **arguments: Any) -> Any:
+        """The response, or None when it is refused for what it says; anything else is raised."""
+        from botocore.exceptions import ClientError
+
+        try:
+            return call(Bucket=self.bucket, **arguments)
+        except ClientError as problem:
+            if http_status(problem) in S3_REFUSALS:
+                return None
+            raise
+
+    def _probe(self) -> None:
+        """Try it: is a wrong checksum refused and a right one stored intact, in one piece and in parts? What is found
+        is remembered with the target. Leaves nothing in the bucket, or one small object where we may not delete."""
+        with self._told():
+            self.able = Abilities(at_sec=time.time())
+            for algorithm in checksum_algorithms():
+                if self._checks_put(algorithm):
+                    self.able = replace(self.able, algorithm=algorithm)
+                    break
+            own = {"Key": TARGET_FILE, "Body": f"{self.target_id}\n".encode()}  # what it holds already
+            self.able = replace(self.able, keeps=self._accepts(self.client.put_object, IfNoneMatch="*", **own) is None)
+            self._probe_parts()
+            try:
+                self.client.delete_object(Bucket=self.bucket, Key=S3_PROBE_KEY)
+            except self.client.exceptions.ClientError as problem:
+                log.info("s3: %s stays in the bucket: %s", S3_PROBE_KEY, explain_s3(problem))
+        self.memory.put("s3", {**self.memory.of("s3"), "able": asdict(self.able)})
+
+    def _checks_put(self, algorithm: str) -> bool:
+        content, field_name = secrets.token_bytes(S3_PROBE_BYTES), f"Checksum{algorithm}"
+        right, wrong = Checksum.of(content, algorithm), Checksum.of(content[1:], algorithm)
+        put, known = self.client.put_object, {"Key": S3_PROBE_KEY, "Body": content}
+        if not self._accepts(put, **known, **{field_name: right}) or self._accepts(put, **known, **{field_name: wrong}):
+            return False
+        return bool(self.client.get_object(Bucket=self.bucket, Key=S3_PROBE_KEY)["Body"].read() == content)
+
+    def _probe_parts(self) -> None:
+        client, content, algorithm = self.client, secrets.token_bytes(S3_PROBE_BYTES), self.able.algorithm
+        more = {"ChecksumAlgorithm": algorithm, "ChecksumType": "FULL_OBJECT"} if algorithm else {}
+        upload = self._accepts(client.create_multipart_upload, Key=S3_PROBE_KEY, **more)
+        if upload is None and more:
+            more, algorithm = {}, ""
+            upload = self._accepts(client.create_multipart_upload, Key=S3_PROBE_KEY)
+        if upload is None:
+            return
+        known = {"Key": S3_PROBE_KEY, "UploadId": upload["UploadId"]}
+        try:
+            right, wrong = ({f"Checksum{algorithm}": Checksum.of(one, algorithm)} if algorithm else {}
+                            for one in (content, content[1:]))  # fmt: skip
+            part = {**known, "PartNumber": 1, "Body": content}
+            refused = bool(algorithm) and self._accepts(client.upload_part, **part, **wrong) is None
+            taken = self._accepts(client.upload_part, **part, **right)
+            if taken is None:
+                return
+            ending = {**known, "MultipartUpload": {"Parts": [{"PartNumber": 1, "ETag": taken["ETag"], **right}]}}
+            whole = {**right, "ChecksumType": "FULL_OBJECT"} if algorithm else {}
+            client.put_object(Bucket=self.bucket, Key=S3_PROBE_KEY, Body=b"in the way")
+            kept = self._accepts(client.complete_multipart_upload, **ending, **whole, IfNoneMatch="*") is None
+            if kept and self._accepts(client.complete_multipart_upload, **ending, **whole) is None:
+                return
+            stored = client.get_object(Bucket=self.bucket, Key=S3_PROBE_KEY)["Body"].read()
+            intact = stored == content
+            self.able = replace(self.able, multipart=intact, parts=refused and intact, keeps_multipart=kept)
+        finally:
+            self._abort(S3_PROBE_KEY, upload["UploadId"])
+
+    # -- sending --
+
+    def _begin(self, batch: Sequence[Footage]) -> None:
+        """Once per run: what the endpoint does, left-overs of a killed run, and one transfer manager."""
+        if self.manager:
+            return
+        with suppress(KeyError, TypeError):
+            self.able = Abilities(**self.memory.of("s3")["able"])
+        if not 0 <= time.time() - self.able.at_sec < S3_PROBED_FOR_SEC:
+            self._probe()
+        self._abort_orphans()
+        self.client = self._connect(signs=not (self.able.algorithm and (self.able.parts or not self.able.multipart)))
+        for event, handler in (
+            ("before-parameter-build.s3.PutObject", self._complete_put),
+            ("before-parameter-build.s3.UploadPart", self._complete_part),
+            ("before-parameter-build.s3.CreateMultipartUpload", self._note_key),
+            ("before-parameter-build.s3.CompleteMultipartUpload", self._complete_end),
+            ("before-parameter-build.s3.AbortMultipartUpload", self._note_key),
+            ("after-call.s3.CreateMultipartUpload", self._remember),
+            ("after-call.s3.CompleteMultipartUpload", self._forget),
+            ("after-call.s3.AbortMultipartUpload", self._forget),
+        ):
+            self.client.meta.events.register(event, handler)
+        from boto3.s3.transfer import TransferConfig, create_transfer_manager
+
+        mean_bytes = sum(one.size for one in batch) / max(1, len(batch))
+        self.at_once = S3_MOST_AT_ONCE if mean_bytes < S3_PART_BYTES else S3_AT_ONCE
+        self.manager = create_transfer_manager(self.client, TransferConfig(
+            multipart_threshold=S3_PART_BYTES if self.able.multipart else S3_LARGEST_PUT_BYTES,
+            multipart_chunksize=S3_PART_BYTES, max_concurrency=self.at_once, preferred_transfer_client="classic",
+            max_bandwidth=self.settings.bwlimit_bytes_per_sec or None))  # fmt: skip
+
+    def _complete_put(self, params: dict[str, Any], **_: Any) -> None:
+        if self.able.keeps and params["Key"] in self.plans and not self.plans[params["Key"]][1]:
+            params["IfNoneMatch"] = "*"
+
+    def _complete_part(self, params: dict[str, Any], **_: Any) -> None:
+        digests = self.plans[params["Key"]][0]
+        if "ChecksumAlgorithm" in params:
+            params[f"Checksum{params.pop('ChecksumAlgorithm')}"] = digests.parts[params["PartNumber"] - 1]
+
+    def _complete_end(self, params: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
+        self._note_key(params, context)
+        if self.able.keeps_multipart and not self.plans[params["Key"]][1]:
+            params["IfNoneMatch"] = "*"
+
+    def _note_key(self, params: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
+        context["nas_sync"] = (params["Key"], params.get("UploadId"))
+
+    def _remember(self, parsed: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
+        """Before a part is sent: a killed run leaves parts that are billed and that nobody sees."""
+        if upload_id := parsed.get("UploadId"):
+            self._change_open(upload_id, [self.target_id, context["nas_sync"][0]])
+
+    def _forget(self, http_response: Any, context: dict[str, Any], parsed: dict[str, Any], **_: Any) -> None:
+        if (http_response.status_code < 300 and "Error" not in parsed) or http_response.status_code == 404:
+            self._change_open(context["nas_sync"][1], None)
+
+    def _change_open(self, upload_id: str, whose: list[str] | None) -> None:
+        with self.open_lock:
+            known = read_json(self.open_file) or {}
+            known.pop(upload_id, None)
+            known |= {upload_id: whose} if whose else {}
+            self.open_file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.open_file, known)
+
+    def _abort_orphans(self) -> None:
+        """End multipart uploads of our own that a killed run left open; those of others are none of our business."""
+        for upload_id, (target_id, key) in (read_json(self.open_file) or {}).items():
+            if target_id != self.target_id:
+                continue
+            with self._told():
+                self._abort(key, upload_id)
+            log.info("%s: an interrupted upload was aborted, its parts are gone", key)
+            self._change_open(upload_id, None)
+
+    def _abort(self, key: str, upload_id: str) -> None:
+        try:
+            self.client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload_id)
+        except self.client.exceptions.ClientError as problem:
+            if http_status(problem) != 404:  # it is complete, or gone
+                raise
+
+    def send(self, batch: Sequence[Footage], hashes: Hashes, progress: Progress) -> Iterator[list[Outcome]]:
+        """Outcomes as they come. A sidecar goes before its clip, everything else side by side."""
+        self._begin(batch)
+        groups: dict[str, list[Footage]] = {}
+        for one in batch:
+            groups.setdefault(str(one.path.with_suffix("")), []).append(one)
+        pool = ThreadPoolExecutor(self.at_once + S3_AT_ONCE, "upload")
+        waiting = iter(groups.values())
+        running: set[Future[list[Outcome]]] = set()
+        try:
+            while not self.settings.time_is_up():
+                room = 0 if self.refused else 2 * self.at_once + S3_AT_ONCE - len(running)
+                running |= {pool.submit(self._send_group, group, hashes, progress) for group in islice(waiting, room)}
+                if not running:
+                    break
+                done, running = wait(running, S3_STEP_SEC, FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        if self.refused:
+            raise CannotStart(f"s3: {self.address}: {self.refused}")
+
+    def _send_group(self, group: Sequence[Footage], hashes: Hashes, progress: Progress) -> list[Outcome]:
+        outcomes = []
+        for footage in group:
+            if self.refused or self.settings.time_is_up():
+                break
+            try:
+                outcomes.append(self._send_one(footage, hashes, progress))
+            except (Gone, OSError) as problem:
+                outcomes.append(gone(footage, problem))
+            except Exception as problem:  # noqa: BLE001  of boto3, s3transfer, urllib3: one file failed, others go on
+                if concerns_all(problem):
+                    self.refused = explain_s3(problem)
+                log.debug("%s", printable(footage.recorded), exc_info=problem)
+                outcomes.append(Outcome(footage, "failed", why=explain_s3(problem)))
+        return outcomes
+
+    def _send_one(self, footage: Footage, hashes: Hashes, progress: Progress) -> Outcome:
+        key, digests = key_of(footage), self._digest(footage, hashes)
+        outcome = self._judge(footage, key, digests)
+        if outcome is None or outcome.state == "failed":
+            if outcome:
+                log.warning("%s: %s", printable(footage.recorded), outcome.why)
+            accepted = self._upload(footage, key, digests, progress, may_replace=outcome is not None)
+            outcome = self._judge(footage, key, digests, accepted=accepted)
+        if not is_unchanged(footage):
+            raise Gone("changed while it was sent")
+        return outcome or Outcome(footage, "failed", digests.sha256, why="confirmed, but it is not in the bucket")
+
+    def _digest(self, footage: Footage, hashes: Hashes) -> Digests:
+        if not self.able.algorithm:
+            with self.reading:
+                return Digests(hashes.of(footage))
+        running = Checksum(self.able.algorithm, part_bytes_of(footage.size))
+        with self.reading:
+            sha256 = hashes.of(footage, running.add)
+        running.close_part()
+        return Digests(sha256, running.text(running.whole), tuple(running.parts))
+
+    def _upload(self, footage: Footage, key: str, digests: Digests, progress: Progress, *, may_replace: bool) -> bool:
+        """Whether the endpoint checked what it took. When the end of an upload is unclear (a lost response, a 412 that
+        may mean our own object) the answer is False, and what is there decides."""
+        is_checked = self.able.parts if self._in_parts(footage) else bool(self.able.algorithm)
+        more = {"ContentType": content_type(footage), "Metadata": {"sha256": digests.sha256}}
+        if is_checked:
+            more[f"Checksum{self.able.algorithm}"] = digests.whole
+        self.plans[key] = digests, may_replace
+        try:
+            self.manager.upload(str(footage.path), self.bucket, key, more, [FileProgress(footage, progress)]).result()
+            return is_checked
+        except Exception as problem:
+            if not is_unchanged(footage):
+                raise Gone("changed while it was sent") from problem
+            if concerns_all(problem) or isinstance(problem, OSError) or self._head(key) is None:
+                raise
+            log.info("%s: the end of its upload is unclear (%s), so what is there is compared",
+                     printable(footage.recorded), explain_s3(problem))  # fmt: skip
+            return False
+        finally:
+            self.plans.pop(key, None)
+
+    def _in_parts(self, footage: Footage) -> bool:
+        return footage.size >= (S3_PART_BYTES if self.able.multipart else S3_LARGEST_PUT_BYTES)
+
+    # -- proof --
+
+    def _head(self, key: str) -> dict[str, Any] | None:
+        try:
+            return dict(self.client.head_object(Bucket=self.bucket, Key=key, ChecksumMode="ENABLED"))
+        except self.client.exceptions.ClientError as problem:
+            if http_status(problem) == 404 and code_of(problem) != "NoSuchBucket":
+                return None
+            raise
+
+    def _judge(self, footage: Footage, key: str, digests: Digests, *, accepted: bool = False) -> Outcome | None:
+        """What the object under the key is: None when there is none, proven, a conflict (other footage), or failed: it
+        says that it is this file, and is not."""
+        head = self._head(key)
+        if head is None:
+            return None
+        claims = {name.lower(): value for name, value in head.get("Metadata", {}).items()}.get("sha256")
+        if claims and claims != digests.sha256:
+            if footage.kind == "journal" and self.is_recorded(footage, self.target_id):
+                return Outcome(footage, "failed", digests.sha256, why=f"{key} is an earlier form of it")
+            return Outcome(footage, "conflict", digests.sha256, why=f"{key} is other footage, which is kept")
+        proof = ""
+        if head["ContentLength"] == footage.size:
+            proof = self._proof(footage, key, head, digests, accepted=accepted and bool(claims))
+        if proof:
+            return Outcome(footage, "proven", digests.sha256, proof)
+        if not claims:
+            return Outcome(footage, "conflict", digests.sha256, why=f"{key} is something else, which is kept")
+        return Outcome(footage, "failed", digests.sha256, why=f"{key} is damaged; it is sent again")
+
+    def _proof(self, footage: Footage, key: str, head: dict[str, Any], digests: Digests, *, accepted: bool) -> str:
+        """How it is known that the object is the file; "" when it is not. From cheap to dear."""
+        if accepted:
+            return self.able.algorithm.lower()
+        stored = head.get(f"Checksum{self.able.algorithm}") if self.able.parts else None
+        if stored and head.get("ChecksumType") == "FULL_OBJECT":
+            return self.able.algorithm.lower() if stored == digests.whole else ""
+        if has_etag(footage, head.get("ETag", "")):
+            return "etag"
+        digest = hashlib.sha256()
+        for piece in self.client.get_object(Bucket=self.bucket, Key=key)["Body"].iter_chunks(READ_BYTES):
+            digest.update(piece)
+        return "readback" if digest.hexdigest() == digests.sha256 else ""
+
+    def present(self, batch: Sequence[Footage]) -> set[str]:
+        wanted = {key_of(one): one for one in batch}
+        found = set()
+        with self._told():
+            pages = self.client.get_paginator("list_objects_v2")
+            for folder in sorted({key.rpartition("/")[0] + "/" for key in wanted}):
+                for page in pages.paginate(Bucket=self.bucket, Prefix=folder):
+                    for one in page.get("Contents", []):
+                        footage = wanted.get(one["Key"])
+                        if footage and one["Size"] == footage.size:
+                            found.add(footage.recorded)
+        if batch and self._read_id() != self.target_id:
+            raise CannotStart(f"s3: {self.address} was replaced; nothing is deleted")
+        return found
+
+    def close(self) -> None:
+        """Cancel what is still on its way, and abort its uploads, within seconds: a connection that hangs may not hold
+        us up. What is left open is remembered, and aborted by the next run."""
+        if self.manager:
+            ending = threading.Thread(target=self.manager.shutdown, args=(True,), daemon=True)
+            ending.start()
+            ending.join(S3_CLOSE_SEC)
+
+
+class FileProgress:
+    """Passes on what s3transfer reports about one file; after a retry it counts back."""
+
+    def __init__(self, footage: Footage, progress: Progress) -> None:
+        self.footage, self.progress = footage, progress
+        self.task: Any = None
+
+    def on_queued(self, **_: Any) -> None:
+        if self.progress.bars:
+            self.task = self.progress.bars.add_task(f"  {printable(self.footage.path.name)}", total=self.footage.size)
+
+    def on_progress(self, bytes_transferred: int, **_: Any) -> None:
+        self.progress.add(bytes_transferred)
+        if self.progress.bars and self.task is not None:
+            self.progress.bars.advance(self.task, bytes_transferred)
+
+    def on_done(self, **_: Any) -> None:
+        if self.progress.bars and self.task is not None:
+            self.progress.bars.remove_task(self.task)
+
+
+def content_type(footage: Footage) -> str:
+    return CONTENT_TYPES.get(footage.path.suffix.lower(), "application/octet-stream")
+
+
+def checksum_algorithms() -> tuple[str, ...]:
+    """CRC64NVME is what S3 itself keeps; it needs awscrt."""
+    try:
+        import awscrt.checksums  # noqa: F401
+    except ImportError:
+        return ("CRC32",)
+    return "CRC64NVME", "CRC32"
+
+
+# --- a run -------------------------------------------------------------------------------------------------------
+
+
+class Memory:
+    """`.nas_sync/targets.json`: what is known of each target, by its name: the id, whether it syncs, ..."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.values = read_json(file) or {}
+
+    def of(self, name: str) -> dict[str, Any]:
+        value = self.values.get(name)
+        return value if isinstance(value, dict) else {}
+
+    def put(self, name: str, value: Mapping[str, Any]) -> None:
+        self.values[name] = dict(value)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.file, self.values)
+
+
+class Progress:
+    """A bar for all bytes of a step where stderr is a terminal; else nothing, because each file gets a line."""
+
+    def __init__(self, shown: bool) -> None:  # noqa: FBT001
+        self.shown = shown
+        self.bars: Any = None
+        self.task: Any = None
+        self.done_bytes = 0
+
+    @contextmanager
+    def step(self, name: str, total_bytes: int) -> Iterator[None]:
+        if not self.shown:
+            yield
+            return
+        from rich import progress
+        from rich.console import Console
+
+        columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.DownloadColumn(),
+                   progress.TransferSpeedColumn(), progress.TimeRemainingColumn())  # fmt: skip
+        self.done_bytes = 0
+        both = sys.stdout.isatty()  # else stdout carries results, and rich must not touch it
+        with progress.Progress(*columns, console=Console(stderr=True), redirect_stdout=both) as self.bars:
+            self.task = self.bars.add_task(name, total=total_bytes)
+            try:
+                yield
+            finally:
+                self.bars, self.task = None, None
+
+    def add(self, size_bytes: int) -> None:
+        """So many more bytes have been sent; any thread."""
+        self.done_bytes += size_bytes
+        if self.bars:
+            self.bars.update(self.task, completed=self.done_bytes)
+
+    def watcher(self, sizes: Mapping[str, int]) -> Callable[[Path], None] | None:
+        """What looks at the output of an rsync that sends these files."""
+        if not self.bars:
+            return None
+        before = self.done_bytes
+
+        def look(output: Path) -> None:
+            self.done_bytes = before + sum(sizes.get(name, 0) for name in read_items(output.read_bytes()))
+            self.add(0)
+
+        return look
+
+
+class Work:
+    """What one run knows and counts."""
+
+    def __init__(self, settings: Settings, segment_sec: float, lock_fd: int | None) -> None:
+        self.settings, self.segment_sec, self.lock_fd = settings, segment_sec, lock_fd
+        self.hashes = Hashes(settings.state_dir / "hashes.json")
+        self.memory = Memory(settings.state_dir / "targets.json")
+        self.progress = Progress(sys.stderr.isatty() and not settings.quiet)
+        self.counts: dict[str, Counter[str]] = {}
+        self.bytes: Counter[str] = Counter()
+        self.failures: list[str] = []
+        self.status = Status.DONE
+        self.opened: dict[str, Target] = {}
+        self.lost: dict[str, CannotStart] = {}
+        self.synclog = SyncLog(settings.log_dir, ())
+
+    # -- what is there --
+
+    def look(self) -> list[Footage]:
+        """The footage as it is now, with what the sync log says of it."""
+        found = find_footage(self.settings)
+        self.synclog = SyncLog(self.settings.log_dir, [one.recorded for one in found])
+        return found
+
+    def make_target(self, name: str) -> Target:
+        return TARGETS[name](self.settings, self.memory, self.lock_fd, self.is_recorded)
+
+    def target(self, name: str) -> Target:
+        """The target, seen in this run and found to be the right one. Raises CannotStart."""
+        if name in self.lost:
+            raise self.lost[name]
+        if name not in self.opened:
+            with self.watching(name):
+                made = self.make_target(name)
+                made.open()
+            self.opened[name] = made
+        return self.opened[name]
+
+    @contextmanager
+    def watching(self, name: str) -> Iterator[None]:
+        """A target that fails is not asked again in this run: it may have cost its whole timeout."""
+        try:
+            yield
+        except CannotStart as problem:
+            self.lost[name] = problem
+            raise
+
+    def is_recorded(self, footage: Footage, target_id: str) -> bool:
+        """Whether what the target has under this name is our own earlier copy; journals grow, footage does not."""
+        record = self.synclog.get(footage.recorded, target_id)
+        if record is None or footage.kind == "journal":
+            return record is not None
+        try:
+            return record.is_of(footage) and record.sha256 == self.hashes.of(footage)
+        except (Gone, OSError):
+            return False
+
+    def limited(self, found: list[Footage]) -> list[Footage]:
+        return found[: self.settings.max_files]
+
+    def close(self) -> None:
+        for target in self.opened.values():
+            target.close()
+        if not self.settings.dry_run:
+            self.hashes.save()
+
+    # -- what is told --
+
+    def tell(self, step: str, footage: Footage, state: str, why: str = "") -> None:
+        self.counts.setdefault(step, Counter())[state] += 1
+        if state in SETTLED_STATES:
+            self.bytes[step] += footage.size
+        failed = state in FAILED_STATES
+        words = f"{printable(footage.recorded)}: {step}: {state}" + (f": {why}" if why else "")
+        if failed:
+            self.fail(words)
+        elif not self.progress.shown or state not in SETTLED_STATES:
+            log.info("%s", words)
+        if self.settings.json:
+            print_row({"step": step, "file": printable(footage.recorded), "camera": footage.camera, "state": state,
+                       "bytes": footage.size, "start": footage.start_sec, "why": mask(why)})  # fmt: skip
+
+    def fail(self, words: str) -> None:
+        log.error("%s", words)
+        self.failures.append(words)
+        self.status = max(self.status, Status.PARTIAL)
+
+    def late(self, step: str, count: int) -> None:
+        self.counts.setdefault(step, Counter())["late"] += count
+        self.fail(f"{step}: --max_duration is over; {count} files wait for the next run")
+
+    def show_plan(self, step: str, files: Sequence[Footage]) -> None:
+        """--dry_run: which files, and how much."""
+        for one in files:
+            if self.settings.json:
+                print_row({"step": step, "file": printable(one.recorded), "camera": one.camera, "state": "planned",
+                           "bytes": one.size, "start": one.start_sec})  # fmt: skip
+            elif not self.settings.quiet:
+                print(f"{step}\t{one.size}\t{printable(one.recorded)}")
+        self.counts.setdefault(step, Counter())["planned"] += len(files)
+        self.bytes[step] += sum(one.size for one in files)
+
+    def summary(self) -> str:
+        parts = [f"{step}: " + (", ".join(f"{count} {state}" for state, count in states.items()) or "nothing to do")
+                 + (f" ({size_text(self.bytes[step])})" if self.bytes[step] else "")
+                 for step, states in self.counts.items()]  # fmt: skip
+        return "; ".join(parts) or "nothing to do"
+
+
+def print_row(row: Mapping[str, Any]) -> None:
+    print(json.dumps(row, ensure_ascii=False), flush=True)
+
+
+def size_text(size_bytes: float) -> str:
+    for unit, digits in (("B", 0), ("kB", 1), ("MB", 1)):
+        if size_bytes < 1000:
+            return f"{size_bytes:.{digits}f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.2f} GB"
+
+
+# --- backup and upload -------------------------------------------------------------------------------------------
+
+
+def backup(work: Work) -> None:
+    """To the NAS, with proof."""
+    transfer(work, "backup", "nas", "nas.nas_target_dir")
+
+
+def upload(work: Work) -> None:
+    """To S3, with proof."""
+    transfer(work, "upload", "s3", "s3.bucket")
+
+
+def transfer(work: Work, step: str, name: str, key: str) -> None:
+    """Everything that is not yet proven on the target, oldest first, in batches; recorded after each."""
+    settings = work.settings
+    if name not in settings.targets:
+        raise UsageError(f"{step}: {key} is not set")
+    target = work.target(name)
+    found = work.look()
+    waiting = [one for one in found if not work.synclog.has_proof(one, target.target_id)]
+    waiting = work.limited(finished(waiting, work.segment_sec))
+    work.counts.setdefault(step, Counter())
+    if settings.dry_run:
+        return work.show_plan(step, waiting)
+    left = len(waiting)
+    with work.progress.step(step, sum(one.size for one in waiting)):
+        for batch in batches(waiting):
+            if settings.time_is_up():
+                return work.late(step, left)
+            with work.watching(name):
+                for outcomes in target.send(batch, work.hashes, work.progress):
+                    record(work, step, target, outcomes)
+                    left -= len(outcomes)
+            if settings.time_is_up() and left:
+                return work.late(step, left)
+    return None
+
+
+def batches(files: Sequence[Footage]) -> Iterator[list[Footage]]:
+    batch: list[Footage] = []
+    total_bytes = 0
+    for one in files:
+        if batch and (len(batch) >= BATCH_FILES or total_bytes + one.size > BATCH_BYTES):
+            yield batch
+            batch, total_bytes = [], 0
+        batch.append(one)
+        total_bytes += one.size
+    if batch:
+        yield batch
+
+
+def record(work: Work, step: str, target: Target, outcomes: Sequence[Outcome]) -> None:
+    """First the sync log, durably; then the words."""
+    now, proven = time.time(), [one for one in outcomes if one.state == "proven"]
+    work.synclog.append([Record(one.footage.recorded, one.footage.size, one.footage.mtime_ns, one.sha256,
+                                target.target_id, one.proof, now) for one in proven])  # fmt: skip
+    for one in sorted(outcomes, key=lambda one: by_age(one.footage)):
+        work.tell(step, one.footage, one.state, one.why)
+
+
+# --- holds -------------------------------------------------------------------------------------------------------
+
+
+def read_holds(file: Path) -> list[Hold]:
+    """Raises CannotStart when there is a file that cannot be understood: what it protects must not be deleted."""
+    if not file.exists():
+        return []
+    try:
+        listed = (read_json(file) or {})["holds"]
+        return [Hold(str(one["camera"]), float(one["start"]), float(one["end"])) for one in listed]
+    except (KeyError, TypeError, ValueError) as problem:
+        raise CannotStart(f"{file}: the list of holds cannot be read; mend it before anything is deleted") from problem
+
+
+def is_held(footage: Footage, holds: Sequence[Hold]) -> bool:
+    """Touches a hold. A file ends at the latest when it was last written; an uncertain start counts a day earlier."""
+    start_sec = footage.start_sec - (UNCERTAIN_SEC if footage.start_basis == "mtime" else 0)
+    end_sec = max(footage.start_sec, min(footage.mtime_ns / 1e9, footage.start_sec + UNCERTAIN_SEC)) + 1
+    names = names_of(footage.camera)
+    return any(hold.camera.lower() in names and start_sec < hold.end_sec and hold.start_sec < end_sec for hold in holds)
+
+
+def hold(settings: Settings, words: Sequence[str]) -> int:
+    """`hold add|list|remove CAMERA FROM TO`."""
+    file = settings.state_dir / "holds.json"
+    action, given = (words[0], words[1:]) if words else ("list", [])
+    if (action, len(given)) not in (("add", 3), ("remove", 3), ("list", 0)):
+        raise UsageError("hold: say hold add CAMERA FROM TO, hold remove CAMERA FROM TO, or hold list")
+    if action == "list":
+        for one in read_holds(file):
+            text = f"{one.camera}\t{utc_text(one.start_sec)}\t{utc_text(one.end_sec)}"
+            print(json.dumps(as_row(one)) if settings.json else text)
+        return Status.DONE
+    zone = parse_zone(None)
+    wanted = Hold(given[0], parse_time(given[1], "FROM", zone), parse_time(given[2], "TO", zone))
+    if wanted.end_sec <= wanted.start_sec:
+        raise UsageError("hold: TO is not after FROM")
+    if action == "add" and not is_known(wanted.camera, settings):
+        log.warning("hold: %s: no footage of a camera of this name is here; is it spelled right?", wanted.camera)
+    with run_lock(file.with_suffix(".lock"), "hold", HOLD_WAIT_SEC):
+        holds = read_holds(file)
+        if action == "remove" and wanted not in holds:
+            raise UsageError(f"hold: there is no hold of {wanted.camera} with these times; see hold list")
+        kept = [one for one in holds if one != wanted] + ([wanted] if action == "add" else [])
+        write_json(file, {"holds": [as_row(one) for one in kept]})
+    log.info("hold: %s %s to %s %s", wanted.camera, utc_text(wanted.start_sec), utc_text(wanted.end_sec),
+             "is spared by cleanup" if action == "add" else "is no longer held")  # fmt: skip
+    return Status.DONE
+
+
+def as_row(hold: Hold) -> dict[str, Any]:
+    return {"camera": hold.camera, "start": hold.start_sec, "end": hold.end_sec}
+
+
+def utc_text(moment_sec: float) -> str:
+    return datetime.fromtimestamp(moment_sec, timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+# --- cleanup -----------------------------------------------------------------------------------------------------
+
+
+def is_due(proofs: Sequence[Record | None], grace_sec: float, now: float) -> bool:
+    """Proven on every required target, and the grace time has passed; a proof from the future does not count yet."""
+    for proof in proofs:
+        if proof is None:
+            return False
+        wait_sec = max(grace_sec, UNSYNCED_GRACE_SEC) if proof.proof.endswith("-unsynced") else grace_sec
+        if not proof.at_sec <= now - wait_sec:
+            return False
+    return True
+
+
+def choose(files: Sequence[Footage], may_go: Collection[Footage], retention: Mapping[str, Any], now: float,
+           free_bytes: int) -> tuple[list[Footage], int]:  # fmt: skip
+    """What to delete on one disk, oldest first, and how many bytes stay short because nothing else may go."""
+    keep_days, max_bytes, min_free_bytes = (retention[name] for name in ("keep_days", "max_bytes", "min_free_bytes"))
+    total_bytes = sum(one.size for one in files)
+    excess = max(total_bytes - max_bytes if max_bytes else 0, min_free_bytes - free_bytes)
+    limitless = not (keep_days or max_bytes or min_free_bytes)
+    chosen = []
+    for one in sorted(may_go, key=by_age):
+        is_old = keep_days and now - one.start_sec >= keep_days * 86400
+        if limitless or is_old or excess > 0:
+            chosen.append(one)
+            excess -= one.size
+    return chosen, max(0, excess)
+
+
+def cleanup(work: Work) -> None:
+    """Delete local footage that is, as it is now, proven on every required target. The only place that deletes it."""
+    settings = work.settings
+    work.counts.setdefault("cleanup", Counter())
+    if not settings.delete_after_upload:
+        log.info("cleanup: upload.delete_after_upload is false: everything is kept")
+        return None
+    ring = bool(settings.retention["without_archive"])
+    if not settings.required and not ring:
+        raise UsageError("cleanup: no target is configured, so nothing is proven and nothing may be deleted")
+    targets = [work.target(name) for name in settings.required]
+    found = [one for one in work.look() if one.kind in ("recording", "clip")]
+    now, grace_sec = time.time(), float(settings.retention["grace_sec"])
+    holds = read_holds(settings.state_dir / "holds.json")
+    may_go = finished(found, work.segment_sec) if ring else [
+        one for one in found if is_due([work.synclog.proof(one, t.target_id) for t in targets], grace_sec, now)]
+    may_go = [one for one in may_go if not is_held(one, holds)]
+    chosen, short_bytes = choose_everywhere(found, may_go, settings.retention, now)
+    chosen = work.limited(chosen)
+    if settings.dry_run:
+        return work.show_plan("cleanup", chosen)
+    if is_unusual(chosen, found, settings) and not settings.delete_many:
+        total = size_text(sum(one.size for one in chosen))
+        return work.fail(f"cleanup: would delete {len(chosen)} files, {total}; that is "
+                         "unusually much, so nothing was deleted; if it is right, run: nas_sync.py cleanup "
+                         "--delete_many")  # fmt: skip
+    for batch in batches(chosen):
+        if settings.time_is_up():
+            return work.late("cleanup", len(chosen))
+        delete(work, batch, targets)
+    if short_bytes:
+        work.counts["cleanup"]["short"] += 1
+        where = " and ".join(settings.required) or "any target"
+        work.fail(f"cleanup: {size_text(short_bytes)} more should go, but nothing else may be deleted: "
+                  f"{len(found) - len(chosen)} files are not proven on {where}, "
+                  "within their grace time or held; no footage was deleted for it")  # fmt: skip
+    return None
+
+
+def choose_everywhere(found: Sequence[Footage], may_go: Sequence[Footage], retention: Mapping[str, Any],
+                      now: float) -> tuple[list[Footage], int]:  # fmt: skip
+    """By disk, because space on one does not help another."""
+    chosen, short_bytes = [], 0
+    disks: dict[int, list[Footage]] = {}
+    devices = {root: root.stat().st_dev for root in {one.root for one in found}}
+    for one in found:
+        disks.setdefault(devices[one.root], []).append(one)
+    may = set(may_go)
+    for files in disks.values():
+        more, short = choose(files, [one for one in files if one in may], retention, now,
+                             shutil.disk_usage(files[0].root).free)  # fmt: skip
+        chosen += more
+        short_bytes += short
+    return sorted(chosen, key=by_age), short_bytes
+
+
+def is_unusual(chosen: Sequence[Footage], found: Sequence[Footage], settings: Settings) -> bool:
+    if len(chosen) > settings.retention["unusual_files"] > 0:
+        return True
+    share = sum(one.size for one in chosen) / max(1, sum(one.size for one in found))
+    return bool(settings.retention["without_archive"]) and share > MANY_SHARE and len(chosen) > MANY_AT_LEAST
+
+
+def delete(work: Work, batch: Sequence[Footage], targets: Sequence[Target]) -> None:
+    """Ask each target whether it still has the files; what it lost is recorded as lost, and sent again."""
+    for target in targets:
+        there = target.present(batch)
+        lost = [one for one in batch if one.recorded not in there]
+        proofs = [work.synclog.proof(one, target.target_id) for one in lost]
+        work.synclog.append([replace(proof, proof=LOST, at_sec=time.time()) for proof in proofs if proof])
+        for one in lost:
+            work.tell("cleanup", one, "lost", f"{target.name} no longer has it; kept here, sent again by the next run")
+        batch = [one for one in batch if one.recorded in there]
+    for one in batch:
+        try:
+            why = obstacle(work, one, targets)
+            if not why:
+                one.path.unlink()
+        except Gone as problem:
+            work.tell("cleanup", one, "changed", str(problem))
+            continue
+        except OSError as problem:
+            work.tell("cleanup", one, "failed", f"cannot be deleted: {problem.strerror}")
+            continue
+        work.tell("cleanup", one, "kept" if why else "deleted", why)
+        if not why and one.root == work.settings.ready_dir:
+            prune(one.path.parent, one.root)
+
+
+def obstacle(work: Work, footage: Footage, targets: Sequence[Target]) -> str:
+    """Why a file that is due must stay after all: the last look before it is deleted. Raises Gone, OSError."""
+    if is_held(footage, read_holds(work.settings.state_dir / "holds.json")):
+        return "held"
+    if has_writer(footage.path):
+        return "it is open for writing"
+    if not targets and not is_unchanged(footage):
+        return "changed"
+    for target in targets:
+        proof = work.synclog.proof(footage, target.target_id)
+        if not proof or proof.sha256 != work.hashes.of(footage):
+            if proof:  # the name, size and time of other footage: to be looked at anew
+                work.synclog.append([replace(proof, proof=LOST, at_sec=time.time())])
+            raise Gone(f"its content is not what was proven on {target.name}; kept, and looked at anew by the next run")
+    return ""
+
+
+def prune(folder: Path, root: Path) -> None:
+    """Remove folders that have become empty, up to the source."""
+    while folder != root:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+        folder = folder.parent
+
+
+# --- commands ----------------------------------------------------------------------------------------------------
+
+
+def run_all(work: Work) -> None:
+    """organize, backup, upload, cleanup: each where configured. A target that is away does not stop the others."""
+    settings = work.settings
+    steps: list[Callable[[Work], None]] = []
+    steps += [organize] if settings.ready_dir and (settings.local_dir or settings.clips_dir) else []
+    steps += [backup] if "nas" in settings.targets else []
+    steps += [upload] if "s3" in settings.targets else []
+    steps += [cleanup] if settings.targets or settings.retention["without_archive"] else []
+    if not settings.targets and not settings.retention["without_archive"]:
+        raise UsageError("run: no target is configured; set nas.nas_target_dir or s3.bucket")
+    for step in steps:
+        try:
+            step(work)
+        except CannotStart as problem:
+            if str(problem) not in work.failures:
+                work.fail(str(problem))
+            work.status = Status.CANNOT_START
+
+
+def prepare_targets(work: Work, words: Sequence[str]) -> None:
+    """`target init|check`, on every configured target."""
+    if list(words) not in (["init"], ["check"]):
+        raise UsageError("target: say target init or target check")
+    if not work.settings.targets:
+        raise UsageError("target: none is configured; set nas.nas_target_dir or s3.bucket")
+    for name in work.settings.targets:
+        try:
+            if words[0] == "init":
+                target = work.make_target(name)
+                print(f"{name}\t{target.initialise()}")
+            for line in work.target(name).check():
+                log.info("%s", line)
+        except CannotStart as problem:
+            work.fail(str(problem))
+            work.status = Status.CANNOT_START
+
+
+# command -> what it does, and its help
+COMMANDS: dict[str, tuple[Callable[[Work], None], str]] = {
+    "run": (run_all, "organize, backup, upload and cleanup, each where configured"),
+    "organize": (organize, "finished footage into nas.ready_for_backup_dir, by camera and date"),
+    "backup": (backup, "what waits to the NAS, with proof"),
+    "upload": (upload, "what waits to S3, with proof"),
+    "cleanup": (cleanup, "delete local footage that is proven on every required target"),
+}
+TARGETS: dict[str, Callable[[Settings, Memory, int | None, Callable[[Footage, str], bool]], Target]] = {
+    "nas": NasTarget,
+    "s3": S3Target,
+}
+
+
+def check_folders(settings: Settings) -> None:
+    """Raises CannotStart: a source that is not there is a disk that is not mounted, not an empty one."""
+    for folder in (settings.local_dir, settings.clips_dir):
+        if folder and not folder.is_dir():
+            raise CannotStart(f"{folder}: there is no such folder; is its disk mounted?")
+    try:
+        for folder in (settings.state_dir, settings.lock_file.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        settings.lock_file.open("a").close()
+    except OSError as problem:
+        raise CannotStart(f"{problem.filename}: cannot be written: {problem.strerror}") from problem
+
+
+def one_round(arguments: argparse.Namespace, config: Mapping[str, Any], config_file: Path) -> int:
+    """One run of a command under the lock, told to notify.*; returns its status."""
+    settings = settle(arguments, config, config_file)
+    if arguments.command == "hold":
+        return hold(settings, arguments.words)
+    wait_sec = parse_duration(arguments.lock_wait or 0, "--lock_wait")
+    check_folders(settings)
+    for name in settings.only:
+        if not is_known(name, settings):
+            log.warning("--camera %s: no footage of a camera of this name is here; is it spelled right?", name)
+    with run_lock(settings.lock_file, "nas_sync", wait_sec) as lock:
+        work = Work(settings, float(config["recording"]["segment_duration"]), lock.fileno())
+        try:
+            if arguments.command == "target":
+                prepare_targets(work, arguments.words)
+            else:
+                COMMANDS[arguments.command][0](work)
+        except CannotStart as problem:
+            work.fail(str(problem))
+            work.status = Status.CANNOT_START
+        finally:
+            work.close()
+        finish(work, arguments, config)
+    return work.status
+
+
+def finish(work: Work, arguments: argparse.Namespace, config: Mapping[str, Any]) -> None:
+    if arguments.command in COMMANDS:
+        log.info("%s", work.summary())
+    if arguments.json:
+        print_row({"summary": {"status": int(work.status), "bytes": dict(work.bytes),
+                               "steps": {step: dict(states) for step, states in work.counts.items()}}})  # fmt: skip
+    if not work.settings.dry_run and arguments.command in COMMANDS:
+        notify(config["notify"], work.settings.state_dir / "notify.json", f"nas_sync {arguments.command}", work.status,
+               "\n".join([work.summary(), *work.failures[:FAILURES_TOLD]]))  # fmt: skip
+
+
+def service(every_sec: float, once: Callable[[], int]) -> int:
+    """Repeat until SIGTERM or Ctrl-C, which end it with status 0. A round that fails does not end it."""
+    with suppress(Terminated, KeyboardInterrupt):
+        while True:
+            began = time.monotonic()
+            try:
+                once()
+            except UsageError:
+                raise
+            except ProgramError as problem:
+                log.log(logging.WARNING if isinstance(problem, Busy) else logging.ERROR, "%s", problem)
+            time.sleep(max(0.0, every_sec - (time.monotonic() - began)))
+    return Status.DONE
+
+
+# --- command line ------------------------------------------------------------------------------------------------
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every command with its flags."""
+    parser = argparse.ArgumentParser(prog="nas_sync.py", description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    others = {"target": (None, "init: mark the targets as ours, once; check: are they there, what can they do"),
+              "hold": (None, "add, list or remove stretches that cleanup spares")}  # fmt: skip
+    for name, (_, what) in {**COMMANDS, **others}.items():
+        made = commands.add_parser(name, help=what, description=what, allow_abbrev=False)
+        if name in others:
+            made.add_argument("words", metavar="WORD", nargs="*",
+                              help="init or check" if name == "target" else "add, list or remove; CAMERA FROM TO")
+        add_flags(made)
+        add_common_flags(made)
+    return parser
+
+
+def add_flags(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--camera", metavar="CAMERA", action="append", help="only this camera; repeatable")
+    made.add_argument("--limit", metavar="N", type=int, help="at most so many files per step (default: all)")
+    made.add_argument("--max_duration", metavar="SEC", help="end the run after so long (default: 0, no limit)")
+    made.add_argument("--bwlimit", metavar="RATE", help="bytes a second, such as 500K or 10M (default: 0, no limit)")
+    made.add_argument("--lock_wait", metavar="SEC", help="wait so long for another run to end (default: 0)")
+    made.add_argument("--every", metavar="SEC", help="repeat until SIGTERM; 0: every upload.check_interval")
+    made.add_argument("--dry_run", action="store_true", default=None, help="show what would be done, change nothing")
+    made.add_argument("--delete_many", action="store_true", help="cleanup may delete unusually much in this run")
+    made.add_argument("--json", action="store_true", default=None, help="results as JSON Lines, the last one a summary")
+    made.add_argument("--cameras_config", metavar="FILE", type=Path, help="an older cameras.json, over config.yaml")
+    made.add_argument("--backup_config", metavar="FILE", type=Path, help="an older backup.json, over config.yaml")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, configure, refuse early, act; returns the exit status."""
+    arguments = build_parser().parse_args(argv)
+    start_logging(arguments)
+    overlays = [read_overlay(file) for file in (arguments.cameras_config, arguments.backup_config)]
+    beside = Path(__file__).resolve().parent
+    config: dict[str, Any] = {**load_config(arguments.config, SECTIONS, beside, *overlays)}
+    config_file = arguments.config or beside / "config.yaml"
+    if arguments.every is None:
+        return one_round(arguments, config, config_file)
+    settle(arguments, config, config_file)  # refuse before the first round
+    every_sec = parse_duration(arguments.every, "--every") or float(config["upload"]["check_interval"])
+    return service(max(1.0, every_sec), lambda: one_round(arguments, config, config_file))
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
