@@ -73,7 +73,8 @@ CLIP_NAME = re.compile(
     r"([A-Za-z0-9]+_[A-Za-z0-9_-]{22})(?:\.[va][0-9])?_(?:(\d{9,11})|(\d{8}_\d{6})_alert_[^/]+)"
     r"_(?:video|videoWithAudio|combined)(?:_partial)?\.(mp4|json)"
 )
-NAME_TIME = re.compile(r"(?<![0-9])(\d{8})[T_](\d{6})(Z?)(?![0-9])")
+NAME_TIME = re.compile(r"(?<![0-9])(\d{4})(\d\d)(\d\d)[T_](\d\d)(\d\d)(\d\d)(Z?)(?![0-9])")
+UUID_LENGTH = 22
 DAY_FOLDER = re.compile(r"\d{4}-\d{2}-\d{2}")
 FOOTAGE_SUFFIXES = (".mkv", ".mp4")
 SECTIONS = ("rhombus", "notify", "storage", "cameras", "recording", "nas", "s3", "upload", "retention", "analysis")
@@ -92,6 +93,7 @@ F_SETSIG = 10  # of Linux; Python's fcntl has no name for it
 ODD_SHOWN = 3
 BATCH_FILES, BATCH_BYTES = 2000, 16 << 30  # records are written after each batch
 SSH = "ssh -o BatchMode=yes -o ConnectTimeout=15 -o ServerAliveInterval=15 -o ServerAliveCountMax=4"
+LOOK_SEC = 0.5  # the progress bar moves so often
 STEP_SEC = 0.01  # between two looks at a running rsync
 QUIET_MORE_SEC = 3  # rsync's own timeout comes first
 KEEP_ALIVE_BYTES = 1024  # within one timeout; less is no progress
@@ -141,7 +143,7 @@ TAKING_OPTIONS = (  # what they take may stand in the next word
 # Those that say how the target is reached; the proof needs them as well.
 CONNECTION_OPTIONS = ("--rsh", "--rsync-path", "--password-file", "--port", "--address", "--sockopts", "--contimeout",
                       "--blocking-io", "--ipv4", "--ipv6", "--protocol", "--iconv", "--remote-option", "--old-args",
-                      "--secluded-args", "--protect-args", "--checksum-choice", "--cc", "--outbuf", "--copy-as")
+                      "--secluded-args", "--protect-args", "--copy-as")
 
 log = logging.getLogger("nas_sync")
 
@@ -371,7 +373,7 @@ def settle(arguments: argparse.Namespace, config: Mapping[str, Any], config_file
         local_dir=local_dir, clips_dir=clips_dir, evidence_dir=evidence_dir, ready_dir=ready_dir, state_dir=state_dir,
         log_dir=folder_of(nas["success_log_dir"]) or state_dir / "synced",
         lock_file=(folder_of(nas["lock_dir"]) or state_dir) / "nas_sync.lock", zone=parse_zone(recording["timezone"]),
-        cameras=tuple(filter(None, cameras)), only=tuple(arguments.camera or ()), max_files=arguments.max_files,
+        cameras=tuple(filter(None, cameras)), only=tuple(arguments.camera or ()), max_files=arguments.limit,
         deadline=time.monotonic() + duration_sec if duration_sec else None,
         bwlimit_bytes_per_sec=parse_rate(arguments.bwlimit or "0", "--bwlimit"), dry_run=bool(arguments.dry_run),
         quiet=arguments.quiet, json=bool(arguments.json), delete_many=bool(arguments.delete_many), nas=nas,
@@ -388,7 +390,7 @@ def refuse(settings: Settings, required: Sequence[str], config_file: Path) -> No
     if unknown := [name for name in required if name not in settings.targets]:
         raise UsageError(f"{config_file}: retention.required: {', '.join(unknown)}: this target is not configured")
     if settings.max_files is not None and settings.max_files < 1:
-        raise UsageError("--max_files: expected 1 or more")
+        raise UsageError("--limit: expected 1 or more")
     if negative := [name for name in RETENTION_NUMBERS if retention[name] < 0]:
         raise UsageError(f"{config_file}: retention.{negative[0]}: must not be negative")
     if retention["without_archive"]:
@@ -397,10 +399,12 @@ def refuse(settings: Settings, required: Sequence[str], config_file: Path) -> No
                              "footage would be deleted before it is archived; remove one of the two")  # fmt: skip
         if not any(retention[name] for name in ("keep_days", "max_bytes", "min_free_bytes")):
             raise UsageError(f"{config_file}: retention.without_archive needs keep_days, max_bytes or min_free_bytes")
-    roots = [folder for folder in (settings.local_dir, settings.ready_dir, settings.clips_dir) if folder]
-    for folder in roots:
-        if any(folder != other and folder.is_relative_to(other) and other != settings.local_dir for other in roots):
-            raise UsageError(f"{config_file}: {folder} lies in another source; give each a folder of its own")
+    ready_dir = settings.ready_dir
+    for folder in (settings.local_dir, settings.clips_dir):
+        if ready_dir and folder and folder.is_relative_to(ready_dir):
+            raise UsageError(f"{config_file}: {folder} lies in nas.ready_for_backup_dir; give each a folder of its own")
+    if settings.nas["timeout"] < 1:
+        raise UsageError(f"{config_file}: nas.timeout: expected 1 second or more")
 
 
 # --- footage -----------------------------------------------------------------------------------------------------
@@ -408,15 +412,24 @@ def refuse(settings: Settings, required: Sequence[str], config_file: Path) -> No
 
 def name_sec(name: str, zone: tzinfo) -> float | None:
     """The time in a file name, epoch seconds: a trailing Z is UTC, else it is local time in `zone`."""
-    for day, clock, utc in NAME_TIME.findall(name):
-        with suppress(ValueError):
-            moment = datetime.strptime(day + clock, "%Y%m%d%H%M%S")
-            return moment.replace(tzinfo=timezone.utc if utc else zone).timestamp()
-    return None
+    found = NAME_TIME.search(name)
+    if not found:
+        return None
+    year, month, day, hour, minute, second = map(int, found.groups()[:6])
+    try:
+        return datetime(year, month, day, hour, minute, second, tzinfo=timezone.utc if found[7] else zone).timestamp()
+    except ValueError:
+        return None
+
+
+def names_of(camera: str) -> set[str]:
+    """What a camera may be called by: its folder, and of NAME_UUID also NAME and UUID."""
+    name, _, uuid = camera.lower().partition("_")
+    return {camera.lower(), name, uuid} if len(uuid) == UUID_LENGTH else {camera.lower()}
 
 
 def utc_day(moment_sec: float) -> str:
-    return datetime.fromtimestamp(moment_sec, timezone.utc).strftime("%Y-%m-%d")
+    return datetime.fromtimestamp(moment_sec, timezone.utc).date().isoformat()
 
 
 def day_sec(day: str) -> float | None:
@@ -466,8 +479,7 @@ class Sources:
     odd: dict[str, list[str]] = field(default_factory=dict)
 
     def wants(self, camera: str) -> bool:
-        only = [name.lower() for name in self.settings.only]
-        return not only or camera.lower() in only or camera.lower().rpartition("_")[0] in only
+        return not self.settings.only or bool(names_of(camera) & {name.lower() for name in self.settings.only})
 
     def file(self, entry: os.DirEntry[str]) -> os.stat_result | None:
         """The status of a regular file with content; everything else is odd, or none of our business."""
@@ -478,7 +490,7 @@ class Sources:
         except OSError as problem:
             self.note(f"unreadable ({problem.strerror})", entry.path)
             return None
-        if entry.name.endswith(".part") or ".part." in entry.name:
+        if ".part" in entry.name and (entry.name.endswith(".part") or ".part." in entry.name):
             if time.time() - status.st_mtime > STALE_PART_SEC:
                 self.note("a stale .part", entry.path)
         elif not stat.S_ISREG(status.st_mode):
@@ -560,16 +572,18 @@ class Sources:
                     if (status := self.file(entry)) is None:
                         continue
                     assert root is not None
-                    start_sec = self._within(entry.name, day.name, midnight_sec)
-                    clip = CLIP_NAME.fullmatch(entry.name)
-                    kind = "recording" if not clip else "sidecar" if clip[4] == "json" else "clip"
+                    start_sec = self._within(entry.name, midnight_sec)
+                    kind = "clip" if CLIP_NAME.fullmatch(entry.name) else "recording"
+                    kind = "sidecar" if entry.name.endswith(".json") else kind  # also X_1.json, beside a namesake
                     yield Footage(root, f"{camera.name}/{day.name}/{entry.name}", camera.name, kind, start_sec,
                                   "folder", status.st_size, status.st_mtime_ns)  # fmt: skip
 
-    def _within(self, name: str, day: str, midnight_sec: float) -> float:
-        found = CLIP_NAME.fullmatch(name)
-        start_sec = float(found[2]) if found and found[2] else name_sec(name, self.settings.zone)
-        return start_sec if start_sec is not None and utc_day(start_sec) == day else midnight_sec
+    def _within(self, name: str, midnight_sec: float) -> float:
+        """The time in a name, if it is of that day; the folder knows better."""
+        start_sec = name_sec(name, self.settings.zone)
+        if start_sec is None and (found := CLIP_NAME.fullmatch(name)) and found[2]:
+            start_sec = float(found[2])
+        return start_sec if start_sec is not None and 0 <= start_sec - midnight_sec < 86400 else midnight_sec
 
     def below(self, root: Path | None, kind: str, prefix: str) -> Iterator[Footage]:
         """Everything below a folder: evidence, and journals."""
@@ -584,6 +598,14 @@ class Sources:
                 if self.wants(camera):
                     yield Footage(root, relative, camera, kind, status.st_mtime, "mtime", status.st_size,
                                   status.st_mtime_ns, prefix)  # fmt: skip
+
+
+def is_known(camera: str, settings: Settings) -> bool:
+    """Whether the config or a source has a camera of this name; a typo would protect, or archive, nothing."""
+    folders = [entry.name for root in (settings.local_dir, settings.ready_dir) if root for entry in scan(root)]
+    clips = [found[1] for entry in scan(settings.clips_dir) if (found := CLIP_NAME.fullmatch(entry.name))] \
+        if settings.clips_dir else []  # fmt: skip
+    return any(camera.lower() in names_of(name) for name in {*settings.cameras, *folders, *clips})
 
 
 def by_age(footage: Footage) -> tuple[float, int, str]:
@@ -618,6 +640,8 @@ def printable(path: str | Path) -> str:
 
 
 def encode_path(path: str) -> str:
+    if path.isascii() and path.isprintable() and "%" not in path:
+        return path  # nearly all, and this is asked of every file
     return re.sub("[%\x00-\x1f\x7f\udc80-\udcff]",
                   lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode("utf-8", "surrogateescape")),
                   path)  # fmt: skip
@@ -641,7 +665,7 @@ def read_record(line: bytes) -> Record | None:
         if zlib.crc32(body) != int(crc, 16):
             return None
         path, size, mtime_ns, sha256, target, proof, at = body.decode().split("\t")
-        moment = datetime.strptime(at, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
+        moment = datetime.fromisoformat(at.replace("Z", "+00:00"))  # Python 3.10 does not read the Z
         return Record(decode_path(path), int(size), int(mtime_ns), sha256, target, proof, moment.timestamp())
     except ValueError:
         return None
@@ -657,43 +681,59 @@ class SyncLog:
 
     def __init__(self, folder: Path, wanted: Iterable[str] | None = None) -> None:
         self.folder = folder
-        self.records: dict[tuple[str, str], Record] = {}
-        self.known: dict[str, Record] = {}  # path -> its last record with a hash, whatever the target
-        self.torn = 0
+        self.lines: dict[bytes, bytes] = {}  # "path TAB target" -> its last line; parsed when it is asked for
+        self.last: dict[bytes, bytes] = {}  # path -> its last line, whatever the target
         keys = None if wanted is None else {encode_path(path).encode() for path in wanted}
-        for line in self.lines(keys):
-            record = read_record(line)
-            if record:
-                self._keep(record)
-            elif b"\t" in line:
-                self.torn += 1
-        if self.torn:
-            log.warning("%s: %s damaged lines are not believed; what they recorded is checked again", folder, self.torn)
+        files = sorted(folder.glob("*.synced")) if keys is None or keys else []
+        damaged = sum(self._read(file, keys) for file in files)
+        if damaged:
+            log.warning("%s: %s damaged lines are not believed; what they recorded is checked again", folder, damaged)
 
-    def lines(self, keys: Collection[bytes] | None = None) -> Iterator[bytes]:
-        """The lines about the paths `keys` (percent-encoded), oldest file first."""
-        for file in sorted(self.folder.glob("*.synced")):
+    def _read(self, file: Path, keys: Collection[bytes] | None) -> int:
+        """Take in the lines about the paths `keys`; how many were damaged. Written for a million lines."""
+        try:
+            content = file.read_bytes()
+        except OSError as problem:
+            raise CannotStart(f"{file}: the sync log cannot be read: {problem.strerror}") from problem
+        damaged = 0
+        for line in content.split(b"\n"):
+            if keys is not None and line[: line.find(b"\t")] not in keys:
+                continue
+            fields = line.split(b"\t")
             try:
-                content = file.read_bytes()
-            except OSError as problem:
-                raise CannotStart(f"{file}: the sync log cannot be read: {problem.strerror}") from problem
-            for line in content.split(b"\n"):
-                if keys is None or line[: line.find(b"\t")] in keys:
-                    yield line
+                whole = zlib.crc32(line[: line.rindex(b"\t")]) == int(fields[7], 16)
+            except (ValueError, IndexError):
+                whole = False
+            if whole:
+                self.lines[fields[0] + b"\t" + fields[4]] = self.last[fields[0]] = line
+            else:
+                damaged += len(fields) > 1
+        return damaged
 
-    def _keep(self, record: Record) -> None:
-        self.records[record.path, record.target] = record
-        if record.sha256:
-            self.known[record.path] = record
+    def __iter__(self) -> Iterator[Record]:
+        """The last record of every path and target."""
+        return filter(None, map(read_record, self.lines.values()))
 
-    def find(self, footage: Footage, target_id: str) -> Record | None:
-        """The record of this very file, by path, size and time, on a target; it may be LOST."""
-        record = self.records.get((footage.recorded, target_id))
-        return record if record and record.is_of(footage) else None
+    def get(self, path: str, target_id: str) -> Record | None:
+        """The last record of a path on a target; it may be LOST, or of an earlier file of that name."""
+        return read_record(self.lines.get(f"{encode_path(path)}\t{target_id}".encode(), b""))
+
+    def latest(self, path: str) -> Record | None:
+        """The last record of a path on whatever target."""
+        return read_record(self.last.get(encode_path(path).encode(), b""))
 
     def proof(self, footage: Footage, target_id: str) -> Record | None:
-        record = self.find(footage, target_id)
-        return record if record and record.proves else None
+        """The record that proves this very file, by path, size and time, on a target."""
+        record = self.get(footage.recorded, target_id)
+        return record if record and record.proves and record.is_of(footage) else None
+
+    def has_proof(self, footage: Footage, target_id: str) -> bool:
+        """The same, quickly: asked of everything that is here. Whole lines only are kept, so fields are enough."""
+        line = self.lines.get(f"{encode_path(footage.recorded)}\t{target_id}".encode())
+        if not line:
+            return False
+        _, size, mtime_ns, _, _, proof, *_ = line.split(b"\t")
+        return proof != LOST.encode() and (int(size), int(mtime_ns)) == (footage.size, footage.mtime_ns)
 
     def append(self, records: Sequence[Record]) -> None:
         """Durable when this returns. Raises CannotStart where the log cannot be written."""
@@ -709,7 +749,8 @@ class SyncLog:
                 raise CannotStart(f"{file}: the sync log cannot be written: {problem.strerror}; nothing is deleted "
                                   "on the word of what could not be recorded") from problem  # fmt: skip
         for record in records:
-            self._keep(record)
+            line, key = record_line(record).encode(), encode_path(record.path).encode()
+            self.lines[key + b"\t" + record.target.encode()] = self.last[key] = line
 
 
 # --- local files -------------------------------------------------------------------------------------------------
@@ -862,11 +903,11 @@ def organize(work: Work) -> None:
         return work.show_plan("organize", ready)
     work.counts.setdefault("organize", Counter())
     synced = SyncLog(settings.log_dir, [organized_name(one) for one in ready])
-    for footage in ready:
+    for place, footage in enumerate(ready):
         if settings.time_is_up():
-            return work.late("organize", len(ready))
+            return work.late("organize", len(ready) - place)
         try:
-            moved_to = move(footage, settings.ready_dir, synced.known, work.hashes)
+            moved_to = move(footage, settings.ready_dir, synced, work.hashes)
         except Gone as problem:
             work.tell("organize", footage, "later", str(problem))
         except OSError as problem:
@@ -878,14 +919,14 @@ def organize(work: Work) -> None:
     return None
 
 
-def move(footage: Footage, ready_dir: Path, archived: Mapping[str, Record], hashes: Hashes) -> Path:
+def move(footage: Footage, ready_dir: Path, archived: SyncLog, hashes: Hashes) -> Path:
     """Into the ready folder under the first name that is free there and in the archive; never overwrites.
 
     A crash leaves the file under its old name, under both, or under the new one; moving again ends all three alike.
     """
     for relative in other_names(organized_name(footage)):
         final = ready_dir / relative
-        record = archived.get(relative)
+        record = archived.latest(relative)
         if record and not (record.size == footage.size and record.sha256 == hashes.of(footage)):
             continue  # other footage of this name is in the archive, as after a repeated hour
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -1092,6 +1133,7 @@ class NasTarget:
                  is_recorded: Callable[[Footage, str], bool]) -> None:  # fmt: skip
         self.settings, self.memory, self.lock_fd, self.is_recorded = settings, memory, lock_fd, is_recorded
         self.address = str(settings.nas["nas_target_dir"]).rstrip("/") or "/"
+        self.address = str(folder_of(self.address)) if self.is_path else self.address
         self.options = split_options(settings.nas["rsync_options"])
         check_options(self.options)
         self.timeout_sec = settings.nas["timeout"]
@@ -1192,12 +1234,14 @@ class NasTarget:
                                            pass_fds=[self.lock_fd] if self.lock_fd is not None else [])
             try:
                 moved, moved_at = 0.0, time.monotonic()
+                looked_at = moved_at
                 while process.poll() is None:
                     if (now := moved_bytes(process.pid)) > moved + KEEP_ALIVE_BYTES:
                         moved, moved_at = now, time.monotonic()
                     if self.settings.time_is_up() or time.monotonic() - moved_at > patience_sec + QUIET_MORE_SEC:
                         break
-                    if watch:
+                    if watch and time.monotonic() - looked_at > LOOK_SEC:
+                        looked_at = time.monotonic()
                         watch(out)
                     time.sleep(STEP_SEC)
                 status = process.poll()
@@ -2041,8 +2085,13 @@ class Work:
 
     def is_recorded(self, footage: Footage, target_id: str) -> bool:
         """Whether what the target has under this name is our own earlier copy; journals grow, footage does not."""
-        record = self.synclog.records.get((footage.recorded, target_id))
-        return record is not None and (record.is_of(footage) or footage.kind == "journal")
+        record = self.synclog.get(footage.recorded, target_id)
+        if record is None or footage.kind == "journal":
+            return record is not None
+        try:
+            return record.is_of(footage) and record.sha256 == self.hashes.of(footage)
+        except (Gone, OSError):
+            return False
 
     def limited(self, found: list[Footage]) -> list[Footage]:
         return found[: self.settings.max_files]
@@ -2128,7 +2177,7 @@ def transfer(work: Work, step: str, name: str, key: str) -> None:
         raise UsageError(f"{step}: {key} is not set")
     target = work.target(name)
     found = work.look()
-    waiting = [one for one in found if not work.synclog.proof(one, target.target_id)]
+    waiting = [one for one in found if not work.synclog.has_proof(one, target.target_id)]
     waiting = work.limited(finished(waiting, work.segment_sec))
     work.counts.setdefault(step, Counter())
     if settings.dry_run:
@@ -2149,11 +2198,13 @@ def transfer(work: Work, step: str, name: str, key: str) -> None:
 
 def batches(files: Sequence[Footage]) -> Iterator[list[Footage]]:
     batch: list[Footage] = []
+    total_bytes = 0
     for one in files:
-        if batch and (len(batch) >= BATCH_FILES or sum(other.size for other in batch) + one.size > BATCH_BYTES):
+        if batch and (len(batch) >= BATCH_FILES or total_bytes + one.size > BATCH_BYTES):
             yield batch
-            batch = []
+            batch, total_bytes = [], 0
         batch.append(one)
+        total_bytes += one.size
     if batch:
         yield batch
 
@@ -2185,7 +2236,7 @@ def is_held(footage: Footage, holds: Sequence[Hold]) -> bool:
     """Touches a hold. A file ends at the latest when it was last written; an uncertain start counts a day earlier."""
     start_sec = footage.start_sec - (UNCERTAIN_SEC if footage.start_basis == "mtime" else 0)
     end_sec = max(footage.start_sec, min(footage.mtime_ns / 1e9, footage.start_sec + UNCERTAIN_SEC)) + 1
-    names = {footage.camera.lower(), footage.camera.lower().rpartition("_")[0]}
+    names = names_of(footage.camera)
     return any(hold.camera.lower() in names and start_sec < hold.end_sec and hold.start_sec < end_sec for hold in holds)
 
 
@@ -2204,6 +2255,8 @@ def hold(settings: Settings, words: Sequence[str]) -> int:
     wanted = Hold(given[0], parse_time(given[1], "FROM", zone), parse_time(given[2], "TO", zone))
     if wanted.end_sec <= wanted.start_sec:
         raise UsageError("hold: TO is not after FROM")
+    if action == "add" and not is_known(wanted.camera, settings):
+        log.warning("hold: %s: no footage of a camera of this name is here; is it spelled right?", wanted.camera)
     with run_lock(file.with_suffix(".lock"), "hold", HOLD_WAIT_SEC):
         holds = read_holds(file)
         if action == "remove" and wanted not in holds:
@@ -2332,7 +2385,8 @@ def delete(work: Work, batch: Sequence[Footage], targets: Sequence[Target]) -> N
             if not why:
                 one.path.unlink()
         except Gone as problem:
-            why = str(problem)
+            work.tell("cleanup", one, "changed", str(problem))
+            continue
         except OSError as problem:
             work.tell("cleanup", one, "failed", f"cannot be deleted: {problem.strerror}")
             continue
@@ -2352,7 +2406,9 @@ def obstacle(work: Work, footage: Footage, targets: Sequence[Target]) -> str:
     for target in targets:
         proof = work.synclog.proof(footage, target.target_id)
         if not proof or proof.sha256 != work.hashes.of(footage):
-            return f"its content is not what was proven on {target.name}"
+            if proof:  # the name, size and time of other footage: to be looked at anew
+                work.synclog.append([replace(proof, proof=LOST, at_sec=time.time())])
+            raise Gone(f"its content is not what was proven on {target.name}; kept, and looked at anew by the next run")
     return ""
 
 
@@ -2420,12 +2476,29 @@ TARGETS: dict[str, Callable[[Settings, Memory, int | None, Callable[[Footage, st
 }
 
 
+def check_folders(settings: Settings) -> None:
+    """Raises CannotStart: a source that is not there is a disk that is not mounted, not an empty one."""
+    for folder in (settings.local_dir, settings.clips_dir):
+        if folder and not folder.is_dir():
+            raise CannotStart(f"{folder}: there is no such folder; is its disk mounted?")
+    try:
+        for folder in (settings.state_dir, settings.lock_file.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        settings.lock_file.open("a").close()
+    except OSError as problem:
+        raise CannotStart(f"{problem.filename}: cannot be written: {problem.strerror}") from problem
+
+
 def one_round(arguments: argparse.Namespace, config: Mapping[str, Any], config_file: Path) -> int:
     """One run of a command under the lock, told to notify.*; returns its status."""
     settings = settle(arguments, config, config_file)
     if arguments.command == "hold":
         return hold(settings, arguments.words)
     wait_sec = parse_duration(arguments.lock_wait or 0, "--lock_wait")
+    check_folders(settings)
+    for name in settings.only:
+        if not is_known(name, settings):
+            log.warning("--camera %s: no footage of a camera of this name is here; is it spelled right?", name)
     with run_lock(settings.lock_file, "nas_sync", wait_sec) as lock:
         work = Work(settings, float(config["recording"]["segment_duration"]), lock.fileno())
         try:
@@ -2490,7 +2563,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_flags(made: argparse.ArgumentParser) -> None:
     made.add_argument("--camera", metavar="CAMERA", action="append", help="only this camera; repeatable")
-    made.add_argument("--max_files", metavar="N", type=int, help="at most so many files per step (default: all)")
+    made.add_argument("--limit", metavar="N", type=int, help="at most so many files per step (default: all)")
     made.add_argument("--max_duration", metavar="SEC", help="end the run after so long (default: 0, no limit)")
     made.add_argument("--bwlimit", metavar="RATE", help="bytes a second, such as 500K or 10M (default: 0, no limit)")
     made.add_argument("--lock_wait", metavar="SEC", help="wait so long for another run to end (default: 0)")
@@ -2514,7 +2587,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return one_round(arguments, config, config_file)
     settle(arguments, config, config_file)  # refuse before the first round
     every_sec = parse_duration(arguments.every, "--every") or float(config["upload"]["check_interval"])
-    return service(every_sec, lambda: one_round(arguments, config, config_file))
+    return service(max(1.0, every_sec), lambda: one_round(arguments, config, config_file))
 
 
 if __name__ == "__main__":

@@ -77,8 +77,13 @@ class Site:
     def start(self, *words: object, prefix: Sequence[str] = (), **more: Any) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [*prefix, *self.command(*words)],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.folder, **more,
-        )  # fmt: skip
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=self.folder,
+            **more,
+        )
 
     def call(self, *words: object, prefix: Sequence[str] = (), timeout_sec: float = 60) -> Done:
         """In this process, which is quicker; with a `prefix` such as faketime in one of its own."""
