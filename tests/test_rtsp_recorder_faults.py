@@ -370,8 +370,9 @@ def test_neither_summer_time_nor_a_clock_that_is_set_overwrites_a_file_or_costs_
     files = {f"Gate/{file.name}": frame_numbers(file) for file in site.files("Gate")}
     journal = recorder.read_journal(site.footage / ".rtsp_recorder" / "journal" / "Gate", 0, 4e9)
     lines = {line["file"]: line for line in journal if line["kind"] == "segment"}
-    assert set(files) == set(lines) and len(files) >= 4
-    assert any(re.search(r"_\d{4}_\d", name) for name in files), "no name came twice: nothing was tested"
+    assert set(files) == set(lines) and len(files) >= 3
+    came_twice = any(re.search(r"_\d{4}_\d", name) for name in files)
+    assert came_twice or scene is spring, "no name came twice: nothing was tested"
     lost = site.lost_sec("Gate")
     print(f"{scene.__name__}: {lost} s lost")
     assert lost <= 5
