@@ -320,6 +320,7 @@ ENDS = {
     "raise r.CannotStart('no key')": (3, "no key"), "raise r.Busy('held')": (4, "held"),
     "raise KeyboardInterrupt": (130, ""),
     "os.kill(os.getpid(), 15); time.sleep(5)": (143, ""), "os.kill(os.getpid(), 2); time.sleep(5)": (130, ""),
+    "open('/dev/full', 'w').write('x' * 99999)": (1, "No space left on device: what is done is kept"),
     "1 / 0": (1, "bug in the program"), "sys.exit(2)": (2, ""),
     "threading.Thread(target=time.sleep, args=(30,)).start(); return 1": (1, ""),
     "threading.Thread(target=time.sleep, args=(30,)).start(); raise r.Busy('held')": (4, "held"),
