@@ -199,6 +199,10 @@ _STREAM = {  # of all cameras in `recording`, of one camera in `cameras`
     "transport": Key("tcp", choices=("tcp", "udp")), "tls_verify": Key(True, "bool"), "tls_ca_file": Key(),
     "first_frame": Key(75, "number"), "stall": Key(20, "number"), "socket_timeout": Key(10, "number"),
 }  # fmt: skip
+_GRABBER = {
+    "name": Key(), "video_device": Key(secret=True), "audio_device": Key(), "capture_dir": Key(),
+    "fps": Key(25, "number"), "size": Key(), "input_format": Key(),
+}  # fmt: skip
 
 # The one list of names: an unknown section or key anywhere in a config file is refused. `rhombus` and `notify` are
 # read by the programs that are here; the other sections are those of existing installations.
@@ -247,7 +251,9 @@ CONFIG_KEYS: dict[str, dict[str, Key]] = {
         "cut_percent": Key(12, "number"), "masks": Key({}, "map"),
         "capture_dirs": Key([], "list"), "database": Key(), "evidence_dir": Key(),
     },
-    "capture": {"grabbers": Key([], "list"), "stills_per_sec": Key(1, "number")},
+    "capture": {"grabbers": Key([], "list", keys=_GRABBER), "stills_per_sec": Key(1, "number"),
+                "encoder": Key("auto"), "bitrate": Key("2M"), "clean_after": Key(600, "number"),
+                "clean_max_bytes": Key(0, "whole"), "clean_wait": Key(3600, "number")},
 }  # fmt: skip
 LIST_SECTIONS = ("cameras",)  # a list of maps with these keys, not one map
 ENVIRONMENT_OF = {  # environment > config file, for what should not stand in a file
@@ -317,7 +323,7 @@ def _check_map(where: str, values: Any, known: Mapping[str, Key], used: bool, mi
         if key is None:
             mistakes.append(f"{where}.{name}: there is no such key{_nearest(name, known)}")
             continue
-        if key.keys:
+        if key.keys and key.kind == "map":
             _check_map(f"{where}.{name}", value, key.keys, used, mistakes)
         if used and value is not None:
             values[name] = _checked(f"{where}.{name}", value, key, mistakes)
@@ -325,7 +331,10 @@ def _check_map(where: str, values: Any, known: Mapping[str, Key], used: bool, mi
 
 def _checked(where: str, value: Any, key: Key, mistakes: list[str]) -> Any:
     if isinstance(value, list) and key.kind == "list":
-        return [_checked(where, item, Key(), mistakes) for item in value]
+        maps = [item for item in value if key.keys and isinstance(item, dict)]
+        for item in maps:
+            _check_map(where, item, key.keys, used=True, mistakes=mistakes)
+        return [item if item in maps else _checked(where, item, Key(), mistakes) for item in value]
     if isinstance(value, str):
         for name in re.findall(r"\$\{([^}]*)\}", value):
             if name not in os.environ:
@@ -382,9 +391,11 @@ def _check_permissions(file: Path, document: Mapping[Any, Any]) -> None:
 def _secrets_in(where: str, values: Mapping[str, Any], known: Mapping[str, Key]) -> Iterator[str]:
     """Names of secrets that stand in `values` themselves, not as ${NAME}; an RTSP address without a login is none."""
     for name, value in values.items():
-        if known[name].keys and isinstance(value, dict):
-            yield from _secrets_in(f"{where}.{name}", value, known[name].keys)
-        elif known[name].secret and value and "${" not in str(value) and (name != "rtsp_url" or "@" in str(value)):
+        for item in value if isinstance(value, list) else [value]:
+            if known[name].keys and isinstance(item, dict):
+                yield from _secrets_in(f"{where}.{name}", item, known[name].keys)
+        is_address = name in ("rtsp_url", "video_device")
+        if known[name].secret and value and "${" not in str(value) and (not is_address or "@" in str(value)):
             yield f"{where}.{name}"
 
 
