@@ -75,7 +75,7 @@ HLS_SEC, HLS_LIST = 2, 5
 HARDWARE_ENCODERS = ("h264_v4l2m2m", "h264_nvenc")  # Raspberry Pi and its like; need no other pixel format
 PROBE_TIMEOUT_SEC = 15
 TICK_SEC = 0.1  # how long a finished still may wait for its name
-FIRST_FRAME_SEC, STALL_SEC = 60, 20  # without a new picture FFmpeg is started anew
+FIRST_FRAME_SEC = 60  # then FFmpeg is started anew
 STOP_STEP_SEC = 2.0  # TERM, this, TERM, this, KILL
 RETRY_MAX_SEC, RETRY_FAST_FOR_SEC, RETRY_SLOW_SEC, RETRY_REFUSED_SEC = 5.0, 600.0, 30.0, 60.0
 SOUND_RETRY_SEC = 60.0  # how often a sound device that could not be opened is tried
@@ -373,6 +373,7 @@ class Grabber:
     folder: Path  # of output.m3u8 and segment_*.ts; stills are in captures/ below it
     fps: float
     stills_per_sec: float
+    stall_sec: float
     bitrate: str
     size: str  # WIDTHxHEIGHT that the device is asked for, empty for its own
     input_format: str  # that the device is asked for, such as mjpeg
@@ -430,6 +431,8 @@ def settle_grabber(given: Any, settings: Mapping[str, Any]) -> Grabber:
         raise UsageError(f"{where}: fps {numbers['fps']:g} is not from 1 to 240")
     if not 0 < numbers["stills_per_sec"] <= numbers["fps"]:
         raise UsageError(f"{where}: capture.stills_per_sec is not more than 0 and at most fps")
+    if settings["stall"] <= 0:
+        raise UsageError(f"capture.stall: {settings['stall']} is not more than 0")
     if own.get("size") and not re.fullmatch(r"\d+x\d+", own["size"]):
         raise UsageError(f"{where}: size {own['size']!r} is not of the form 1280x720")
     if not re.fullmatch(r"\d+[kM]?", str(settings["bitrate"])):
@@ -439,7 +442,8 @@ def settle_grabber(given: Any, settings: Mapping[str, Any]) -> Grabber:
     video = with_login(own["video_device"]) if kind == "rtsp" else own["video_device"]
     video = os.path.abspath(Path(video).expanduser()) if kind == "file" else video  # noqa: PTH100
     return Grabber(name=name, kind=kind, video=video, audio=own.get("audio_device", ""), folder=folder,
-                   fps=numbers["fps"], stills_per_sec=numbers["stills_per_sec"], bitrate=str(settings["bitrate"]),
+                   fps=numbers["fps"], stills_per_sec=numbers["stills_per_sec"],
+                   stall_sec=float(settings["stall"]), bitrate=str(settings["bitrate"]),
                    size=own.get("size", ""), input_format=own.get("input_format", ""))  # fmt: skip
 
 
@@ -500,6 +504,8 @@ def ffmpeg_capture(ffmpeg: str, grabber: Grabber, encoder: str, *, with_sound: b
     coded = ["-c:v", encoder, *(software if encoder == "libx264" else ["-b:v", grabber.bitrate])]
     sound = [] if grabber.audio == "none" else ["-map", "1:a:0" if is_alsa(grabber) else "0:a:0?"]
     folder = str(grabber.folder).replace("%", "%%")
+    # With more than one thread the encoder gives a still out only when the next one comes, a second later.
+    as_stills = ["-fps_mode", "passthrough", "-threads", "1", "-q:v", "3", "-f", "image2", "-atomic_writing", "1"]
     return [
         ffmpeg, "-hide_banner", "-loglevel", "level+warning", "-nostats", "-stats_period", "0.5", "-progress", "pipe:1",
         *([] if grabber.kind == "rtsp" else ["-nostdin"]), *source_options(grabber, with_sound),
@@ -508,8 +514,7 @@ def ffmpeg_capture(ffmpeg: str, grabber: Grabber, encoder: str, *, with_sound: b
         "-c:a", "aac", "-f", "hls", "-hls_time", str(HLS_SEC), "-hls_list_size", str(HLS_LIST),
         "-hls_flags", "append_list+omit_endlist+temp_file", "-hls_start_number_source", "epoch",
         "-hls_segment_filename", f"{folder}/segment_%d.ts", f"{grabber.folder}/output.m3u8",
-        *(word for name, file in (("still", "%d.jpg"), ("thumbnail", "%d_thumbnail.jpg")) for word in
-          ("-map", f"[{name}]", "-fps_mode", "passthrough", "-threads", "1", "-q:v", "3", "-f", "image2", "-atomic_writing", "1", file)),
+        "-map", "[still]", *as_stills, "%d.jpg", "-map", "[thumbnail]", *as_stills, "%d_thumbnail.jpg",
     ]  # fmt: skip
 
 
@@ -779,7 +784,7 @@ class Capturer:
         if current.frames:
             self.down_since, self.busy, self.attempt = current.last_rise, None, 0
         silent_sec = now - current.last_rise
-        if silent_sec > (STALL_SEC if current.frames else FIRST_FRAME_SEC):
+        if silent_sec > (self.grabber.stall_sec if current.frames else FIRST_FRAME_SEC):
             return f"no picture for {silent_sec:.0f} s"
         if now > self.sound_due:
             self.sound_due = now + SOUND_RETRY_SEC
