@@ -253,7 +253,8 @@ CONFIG_KEYS: dict[str, dict[str, Key]] = {
     },
     "capture": {"grabbers": Key([], "list", keys=_GRABBER), "stills_per_sec": Key(1, "number"),
                 "stall": Key(20, "number"), "encoder": Key("auto"), "bitrate": Key("2M"),
-                "clean_after": Key(600, "number"), "clean_max_bytes": Key(0, "whole"), "clean_wait": Key(3600, "number")},
+                "clean_after": Key(600, "number"), "clean_max_bytes": Key(0, "whole"),
+                "clean_wait": Key(3600, "number")},
 }  # fmt: skip
 LIST_SECTIONS = ("cameras",)  # a list of maps with these keys, not one map
 ENVIRONMENT_OF = {  # environment > config file, for what should not stand in a file

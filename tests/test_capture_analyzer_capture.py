@@ -253,6 +253,7 @@ def test_whoever_holds_a_file_is_found(make, tmp_path):
     assert capture_analyzer.holders_of(tmp_path / "gone") == []
 
 
+@pytest.mark.slow
 def test_two_captures_of_one_folder_are_one_too_many(tmp_path):
     with Running(tmp_path / "1", "capture", f"test||{tmp_path}/yard|10") as first:
         until(lambda: "capturing" in first.log)
@@ -313,6 +314,7 @@ def test_a_wrong_password_is_a_sentence_without_it(camera, tmp_path):
     assert "wr0ng" not in running.log
 
 
+@pytest.mark.slow
 def test_a_file_is_captured_at_its_own_speed_and_over_and_over(tmp_path):
     clip = tmp_path / "clip.mp4"
     command = ["-f", "lavfi", "-i", "testsrc2=size=320x180:rate=5", "-t", "1", str(clip)]
@@ -499,6 +501,7 @@ def test_where_links_do_not_exist_nothing_is_overwritten_either(tmp_path, monkey
     assert sorted(path.read_text() for path in tmp_path.iterdir()) == ["1", "2"]
 
 
+@pytest.mark.slow
 def test_rename_as_a_service_takes_new_stills_at_once_and_ends_0(tmp_path):
     folder = tmp_path / "captures"
     folder.mkdir()
@@ -629,6 +632,7 @@ def test_clean_as_a_service_goes_on_when_a_folder_comes_and_goes(tmp_path):
         assert running.end() == 0
 
 
+@pytest.mark.slow
 def test_100000_stills_are_cleaned_without_ado(tmp_path):
     folder = tmp_path / "captures"
     folder.mkdir()
