@@ -12,13 +12,16 @@ State: none for `frame` and `video`.
 from __future__ import annotations
 
 import argparse
+import csv
 import errno
 import glob
 import itertools
+import json
 import logging
 import math
 import os
 import re
+import select
 import selectors
 import shutil
 import signal
@@ -30,12 +33,14 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime, timezone, tzinfo
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, TextIO
 from urllib.parse import quote, unquote
 
 from rhombus_logging import (
@@ -49,6 +54,7 @@ from rhombus_logging import (
     load_config,
     lock_file,
     mask,
+    part_file,
     read_json,
     run,
     run_lock,
@@ -69,6 +75,24 @@ STILL_TIME = "%Y%m%d%H%M%S"  # local time, as the older captures have it
 SEGMENT_PATTERN = "segment_*.ts"
 NAME_AHEAD_SEC = 86400  # a still whose name is further in the future was named by a wrong clock: its mtime counts
 TYPES = ("blackscreen", "freeze", "audio_loss")
+SAMPLE_SEC = 0.2  # of a recording, so often is a picture looked at; decoding costs the same for fewer
+SELECT = "isnan(prev_selected_t)+gte(t-prev_selected_t,0.19)+key*gte(t-prev_selected_t,0.03)"
+KEY_GAP_SEC = 5.0  # between key pictures further apart too much can hide
+PICTURE_GAP_SEC = 6.0  # pictures further apart than this say nothing about the time between them
+JOIN_SEC = 1.0  # parts of one incident that the coder's new start at a key picture tore apart
+PRECISE_SHARE = 0.6  # of a file to be looked at precisely: one pass over all of it is cheaper
+SOUND_RATE, SOUND_WINDOW_SEC = 8000, 0.25
+SOUND_WINDOWS_AT_ONCE = 240
+FLOOR_DB = -120.0  # of digital silence
+QUIETLY = ("-hide_banner", "-nostdin", "-nostats", "-loglevel", "level+info")
+SHOWN_PICTURE = re.compile(r"\bpts_time:(NOPTS|[-\d.e+]+) .*\biskey:(\d)")
+LISTED_LENGTH = re.compile(r"Duration: (\d+):(\d+):([\d.]+), start")
+COMPLAINT = re.compile(r"\[(?:error|fatal)\] (.*)")
+COMPLAINTS_KEPT = 20
+STALL_SEC = 120
+RECORDINGS = (".mp4", ".mkv", ".ts", ".mov", ".avi", ".m4v", ".webm", ".flv", ".mpg", ".mpeg", ".m2ts", ".h264", ".hevc")
+RHOMBUS_NAME = re.compile(r"_(\d{9,11})_(?:video|videoWithAudio|combined)(?:_partial)?$")
+NAMED_TIME = re.compile(r"(?<!\d)(\d{8})[_T-]?(\d{6})(Z?)(?![\dA-Za-z])")
 
 THUMBNAIL_WIDTH = 498  # as the older captures have it
 HLS_SEC, HLS_LIST = 2, 5
@@ -96,6 +120,10 @@ Interval = tuple[float, float]  # [start, end) in seconds
 
 class Unreadable(Exception):
     """A file holds no picture or sound that could be read; the sentence says why."""
+
+
+class NoStream(Exception):
+    """A file has no pictures, or no sound."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +157,8 @@ class Picture:
     mean: float
     cell_range: float  # brightest minus darkest cell
     spread: float  # standard deviation over the pixels
-    difference: float  # to the first picture of the run that it belongs to; 0 for that one
-    since_sec: float  # when that run began
+    difference: float  # to the first picture of the run before it; 0 for the very first picture
+    since_sec: float  # when the run began that it belongs to; equal to time_sec where it began a new one
     is_key: bool = False
 
 
@@ -239,7 +267,7 @@ class PictureMeter:
         if self.reference is not None:
             difference = self.difference(signed, self.reference)
         if self.reference is None or time_sec < self.since_sec or not is_same(difference, self.spread, self.rules):
-            self.reference, self.since_sec, self.spread, difference = signed, time_sec, spread, 0.0
+            self.reference, self.since_sec, self.spread = signed, time_sec, spread
         return Picture(time_sec, float(values.mean()), float(means.max() - means.min()), spread, difference,
                        self.since_sec, is_key)  # fmt: skip
 
@@ -330,7 +358,167 @@ class StillReader:
                      picture.since_sec if is_frozen else None)  # fmt: skip
 
 
+# --- FFmpeg ------------------------------------------------------------------------------------------------------
+
+
+class Pipe:
+    """One FFmpeg process that writes to a pipe; what it says about pictures and about trouble is kept.
+
+    Every process ends with its `with` block, however that ends.
+    """
+
+    def __init__(self, ffmpeg: str, source: Path | bytes, before: Sequence[str], after: Sequence[str]) -> None:
+        given = "pipe:0" if isinstance(source, bytes) else f"file:{source.absolute()}"
+        self.process = subprocess.Popen(
+            [ffmpeg, *QUIETLY, "-protocol_whitelist", "file,pipe,fd", *before, "-i", given, *after, "pipe:1"],
+            stdin=subprocess.PIPE if isinstance(source, bytes) else subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+        self.pictures: SimpleQueue[tuple[float, bool] | None] = SimpleQueue()
+        self.complaints: list[str] = []
+        self.listed_sec = 0.0  # the length that the container claims: a hint at most
+        self.threads = [threading.Thread(target=self.listen, daemon=True)]
+        if isinstance(source, bytes):
+            self.threads.append(threading.Thread(target=self.feed, args=(source,), daemon=True))
+        for thread in self.threads:
+            thread.start()
+
+    def __enter__(self) -> Pipe:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        for thread in self.threads:
+            thread.join()
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream:
+                stream.close()
+
+    def feed(self, data: bytes) -> None:
+        assert self.process.stdin
+        with suppress(OSError), self.process.stdin as stdin:  # FFmpeg may have had enough of it
+            stdin.write(data)
+
+    def listen(self) -> None:
+        assert self.process.stderr
+        for raw in self.process.stderr:
+            line = raw.decode(errors="replace")
+            if found := SHOWN_PICTURE.search(line):
+                self.pictures.put((float(found[1]) if found[1] != "NOPTS" else math.nan, found[2] == "1"))
+            elif found := LISTED_LENGTH.search(line):
+                self.listed_sec = int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3])
+            elif (found := COMPLAINT.search(line)) and len(self.complaints) < COMPLAINTS_KEPT:
+                self.complaints.append(found[1].strip())
+        self.pictures.put(None)
+
+    def blocks(self, size_bytes: int) -> Iterator[bytes]:
+        """What FFmpeg writes, in blocks; the last may be shorter. Raises Unreadable when nothing comes any more."""
+        assert self.process.stdout
+        stdout, held = self.process.stdout.fileno(), bytearray()
+        while select.select([stdout], [], [], STALL_SEC)[0]:
+            data = os.read(stdout, size_bytes - len(held))
+            held += data
+            if len(held) == size_bytes or (held and not data):
+                yield bytes(held)
+                held.clear()
+            if not data:
+                return
+        raise Unreadable(f"FFmpeg gave nothing for {STALL_SEC} s")
+
+    def check(self, is_any: bool) -> None:
+        """After the last block: raises NoStream or Unreadable when FFmpeg failed and gave nothing."""
+        failed = self.process.wait() != 0
+        self.threads[0].join()
+        if any("matches no streams" in line or "AVOption skip_frame" in line for line in self.complaints):
+            raise NoStream  # FFmpeg 9 finds an option for pictures before it finds that there are none
+        if not is_any:
+            raise Unreadable(self.complaints[0] if self.complaints else "it holds nothing that can be decoded")
+        if failed:
+            log.debug("FFmpeg ended with %s: %s", self.process.returncode, self.complaints)
+
+
+def read_pictures(ffmpeg: str, file: Path, *, keys_only: bool = False, start_sec: float = 0,
+                  end_sec: float | None = None, threads: int = 0) -> Iterator[tuple[Gray, float, bool]]:  # fmt: skip
+    """Pictures in 160x90 gray, each with its time from the start of the file and whether it is a key picture.
+
+    Either the key pictures alone, or five a second and every key picture. Raises NoStream and Unreadable.
+    """
+    import numpy as np
+
+    before = ["-threads", str(threads), *(["-skip_frame", "nokey"] if keys_only else [])]
+    before += ["-ss", f"{start_sec:.3f}"] if start_sec else []
+    before += ["-t", f"{end_sec - start_sec:.3f}"] if end_sec is not None else []
+    filters = "" if keys_only else f"select='{SELECT}',"
+    filters += f"scale={WIDTH}:{HEIGHT}:flags=area,format=gray,showinfo=checksum=0"
+    after = ["-map", "0:V:0", "-vf", filters, "-fps_mode", "passthrough", "-f", "rawvideo"]
+    latest = -math.inf
+    with Pipe(ffmpeg, file, before, after) as pipe:
+        for block in pipe.blocks(WIDTH * HEIGHT):
+            shown = pipe.pictures.get()
+            if shown is None or len(block) < WIDTH * HEIGHT:
+                break
+            time_sec, is_key = shown
+            if math.isnan(time_sec):  # a stream without times: the spacing that was asked for
+                time_sec = max(latest, 0) + SAMPLE_SEC
+            if time_sec <= latest:  # times that jump back
+                continue
+            latest = time_sec
+            yield np.frombuffer(block, np.uint8).reshape(HEIGHT, WIDTH), start_sec + time_sec, is_key
+        pipe.check(latest > -math.inf)
+
+
 # --- sound -------------------------------------------------------------------------------------------------------
+
+
+def measure_sound(ffmpeg: str, source: Path | bytes) -> list[float]:
+    """The level in dB below full scale of each quarter of a second; gaps between packets count as silence.
+
+    `source` is a file, or the bytes of MPEG-TS segments one after another. Raises NoStream and Unreadable.
+    """
+    import numpy as np
+
+    after = ["-map", "0:a:0", "-af", f"aresample={SOUND_RATE}:async=1:first_pts=0", "-ac", "1", "-f", "s16le"]
+    window, levels = round(SOUND_RATE * SOUND_WINDOW_SEC), []
+    with Pipe(ffmpeg, source, ["-vn"], after) as pipe:
+        for block in pipe.blocks(2 * window * SOUND_WINDOWS_AT_ONCE):
+            samples = np.frombuffer(block[: len(block) // 2 * 2], np.int16).astype(np.float32) / 32768
+            whole = len(samples) // window * window
+            power = [*(samples[:whole].reshape(-1, window) ** 2).mean(axis=1)]
+            if len(samples) - whole >= window / 2:  # the last of a file; a shorter rest says nothing
+                power.append((samples[whole:] ** 2).mean())
+            levels += [max(10 * math.log10(one), FLOOR_DB) if one > 0 else FLOOR_DB for one in power]
+        pipe.check(bool(levels))
+    return levels
+
+
+def mean_level_db(levels: Sequence[float]) -> float:
+    """The level of all of it together, as FFmpeg's volumedetect gives it."""
+    power = sum(10 ** (level / 10) for level in levels if level > FLOOR_DB) / max(len(levels), 1)
+    return max(10 * math.log10(power), FLOOR_DB) if power > 0 else FLOOR_DB
+
+
+def find_audio_loss(levels: Sequence[float], rules: Rules) -> list[Interval]:
+    """Where sound is lost: below silence_db for silence_sec, or below quiet_db for quiet_sec."""
+    found = []
+    for limit_db, least_sec in ((rules.silence_db, rules.silence_sec), (rules.quiet_db, rules.quiet_sec)):
+        first = 0
+        for place, level in enumerate([*levels, 0.0]):
+            if level >= limit_db:
+                if (place - first) * SOUND_WINDOW_SEC >= least_sec:
+                    found.append((first * SOUND_WINDOW_SEC, place * SOUND_WINDOW_SEC))
+                first = place + 1
+    return joined(found, 0)
+
+
+def joined(intervals: Iterable[Interval], gap_sec: float) -> list[Interval]:
+    """Sorted, with those made one that touch, overlap, or lie within `gap_sec`."""
+    result: list[Interval] = []
+    for start, end in sorted(intervals):
+        if result and start - result[-1][1] <= gap_sec:
+            result[-1] = (result[-1][0], max(end, result[-1][1]))
+        else:
+            result.append((start, end))
+    return result
 
 
 # --- frame -------------------------------------------------------------------------------------------------------
@@ -345,6 +533,345 @@ def frame_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
 
 
 # --- video -------------------------------------------------------------------------------------------------------
+
+
+class Metrics:
+    """Everything that was measured, as CSV: thresholds can be chosen from it, and curves drawn. For many threads."""
+
+    COLUMNS = ("file", "kind", "time_sec", "mean", "cell_range", "spread", "difference", "since_sec", "level_db")
+
+    def __init__(self, stream: TextIO) -> None:
+        self.writer = csv.writer(stream, lineterminator="\n")
+        self.lock = threading.Lock()
+        self.writer.writerow(self.COLUMNS)
+
+    def write(self, rows: Iterable[Sequence[Any]]) -> None:
+        with self.lock:
+            self.writer.writerows(rows)
+
+
+def picture_row(file: Path, one: Picture) -> list[Any]:
+    """A line of --metrics: brightness 0 to 255, difference to the start of the run before this picture."""
+    values = (one.time_sec, one.mean, one.cell_range, one.spread, one.difference, one.since_sec)
+    return [file, "picture", *(round(value, 3) for value in values), ""]
+
+
+def sound_row(file: Path, place: int, level_db: float) -> list[Any]:
+    return [file, "sound", place * SOUND_WINDOW_SEC, "", "", "", "", "", round(level_db, 1)]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What was found in one recording. Times are seconds from its start."""
+
+    file: Path
+    camera: str
+    pictures: str  # how the pictures were looked at: keyframes, precise, none, unknown
+    sound: str  # ok, none, unknown
+    reason: str  # what could not be read, and why
+    length_sec: float
+    incidents: tuple[tuple[str, Interval], ...] = ()
+
+
+@dataclass(frozen=True)
+class Scanner:
+    """What all recordings of a run are scanned with."""
+
+    ffmpeg: str
+    rules: Rules
+    settings: Mapping[str, Any]
+    precise: bool = False
+    threads: int = 0
+    metrics: Metrics | None = None
+
+    def scan(self, file: Path) -> Scan:
+        """Look at one recording; raises nothing for what lies in it."""
+        camera = camera_of(file)
+        if reason := refusal(file):
+            return Scan(file, camera, "unknown", "unknown", reason, 0.0)
+        pictures, sound, reasons, found, length_sec = "none", "none", [], [], 0.0
+        try:
+            pictures, black_and_frozen, length_sec = self.scan_pictures(file, mask_of(self.settings, camera))
+            found += black_and_frozen
+        except NoStream:
+            pass
+        except Unreadable as problem:
+            pictures, reasons = "unknown", [str(problem)]
+        try:
+            levels = measure_sound(self.ffmpeg, file)
+            sound = "ok"
+        except NoStream:
+            levels = []
+        except Unreadable as problem:
+            levels, sound = [], "unknown"
+            reasons += [] if reasons else [f"sound: {problem}"]  # a file that cannot be opened needs one reason
+        sound_sec = len(levels) * SOUND_WINDOW_SEC
+        if sound == "ok" or (sound == "none" and pictures != "none" and self.rules.audio_required):
+            lost = find_audio_loss(levels, self.rules)
+            if length_sec - sound_sec >= self.rules.quiet_sec:  # the pictures go on without sound
+                lost = joined([*lost, (sound_sec, length_sec)], SOUND_WINDOW_SEC)
+            found += [("audio_loss", interval) for interval in lost]
+        if self.metrics:
+            self.metrics.write(sound_row(file, place, level) for place, level in enumerate(levels))
+        if pictures == sound == "none":
+            reasons = ["it holds neither pictures nor sound"]
+        return Scan(file, camera, pictures, sound, "; ".join(reasons), max(length_sec, sound_sec),
+                    tuple(sorted(found, key=lambda one: (one[1], one[0]))))  # fmt: skip
+
+    def scan_pictures(self, file: Path, mask: Gray) -> tuple[str, list[tuple[str, Interval]], float]:
+        """How it was done, what was found, and where the pictures end."""
+        if not self.precise:
+            keys = list(self.measured(file, mask, keys_only=True))
+            windows = suspicious(keys, self.rules)
+            if windows is not None:
+                found, end_sec = [], keys[-1].time_sec + SAMPLE_SEC
+                for start_sec, stop_sec in windows:
+                    parts, part_end_sec = self.find(file, mask, start_sec, stop_sec)
+                    found += parts
+                    end_sec = max(end_sec, part_end_sec)
+                return "keyframes", found, end_sec
+        found, end_sec = self.find(file, mask)
+        return "precise", found, end_sec
+
+    def find(self, file: Path, mask: Gray, start_sec: float = 0,
+             end_sec: float | None = None) -> tuple[list[tuple[str, Interval]], float]:  # fmt: skip
+        finder = Finder(self.rules)
+        for picture in self.measured(file, mask, start_sec=start_sec, end_sec=end_sec):
+            finder.take(picture)
+        return finder.finish(), finder.latest_sec + SAMPLE_SEC
+
+    def measured(self, file: Path, mask: Gray, *, keys_only: bool = False, start_sec: float = 0,
+                 end_sec: float | None = None) -> Iterator[Picture]:  # fmt: skip
+        meter = PictureMeter(self.rules, mask)
+        for gray, time_sec, is_key in read_pictures(self.ffmpeg, file, keys_only=keys_only, start_sec=start_sec,
+                                                    end_sec=end_sec, threads=self.threads):  # fmt: skip
+            picture = meter.measure(gray, time_sec, is_key=is_key or keys_only)
+            if self.metrics:
+                self.metrics.write([picture_row(file, picture)])
+            yield picture
+
+
+class Finder:
+    """Turns the measured pictures of one stretch of a recording into black and frozen intervals."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.latest_sec = 0.0
+        self.since_sec = -1.0  # start of the present run of same pictures
+        self.has_key = False  # a coder repeats a live picture exactly until its next key picture
+        self.open: dict[str, Interval] = {}
+        self.found: list[tuple[str, Interval]] = []
+
+    def take(self, picture: Picture) -> None:
+        if picture.time_sec - self.latest_sec > PICTURE_GAP_SEC:  # nobody knows what was between
+            self.close()
+        if picture.since_sec != self.since_sec:
+            self.since_sec, self.has_key = picture.since_sec, False
+        self.has_key |= picture.is_key and picture.time_sec > picture.since_sec
+        self.extend("blackscreen", picture, picture.time_sec if judge_black(picture, self.rules) else None)
+        is_frozen = self.has_key and judge_freeze(picture, self.rules)
+        self.extend("freeze", picture, picture.since_sec if is_frozen else None)
+        self.latest_sec = picture.time_sec
+
+    def extend(self, kind: str, picture: Picture, start_sec: float | None) -> None:
+        if start_sec is not None:
+            start_sec = self.open[kind][0] if kind in self.open else start_sec
+            self.open[kind] = (start_sec, picture.time_sec + SAMPLE_SEC)
+        elif kind in self.open:
+            self.found.append((kind, (self.open.pop(kind)[0], picture.time_sec)))
+
+    def close(self) -> None:
+        self.found += list(self.open.items())
+        self.open.clear()
+
+    def finish(self) -> list[tuple[str, Interval]]:
+        self.close()
+        result = []
+        for kind, least_sec in (("blackscreen", self.rules.black_sec), ("freeze", self.rules.freeze_sec)):
+            parts = joined((interval for found, interval in self.found if found == kind), JOIN_SEC)
+            result += [(kind, (start, end)) for start, end in parts if end - start >= least_sec]
+        return result
+
+
+def suspicious(keys: Sequence[Picture], rules: Rules) -> list[tuple[float, float | None]] | None:
+    """The stretches of a recording that have to be looked at precisely; None for all of it.
+
+    A stretch goes from the key picture before the suspicion to the one after it; None is the end of the file.
+    """
+    if len(keys) < 3:
+        return None
+    marks = [judge_black(picture, rules) for picture in keys]
+    starts = []
+    for place, (one, other) in enumerate(zip(keys, keys[1:], strict=False)):
+        is_same_run = other.since_sec < other.time_sec
+        if marks[place] or marks[place + 1] or is_same_run:
+            starts.append((max(place - 1, 0), place + 2))
+        elif other.time_sec - one.time_sec > KEY_GAP_SEC:
+            starts.append((place, place + 1))
+    if keys[-1].since_sec < keys[-1].time_sec or marks[-1]:
+        starts.append((len(keys) - 2, len(keys)))
+    times = [picture.time_sec for picture in keys]
+    windows = joined(((times[first], times[last] if last < len(times) else math.inf) for first, last in starts), 0)
+    looked_at = sum(min(end, times[-1]) - start for start, end in windows)
+    if looked_at > PRECISE_SHARE * (times[-1] - times[0]):
+        return None
+    return [(start, None if math.isinf(end) else end) for start, end in windows]
+
+
+def refusal(file: Path) -> str:
+    """Why a file need not be given to FFmpeg at all; empty when it may."""
+    try:
+        with file.open("rb") as handle:
+            return "" if handle.read(1) else "the file is empty"
+    except OSError as problem:
+        return str(problem.strerror)
+
+
+def camera_of(file: Path) -> str:
+    """The name that masks go by: the folder of a recording; of `NAME/captures/still.jpg`, NAME."""
+    folder = file.absolute().parent
+    return folder.parent.name if folder.name == "captures" else folder.name
+
+
+def start_of_recording(file: Path, zone: tzinfo | None) -> tuple[float, str]:
+    """When a recording begins, in epoch seconds, and what says so: sidecar, journal, name or mtime.
+
+    Names without a zone are in `zone`. mtime is a guess, and of the end: when the file was written last.
+    """
+    sidecar = read_json(file.with_suffix(".json")) or {}
+    for part in ("obtained", "requested"):
+        with suppress(KeyError, TypeError, ValueError):
+            return float(sidecar[part]["start_ms"]) / 1000, "sidecar"
+    for journal in sorted((file.parent.parent / ".rtsp_recorder" / "journal" / file.parent.name).glob("*.jsonl")):
+        with suppress(OSError):
+            for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
+                if json.dumps(file.name)[1:-1] in line:
+                    with suppress(KeyError, TypeError, ValueError):
+                        entry = json.loads(line)
+                        if entry["kind"] == "segment" and entry["file"] == file.name:
+                            return float(entry["start"]), "journal"
+    if found := RHOMBUS_NAME.search(file.stem):
+        return float(found[1]), "name"
+    if found := NAMED_TIME.search(file.stem):
+        with suppress(ValueError, OverflowError, OSError):
+            named = datetime.strptime("".join(found.group(1, 2)), STILL_TIME)
+            return named.replace(tzinfo=timezone.utc if found[3] else zone).timestamp(), "name"
+    try:
+        return file.stat().st_mtime, "mtime"
+    except OSError:
+        return 0.0, "unknown"
+
+
+def recordings_in(places: Sequence[Path]) -> list[Path]:
+    """Files as given; of folders every recording below them, without parts and what lies in dot folders."""
+    files: list[Path] = []
+    for place in places:
+        below = [Path(folder) / name for folder, _, names in os.walk(place) for name in names]
+        files += sorted(file for file in below if file.suffix.lower() in RECORDINGS
+                        and not any(part.startswith(".") for part in file.relative_to(place).parts))  # fmt: skip
+        files += [] if place.is_dir() else [place]
+    return files
+
+
+def scan_report(scan: Scan, zone: tzinfo | None) -> dict[str, Any]:
+    """One line of --json."""
+    began_sec, basis = start_of_recording(scan.file, zone)
+    began_sec -= scan.length_sec if basis == "mtime" else 0
+    quality = "unknown" if "unknown" in (scan.pictures, scan.sound) or scan.pictures == scan.sound == "none" else "ok"
+    return {
+        "file": str(scan.file), "camera": scan.camera, "quality": quality, "reason": scan.reason,
+        "pictures": scan.pictures, "sound": scan.sound, "length_sec": round(scan.length_sec, 2),
+        "start": iso_time(began_sec), "time_basis": basis,
+        "incidents": [{"type": kind, "start_sec": round(start, 2), "end_sec": round(end, 2),
+                       "start": iso_time(began_sec + start), "end": iso_time(began_sec + end)}
+                      for kind, (start, end) in scan.incidents],
+    }  # fmt: skip
+
+
+def iso_time(epoch_sec: float) -> str:
+    return datetime.fromtimestamp(epoch_sec, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def clock(seconds: float) -> str:
+    tenths = round(seconds * 10)
+    return f"{tenths // 36000}:{tenths // 600 % 60:02d}:{tenths // 10 % 60:02d}.{tenths % 10}"
+
+
+def show_scan(report: Mapping[str, Any], *, as_json: bool) -> None:
+    """To stdout: a line of JSON, or a few lines for people."""
+    if as_json:
+        sys.stdout.write(json.dumps(report) + "\n")
+    else:
+        what = report["reason"] or ("nothing found" if not report["incidents"] else "")
+        sys.stdout.write(f"{report['file']}  {clock(report['length_sec'])}  {what}".rstrip() + "\n")
+        for one in report["incidents"]:
+            sys.stdout.write(f"  {one['type']:<11}  {clock(one['start_sec'])} to {clock(one['end_sec'])}  "
+                             f"{one['end_sec'] - one['start_sec']:8.1f} s  {one['start']}\n")  # fmt: skip
+    sys.stdout.flush()
+
+
+def video_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", nargs="+", type=Path, help="recordings, or folders of them")
+    parser.add_argument("--precise", action="store_true", help="five pictures a second everywhere, not only where the "
+                        "key pictures raise a suspicion")  # fmt: skip
+    parser.add_argument("--json", action="store_true", default=None, help="JSON Lines, the last one a summary")
+    parser.add_argument("--metrics", metavar="FILE", type=Path, help="everything measured goes there, as CSV")
+    parser.add_argument("--fail_on_incident", action="store_true", help="exit 1 when an incident was found")
+    parser.add_argument("--workers", metavar="N", type=int, help="files side by side (default: one per CPU core)")
+
+
+def video_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
+    """Scan recordings side by side and show them in their order."""
+    files = recordings_in(arguments.file)
+    at_once = min(arguments.workers or os.cpu_count() or 1, len(files))
+    if arguments.workers is not None and arguments.workers < 1:
+        raise UsageError("--workers: must be 1 or more")
+    rules, zone = rules_of(config["analysis"]), zone_of(config["recording"]["timezone"])
+    for camera in config["analysis"]["masks"]:
+        mask_of(config["analysis"], camera)
+    ffmpeg, counts = find_ffmpeg("looking at recordings"), dict.fromkeys(TYPES, 0)
+    failed, length_sec = 0, 0.0
+    with ExitStack() as stack:
+        metrics = None
+        if arguments.metrics:
+            part = stack.enter_context(writable(arguments.metrics))
+            metrics = Metrics(stack.enter_context(part.open("w", newline="", encoding="utf-8")))
+        scanner = Scanner(ffmpeg, rules, config["analysis"], arguments.precise, 1 if at_once > 1 else 0, metrics)
+        pool = stack.enter_context(ThreadPoolExecutor(max(at_once, 1)))
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+        for scan in pool.map(scanner.scan, files):
+            report = scan_report(scan, zone)
+            show_scan(report, as_json=bool(arguments.json))
+            length_sec += scan.length_sec
+            for kind, _ in scan.incidents:
+                counts[kind] += 1
+            if report["quality"] == "unknown":
+                failed += 1
+                log.error("%s: quality unknown: %s", scan.file, scan.reason)
+    total = sum(counts.values())
+    if arguments.json:
+        summary = {"files": len(files), "unknown": failed, "length_sec": round(length_sec, 2), "incidents": counts}
+        sys.stdout.write(json.dumps({"summary": summary}) + "\n")
+    log.info("%d files, %s of footage: %d incidents, %d files unknown", len(files), clock(length_sec), total, failed)
+    return Status.PARTIAL if failed or (total and arguments.fail_on_incident) else Status.DONE
+
+
+@contextmanager
+def writable(path: Path) -> Iterator[Path]:
+    """part_file, with a sentence where the folder does not take it."""
+    if not path.parent.is_dir() or path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{path}: cannot be written; name a file in a folder that is there")
+    with part_file(path) as part:
+        yield part
+
+
+def zone_of(name: str) -> tzinfo:
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+    try:
+        return timezone.utc if name.upper() == "UTC" else ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as problem:
+        raise UsageError(f"timezone {name!r} is not known; expected a name such as Europe/Berlin") from problem
 
 
 # --- incidents ---------------------------------------------------------------------------------------------------
@@ -1238,10 +1765,11 @@ class Command:
 
 
 COMMANDS = {
-    "frame": Command("analyse single stills", frame_flags, frame_command),
+    "frame": Command("say whether a still is black or frozen, and whether there is sound", frame_flags, frame_command),
     "capture": Command("make stills and HLS from capture devices", capture_flags, capture_command),
     "rename": Command("give test_capture_*.jpg timestamped names and thumbnails", rename_flags, rename_command),
     "clean": Command("remove old captures", clean_flags, clean_command),
+    "video": Command("find black, frozen and silent stretches in recordings", video_flags, video_command),
 }
 
 
@@ -1261,7 +1789,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, configure, act; returns the exit status."""
     arguments = build_parser().parse_args(argv)
     start_logging(arguments)
-    sections = ("analysis", "capture", "notify", "storage", "rhombus", "cameras")
+    sections = ("analysis", "capture", "notify", "storage", "recording", "rhombus", "cameras")
     config = load_config(arguments.config, sections, Path(__file__).resolve().parent)
     return COMMANDS[arguments.command].act(arguments, config)
 
