@@ -20,6 +20,7 @@ import json
 import logging
 import math
 import os
+import queue
 import re
 import select
 import selectors
@@ -31,21 +32,24 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone, tzinfo
 from pathlib import Path
 from queue import SimpleQueue
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 from urllib.parse import quote, unquote
 
 from rhombus_logging import (
     Busy,
     CannotStart,
+    ProgramError,
     Status,
     UsageError,
     add_common_flags,
@@ -54,16 +58,21 @@ from rhombus_logging import (
     load_config,
     lock_file,
     mask,
+    notify_channels,
     part_file,
     read_json,
     run,
     run_lock,
+    send,
     start_logging,
+    write_json,
 )
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from sqlalchemy import Table
+    from sqlalchemy.engine import Connection
 
     Gray = NDArray[np.uint8]  # HEIGHT rows of WIDTH pixels, 0 black to 255 white
 
@@ -90,8 +99,39 @@ LISTED_LENGTH = re.compile(r"Duration: (\d+):(\d+):([\d.]+), start")
 COMPLAINT = re.compile(r"\[(?:error|fatal)\] (.*)")
 COMPLAINTS_KEPT = 20
 STALL_SEC = 120
-RECORDINGS = (".mp4", ".mkv", ".ts", ".mov", ".avi", ".m4v", ".webm", ".flv", ".mpg", ".mpeg", ".m2ts", ".h264", ".hevc")
+RECORDINGS = (".mp4", ".mkv", ".ts", ".mov", ".avi", ".m4v", ".webm", ".flv", ".mpg", ".mpeg", ".m2ts", ".h264",
+              ".hevc")  # fmt: skip
 RHOMBUS_NAME = re.compile(r"_(\d{9,11})_(?:video|videoWithAudio|combined)(?:_partial)?$")
+INCIDENT_TYPES = (*TYPES, "no_data")
+INCIDENT_COLUMNS = ("alert_id", "host_name", "device_id", "incident_type", "status", "consecutive_count", "start_time",
+                    "end_time", "metadata")  # fmt: skip
+NO_DATA_INTERVALS = 3  # so many usual distances without a still
+INTERVALS_KEPT = 9  # the median of these is the usual distance: an outage among them does not count
+BACKDATE_SEC, RECENT_KEPT = 15.0, 64  # good samples that a freeze may turn out to have begun with
+NETWORK_FILESYSTEMS = ("nfs", "cifs", "smb", "9p", "ceph", "glusterfs", "afs", "lustre", "davfs", "ncpfs", "fuse.sshfs",
+                       "fuse.rclone", "fuse.s3fs", "fuse.gcsfuse", "fuse.glusterfs", "fuse.ceph", "fuse.davfs",
+                       "fuse.smbnetfs", "fuse.curlftpfs")  # fmt: skip
+DATABASE_NAME = "incidents.sqlite3"
+DATABASE_TIMEOUT_SEC = 5
+EVIDENCE_PREFIX = "alerts"  # of the keys that nas_sync.py upload gives to evidence
+STATE_SCHEMA = 1
+TICK_SEC = 0.5  # how long a folder's thread waits for news
+POLL_SEC = 1.0  # network mounts tell nothing
+RESCAN_SEC, RESCAN_SHARE = 30.0, 50  # events may be lost; listing takes at most a fiftieth of the time
+SETTLE_SEC = 2.0  # younger files that cannot be read may still be written
+CLOCK_JUMP_SEC = 10.0
+SOUND_EVERY_SEC = 1.0
+SOUND_GAP_SEC = 10.0  # between segments: longer ones are no run of silence
+SEGMENT_LIES_STILL_SEC = 10.0
+CLIP_BEFORE_SEC, CLIP_SEGMENTS = 5.0, 10
+SAVE_EVERY_SEC, SAVE_AGAIN_SEC, PROGRESS_EVERY_SEC = 10.0, 1.0, 5.0  # state; spares memory cards
+ROWS_EVERY_SEC = 60.0  # active incidents count on in the database
+DELIVER_EVERY_SEC = 0.25
+RETRY_FIRST_SEC, RETRY_MAX_SEC = 1.0, 60.0
+HOLD_MAX_SEC = 7200.0
+KEPT_AWAY_SEC = 5.0  # after a bug in a folder's thread
+WATCHDOG_EVERY_SEC, WATCHDOG_QUIET_SEC = 1.0, 60  # a thread that is silent so long hangs: systemd is no longer told
+STOP_WITHIN_SEC = 3.0
 NAMED_TIME = re.compile(r"(?<!\d)(\d{8})[_T-]?(\d{6})(Z?)(?![\dA-Za-z])")
 
 THUMBNAIL_WIDTH = 498  # as the older captures have it
@@ -106,7 +146,6 @@ SOUND_RETRY_SEC = 60.0  # how often a sound device that could not be opened is t
 WATCHDOG_QUIET_SEC = 30  # a thread that is silent so long hangs: systemd is no longer told that all is well
 STDERR_LINES = 40
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
-DEFAULT_CAPTURE_DIRS = "/var/www/html/stream/capture*/captures"
 OLDER_NAME = re.compile(r"test_capture_(?!.*_thumbnail\.jpg).*\.jpg")
 UNFINISHED_SEC = 10.0  # a JPEG that has not grown so long and has no end mark stays cut off
 RESCAN_SEC = 1.0
@@ -877,13 +916,1410 @@ def zone_of(name: str) -> tzinfo:
 # --- incidents ---------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Patience:
+    """The times of the incident machine, from `analysis`; seconds."""
+
+    alarm_sec: Mapping[str, float]  # of each type: bad for so long before it is an incident
+    bad_share: float  # of the samples within that time
+    clear_sec: float
+    reopen_sec: float
+    no_data_sec: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One verdict on one type: True bad, False good, None unknown. `ref` names what it was seen on."""
+
+    at_sec: float
+    bad: bool | None
+    ref: str = ""
+    since_sec: float | None = None  # a bad sample may know that it began earlier: a freeze, once it has lasted
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Incident:
+    """A verdict with start and end, as a row of the database has it; times in epoch seconds."""
+
+    alert_id: str
+    host_name: str
+    device_id: str
+    incident_type: str
+    status: str  # active or resolved
+    consecutive_count: int  # bad samples
+    start_sec: float
+    end_sec: float | None
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened to an incident, and the stills that show it (empty where there is none)."""
+
+    kind: str  # opened, reopened or resolved
+    incident: Incident
+    last_good: str = ""
+    first_bad: str = ""
+    first_good: str = ""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is known of one type on one camera. JSON carries it over a restart."""
+
+    phase: str = "ok"  # ok, pending, active, clearing
+    known_sec: float | None = None  # the last sample, if its verdict was known: else the timers stand still
+    timer_sec: float = 0.0  # known time within pending or clearing
+    window: tuple[tuple[float, float, bool, str], ...] = ()  # pending: timer, time, bad, ref
+    recent: tuple[tuple[float, str], ...] = ()  # the last good samples, for back-dated starts
+    start_sec: float = 0.0
+    count: int = 0
+    good_sec: float = 0.0  # clearing: first good sample
+    good_ref: str = ""
+    alert_id: str = ""  # of the present incident, or of the last one while it may be reopened
+    ended_sec: float | None = None
+    detail: str = ""
+
+    def refs(self) -> set[str]:
+        """The stills that may yet become evidence."""
+        first = {self.window[0][3]} if self.window else set()
+        return (first | {self.good_ref} | {ref for _at, ref in self.recent}) - {""}
+
+
+def watch_from(values: Mapping[str, Any]) -> Watch:
+    """From JSON, where tuples are lists; a state of another version is forgotten."""
+    try:
+        rows = {name: tuple(tuple(row) for row in values.get(name, ())) for name in ("window", "recent")}
+        return Watch(**{**values, **rows})
+    except TypeError:
+        return Watch()
+
+
+def alert_id_of(host: str, device: str, incident_type: str, start_sec: float) -> str:
+    """The same for the same incident, also when it is found again after a crash: nothing is told or stored twice."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{host}/{device}/{incident_type}/{round(start_sec * 1000)}"))
+
+
+def silent_after_sec(steps: Sequence[float], patience: Patience) -> float:
+    """So long without a sample is `no_data`: three usual distances, and at least `no_data_alarm`."""
+    usual = sorted(steps)[len(steps) // 2] if len(steps) >= 3 else 0.0
+    return max(patience.no_data_sec, NO_DATA_INTERVALS * usual)
+
+
+class IncidentMachine:
+    """The incidents of one camera. Pure: times come in, events come out; it alone decides what is an incident."""
+
+    def __init__(self, host: str, device: str, patience: Patience, state: Mapping[str, Any] | None = None) -> None:
+        self.host, self.device, self.patience = host, device, patience
+        state = state or {}
+        self.watches = {name: watch_from(state.get("watches", {}).get(name, {})) for name in INCIDENT_TYPES}
+        self.last_sec: float | None = state.get("last_sec")
+        self.last_ref = str(state.get("last_ref", ""))
+        self.steps = [float(step) for step in state.get("steps", [])]
+
+    def state(self) -> dict[str, Any]:
+        return {"watches": {name: asdict(watch) for name, watch in self.watches.items()}, "last_sec": self.last_sec,
+                "last_ref": self.last_ref, "steps": self.steps}  # fmt: skip
+
+    def active(self) -> list[Incident]:
+        return [self.incident(name) for name, watch in self.watches.items() if watch.phase in ("active", "clearing")]
+
+    def incident(self, name: str) -> Incident:
+        watch = self.watches[name]
+        is_active = watch.phase in ("active", "clearing")
+        return Incident(watch.alert_id, self.host, self.device, name, "active" if is_active else "resolved",
+                        watch.count, watch.start_sec, None if is_active else watch.ended_sec,
+                        {"detail": watch.detail} if watch.detail else {})  # fmt: skip
+
+    def refs(self) -> set[str]:
+        return set().union(*(watch.refs() for watch in self.watches.values())) | ({self.last_ref} - {""})
+
+    def pause(self) -> None:
+        """Time has passed of which nothing is known (a jump of the clock, a restart): no timer counts it."""
+        self.watches = {name: replace(watch, known_sec=None) for name, watch in self.watches.items()}
+        self.last_sec = None
+
+    def arrived(self, at_sec: float, ref: str = "") -> list[Event]:
+        """A still is there, whatever it shows: ends `no_data`, and finds one that is over already."""
+        events: list[Event] = []
+        if self.last_sec is not None and at_sec > self.last_sec:
+            events += self.silence(at_sec)
+            self.steps = [*self.steps[1 - INTERVALS_KEPT :], at_sec - self.last_sec]
+        watch = self.watches["no_data"]
+        if watch.phase == "active":
+            ended = replace(watch, phase="ok", ended_sec=max(at_sec, watch.start_sec))
+            self.watches["no_data"] = ended
+            events.append(Event("resolved", self.incident("no_data"), first_good=ref))
+        self.last_sec, self.last_ref = at_sec, ref
+        return events
+
+    def silence(self, now_sec: float) -> list[Event]:
+        """Nothing has come since the last sample, and it is `now_sec`."""
+        watch = self.watches["no_data"]
+        if self.last_sec is None or now_sec - self.last_sec < silent_after_sec(self.steps, self.patience):
+            return []
+        if watch.phase == "active":
+            return []
+        self.watches["no_data"] = replace(watch, count=0)
+        return [self.open("no_data", self.last_sec, 1, "", self.last_ref, "")]
+
+    def open(self, name: str, start_sec: float, count: int, detail: str, last_good: str, first_bad: str) -> Event:
+        """The type is an incident from now on: a new one, or the last one once more."""
+        watch = self.watches[name]
+        kind = "opened"
+        if watch.ended_sec is not None and 0 <= start_sec - watch.ended_sec <= self.patience.reopen_sec:
+            kind, start_sec, count = "reopened", watch.start_sec, watch.count + count
+        else:
+            watch = replace(watch, alert_id=alert_id_of(self.host, self.device, name, start_sec))
+        self.watches[name] = replace(watch, phase="active", window=(), timer_sec=0.0, start_sec=start_sec, count=count,
+                                     ended_sec=None, detail=detail)  # fmt: skip
+        return Event(kind, self.incident(name), last_good=last_good, first_bad=first_bad)
+
+    def observe(self, name: str, sample: Sample) -> list[Event]:
+        """Take one verdict on one type; an event when an incident opens or ends."""
+        watch = self.watches[name]
+        if sample.bad is None:
+            self.watches[name] = replace(watch, known_sec=None)
+            return []
+        step_sec = sample.at_sec - watch.known_sec if watch.known_sec is not None else 0.0
+        if not 0 <= step_sec <= silent_after_sec(self.steps, self.patience):
+            step_sec = 0.0
+        watch = replace(watch, known_sec=sample.at_sec, timer_sec=watch.timer_sec + step_sec)
+        if watch.phase in ("active", "clearing"):
+            return self.observe_active(name, watch, sample)
+        return self.observe_ok(name, watch, sample)
+
+    def observe_active(self, name: str, watch: Watch, sample: Sample) -> list[Event]:
+        if sample.bad:
+            self.watches[name] = replace(watch, phase="active", count=watch.count + 1, good_ref="")
+            return []
+        if watch.phase == "active":
+            watch = replace(watch, phase="clearing", timer_sec=0.0, good_sec=sample.at_sec, good_ref=sample.ref)
+        if watch.timer_sec < self.patience.clear_sec or watch.known_sec == watch.good_sec:
+            self.watches[name] = watch
+            return []
+        first_good = watch.good_ref
+        recent = ((sample.at_sec, sample.ref),)
+        self.watches[name] = replace(watch, phase="ok", timer_sec=0.0, good_ref="", recent=recent,
+                                     ended_sec=max(watch.good_sec, watch.start_sec))  # fmt: skip
+        return [Event("resolved", self.incident(name), first_good=first_good)]
+
+    def observe_ok(self, name: str, watch: Watch, sample: Sample) -> list[Event]:
+        if watch.phase == "ok" and not sample.bad:
+            self.watches[name] = replace(watch, timer_sec=0.0, recent=kept_recent(watch.recent, sample))
+            return []
+        if watch.phase == "ok":
+            watch = begun(watch, sample)
+        window = [*watch.window, (watch.timer_sec, sample.at_sec, bool(sample.bad), sample.ref)]
+        while window and not (window[0][2] and share_of_bad(window) >= self.patience.bad_share):
+            _timer, at_sec, was_bad, ref = window.pop(0)
+            if not was_bad:
+                watch = replace(watch, recent=kept_recent(watch.recent, Sample(at_sec, False, ref)))
+        if not window:
+            self.watches[name] = replace(watch, phase="ok", timer_sec=0.0, window=())
+            return []
+        self.watches[name] = replace(watch, phase="pending", window=tuple(window))
+        if not sample.bad or len(window) < 2 or watch.timer_sec - window[0][0] < self.patience.alarm_sec[name]:
+            return []
+        start_sec, count = window[0][1], sum(entry[2] for entry in window)
+        last_good = next((ref for at_sec, ref in reversed(watch.recent) if at_sec < start_sec), "")
+        return [self.open(name, start_sec, count, sample.detail, last_good, window[0][3])]
+
+
+def share_of_bad(window: Sequence[tuple[float, float, bool, str]]) -> float:
+    return sum(entry[2] for entry in window) / len(window)
+
+
+def kept_recent(recent: tuple[tuple[float, str], ...], sample: Sample) -> tuple[tuple[float, str], ...]:
+    """With `sample`, without what is too long before it; one is always kept."""
+    younger = [entry for entry in recent if 0 <= sample.at_sec - entry[0] <= BACKDATE_SEC]
+    return (*younger[1 - RECENT_KEPT :], (sample.at_sec, sample.ref))
+
+
+def begun(watch: Watch, sample: Sample) -> Watch:
+    """The first bad sample; where it knows that it began earlier, the samples since then were bad as well."""
+    since_sec = sample.at_sec if sample.since_sec is None else min(sample.since_sec, sample.at_sec)
+    early = [(at_sec, ref) for at_sec, ref in watch.recent if since_sec <= at_sec < sample.at_sec]
+    if since_sec < sample.at_sec and (not early or early[0][0] > since_sec):
+        early.insert(0, (since_sec, early[0][1] if early else sample.ref))
+    window = tuple((at_sec - sample.at_sec, at_sec, True, ref) for at_sec, ref in early)
+    good = tuple(entry for entry in watch.recent if entry[0] < since_sec)
+    return replace(watch, timer_sec=0.0, window=window, recent=good)
+
+
 # --- database ----------------------------------------------------------------------------------------------------
+
+
+def filesystem_of(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
+    """The type of the filesystem that holds `path`; empty where the system does not tell."""
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return ""
+    place, best, kind = path.resolve(), -1, ""
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        if not after or len(before.split()) < 5:
+            continue
+        mounted = Path(re.sub(r"\\(\d{3})", lambda found: chr(int(found[1], 8)), before.split()[4]))
+        if len(mounted.parts) >= best and (mounted == place or mounted in place.parents):
+            best, kind = len(mounted.parts), after.split()[0]  # of two on the same place the later one counts
+    return kind
+
+
+def is_network_mount(path: Path) -> bool:
+    """Whether `path` lies on another machine: no inotify there, and SQLite's locks cannot be trusted."""
+    return filesystem_of(path).startswith(NETWORK_FILESYSTEMS)
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether files can be made in `folder`, which is made itself where only that is missing."""
+    try:
+        folder.mkdir(exist_ok=True)
+        probe = folder / f"probe.{os.getpid()}.part"
+        probe.touch()
+        probe.unlink()
+    except OSError as problem:
+        return problem.errno in (errno.ENOSPC, errno.ENOENT)  # full or away now, writable later
+    return True
+
+
+def state_folder(folder: Path) -> Path:
+    """Where what the monitor knows of a capture folder lies: in it, or, where that is no good, on the system's disk."""
+    own = folder / STATE_FOLDER
+    if not is_network_mount(folder) and is_writable(own):
+        return own
+    base = os.environ.get("STATE_DIRECTORY") or os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", str(folder.resolve())).strip("_")
+    elsewhere = Path(base.partition(":")[0]).expanduser() / "capture_analyzer" / name
+    elsewhere.mkdir(parents=True, exist_ok=True)
+    return elsewhere
+
+
+def database_of(settings: Mapping[str, Any], folder: Path) -> str:
+    """`analysis.database` (an address, or the path of an SQLite file), else SQLite beside the captures."""
+    place = str(settings["database"] or "")
+    if not place:
+        return str(state_folder(folder) / DATABASE_NAME)
+    if "://" not in place and is_network_mount(Path(place).parent):
+        raise UsageError(f"analysis.database: {place} lies on a network mount ({filesystem_of(Path(place).parent)}), "
+                         "where SQLite loses data; name a local path, or a PostgreSQL address")  # fmt: skip
+    return place
+
+
+def database_address(place: str) -> str:
+    """What SQLAlchemy wants to hear; PostgreSQL through psycopg, however the address begins."""
+    if "://" not in place:
+        return f"sqlite:///{Path(place).expanduser().absolute()}"
+    return re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql+psycopg://", place)
+
+
+def incident_table() -> Table:
+    """One row per incident. That there is at most one active row per host, device and type is the database's rule."""
+    from sqlalchemy import JSON, CheckConstraint, Column, DateTime, Index, Integer, MetaData, String, Table, text
+
+    is_active = text("status = 'active'")
+    return Table(
+        "incidents", MetaData(), Column("alert_id", String(64), primary_key=True),
+        *(Column(name, String(255), nullable=False) for name in ("host_name", "device_id", "incident_type", "status")),
+        Column("consecutive_count", Integer, nullable=False),
+        Column("start_time", DateTime(timezone=True), nullable=False, index=True),
+        Column("end_time", DateTime(timezone=True)), Column("metadata", JSON, nullable=False),
+        CheckConstraint("status IN ('active', 'resolved')"),
+        Index("incidents_one_active", "host_name", "device_id", "incident_type", unique=True, sqlite_where=is_active,
+              postgresql_where=is_active))  # fmt: skip
+
+
+def moment(at_sec: float) -> datetime:
+    return datetime.fromtimestamp(at_sec, timezone.utc)
+
+
+def epoch_sec(stored: datetime) -> float:
+    """SQLite keeps no zone; what we stored is UTC."""
+    return (stored if stored.tzinfo else stored.replace(tzinfo=timezone.utc)).timestamp()
+
+
+def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """`new` over `old`, evidence file by file: acknowledgements and earlier evidence stay."""
+    both = {**old, **new}
+    if "evidence" in old and "evidence" in new:
+        both["evidence"] = {**old["evidence"], **new["evidence"]}
+    return both
+
+
+class Database:
+    """Incidents in SQLite or PostgreSQL. Whatever is stored twice is there once."""
+
+    def __init__(self, place: str) -> None:
+        from sqlalchemy import create_engine, make_url
+        from sqlalchemy.exc import ArgumentError
+        from sqlalchemy.pool import NullPool
+
+        try:
+            url = make_url(database_address(place))
+        except ArgumentError as problem:
+            raise UsageError(f"analysis.database: {mask(place)!r} is no database address and no path") from problem
+        hide_secret(url.password)
+        is_file = url.get_backend_name() == "sqlite"
+        self.path = Path(url.database) if is_file and url.database else None
+        self.shown = str(self.path or url.render_as_string(hide_password=True))
+        patience = {"timeout": DATABASE_TIMEOUT_SEC} if is_file else {"connect_timeout": DATABASE_TIMEOUT_SEC}
+        try:
+            self.engine = create_engine(url, poolclass=NullPool, connect_args=patience)
+        except ImportError as problem:
+            raise CannotStart(f"{self.shown}: needs a package: pip install 'psycopg[binary]'") from problem
+        self.table = incident_table()
+        self.is_ready = False
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        if not self.is_ready:
+            if self.path:
+                self.path.parent.mkdir(exist_ok=True)  # only this one: a capture folder that is away stays away
+            self.table.metadata.create_all(self.engine)
+            self.is_ready = True
+        try:
+            with self.engine.begin() as connection:
+                yield connection
+        except BaseException:
+            self.is_ready = False  # the file may have gone with its folder
+            raise
+
+    def store(self, incident: Incident) -> bool:
+        """Insert or bring up to date; True for a new row. Another active row of its kind ends where this begins."""
+        from sqlalchemy import insert, select, update
+
+        table, key = self.table, self.table.c.alert_id == incident.alert_id
+        row = {"host_name": incident.host_name, "device_id": incident.device_id, "status": incident.status,
+               "incident_type": incident.incident_type, "consecutive_count": incident.consecutive_count,
+               "start_time": moment(incident.start_sec),
+               "end_time": None if incident.end_sec is None else moment(incident.end_sec)}  # fmt: skip
+        with self.transaction() as connection:
+            if incident.status == "active":
+                self.end_others(connection, incident)
+            found = connection.execute(select(table.c.metadata).where(key)).first()
+            if found is None:
+                connection.execute(insert(table).values(alert_id=incident.alert_id, metadata=incident.metadata, **row))
+            else:
+                values = {**row, "metadata": merged(found[0], incident.metadata)}
+                connection.execute(update(table).where(key).values(values))
+        return found is None
+
+    def end_others(self, connection: Connection, incident: Incident) -> None:
+        """What a lost state left active: its end was never seen."""
+        from sqlalchemy import select, update
+
+        columns = self.table.c
+        same = (columns.host_name == incident.host_name, columns.device_id == incident.device_id,
+                columns.incident_type == incident.incident_type, columns.status == "active",
+                columns.alert_id != incident.alert_id)  # fmt: skip
+        for row in connection.execute(select(self.table).where(*same)).mappings():
+            end_sec = max(epoch_sec(row["start_time"]), incident.start_sec)
+            connection.execute(update(self.table).where(columns.alert_id == row["alert_id"]).values(
+                {"status": "resolved", "end_time": moment(end_sec),
+                 "metadata": merged(row["metadata"], {"superseded_by": incident.alert_id})}))  # fmt: skip
+
+    def add_metadata(self, alert_id: str, values: Mapping[str, Any]) -> bool:
+        """Merge `values` into an incident's metadata; False when there is no such incident."""
+        from sqlalchemy import select, update
+
+        key = self.table.c.alert_id == alert_id
+        with self.transaction() as connection:
+            found = connection.execute(select(self.table.c.metadata).where(key)).first()
+            if found is not None:
+                connection.execute(update(self.table).where(key).values({"metadata": merged(found[0], values)}))
+        return found is not None
+
+    def read(self, since_sec: float | None = None, until_sec: float | None = None) -> list[Incident]:
+        """The incidents that touch the time, in the order of their start."""
+        from sqlalchemy import or_, select
+
+        if self.path and not self.path.exists():
+            return []
+        columns = self.table.c
+        query = select(self.table).order_by(columns.start_time)
+        if since_sec is not None:
+            query = query.where(or_(columns.end_time.is_(None), columns.end_time >= moment(since_sec)))
+        if until_sec is not None:
+            query = query.where(columns.start_time < moment(until_sec))
+        with self.transaction() as connection:
+            rows = connection.execute(query).mappings().all()
+        return [Incident(row["alert_id"], row["host_name"], row["device_id"], row["incident_type"], row["status"],
+                         row["consecutive_count"], epoch_sec(row["start_time"]),
+                         None if row["end_time"] is None else epoch_sec(row["end_time"]), row["metadata"])
+                for row in rows]  # fmt: skip
+
+
+def read_incidents(place: str, since_sec: float | None = None, until_sec: float | None = None) -> list[Incident]:
+    """The incidents of a database, for `report` and `incidents`; CannotStart when it cannot be read."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    database = Database(place)
+    try:
+        return database.read(since_sec, until_sec)
+    except SQLAlchemyError as problem:
+        raise CannotStart(f"{database.shown}: cannot be read: {first_line(problem)}") from problem
+
+
+def store_video_incidents(place: str, file: Path, sha256: str, device: str, base_sec: float,
+                          found: Iterable[tuple[str, Interval]]) -> int:  # fmt: skip
+    """Store what `video` found as (type, interval in the file); how many are new. A rescan of the same bytes adds none.
+
+    `base_sec` is the epoch time of the file's beginning.
+    """
+    database, host, new = Database(place), host_name(), 0
+    for incident_type, (start_sec, end_sec) in found:
+        key = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{sha256}/{incident_type}/{round(start_sec * 1000)}"))
+        new += database.store(Incident(key, host, device, incident_type, "resolved", 1, base_sec + start_sec,
+                                       base_sec + end_sec, {"file": str(file), "sha256": sha256}))  # fmt: skip
+    return new
+
+
+def first_line(problem: BaseException) -> str:
+    """A database's complaint without the statement and its values."""
+    cause = getattr(problem, "orig", None) or problem
+    return mask((str(cause).splitlines() or [type(cause).__name__])[0])
 
 
 # --- evidence and alerts -----------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Letter:
+    """Something that has to arrive: a row, a message, a piece of evidence. The same key replaces what waits."""
+
+    channel: str  # database, evidence, mail, or the name of a notify.urls
+    key: str
+    payload: dict[str, Any]
+    not_before_sec: float = 0.0
+    tries: int = 0
+
+
+class Outbox:
+    """What has to arrive from one capture folder. Lies in its state file, so it outlasts this process.
+
+    Used by the folder's thread and by those that deliver; a failed delivery never reaches the detection.
+    """
+
+    def __init__(self) -> None:
+        self.letters: dict[tuple[str, str], Letter] = {}
+        self.lock = threading.Lock()
+        self.is_changed = False
+
+    def restore(self, stored: Iterable[Mapping[str, Any]]) -> None:
+        """What an earlier run could not deliver, before what there is by now."""
+        with self.lock:
+            letters = [Letter(**values) for values in stored]
+            self.letters = {(letter.channel, letter.key): letter for letter in letters} | self.letters
+
+    def put(self, letter: Letter) -> None:
+        with self.lock:
+            self.letters[letter.channel, letter.key] = letter
+            self.is_changed = True
+
+    def cancel(self, channel: str, key: str) -> bool:
+        with self.lock:
+            self.is_changed = True
+            return self.letters.pop((channel, key), None) is not None
+
+    def due(self, channel: str, now_sec: float) -> list[Letter]:
+        """In order, those that failed before last; a clock that was set back holds nothing up."""
+        with self.lock:
+            waiting = [letter for letter in self.letters.values() if letter.channel == channel]
+        ready = [letter for letter in waiting
+                 if letter.not_before_sec <= now_sec or letter.not_before_sec - now_sec > HOLD_MAX_SEC]  # fmt: skip
+        return sorted(ready, key=lambda letter: letter.tries)
+
+    def delivered(self, letter: Letter) -> None:
+        """Forget it, unless a newer one has taken its place meanwhile."""
+        with self.lock:
+            if self.letters.get((letter.channel, letter.key)) is letter:
+                del self.letters[letter.channel, letter.key]
+                self.is_changed = True
+
+    def failed(self, letter: Letter) -> None:
+        with self.lock:
+            if self.letters.get((letter.channel, letter.key)) is letter:
+                self.letters[letter.channel, letter.key] = replace(letter, tries=letter.tries + 1)
+
+    def waiting(self, channel: str | None = None) -> list[Letter]:
+        with self.lock:
+            return [letter for letter in self.letters.values() if channel in (None, letter.channel)]
+
+
+def split_ref(ref: str) -> tuple[str, int]:
+    """`NAME@MTIME_NS`: capture programs use names again, and then the picture is another one."""
+    name, _, mtime_ns = ref.rpartition("@")
+    return name, int(mtime_ns)
+
+
+def evidence_letters(event: Event, clip: Sequence[str]) -> list[Letter]:
+    """What to copy for an event, as TYPE/DEVICE/… below the evidence folder."""
+    incident = event.incident
+    stem = f"{moment(incident.start_sec):%Y%m%dT%H%M%SZ}_{incident.alert_id[:8]}"
+    roles = {"last_good": event.last_good, "first_bad": event.first_bad, "first_good": event.first_good}
+    sources = {role: [ref] for role, ref in roles.items() if ref}
+    if clip and event.kind != "resolved":
+        sources["clip"] = list(clip)
+    letters = []
+    for role, refs in sources.items():
+        source = Path(split_ref(refs[0])[0])
+        target = f"{incident.incident_type}/{incident.device_id}/{stem}_{role}_{source.name}"
+        payload = {"alert_id": incident.alert_id, "role": role, "sources": refs, "target": target}
+        letters.append(Letter("evidence", target, payload))
+    return letters
+
+
+def copy_evidence(folder: Path, evidence_dir: Path, payload: Mapping[str, Any]) -> bool:
+    """Copy the sources, one after the other, into the target; False when none of them is there any more.
+
+    MPEG-TS segments may simply follow each other in a file.
+    """
+    target, parts = evidence_dir / payload["target"], []
+    if not folder.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "the capture folder is away", str(folder))
+    for ref in payload["sources"]:
+        name, mtime_ns = split_ref(ref)
+        source = folder / name
+        try:
+            if source.stat().st_mtime_ns == mtime_ns:
+                parts.append(source.read_bytes())
+        except FileNotFoundError:
+            continue
+    if not parts:
+        return bool(target.exists())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with part_file(target) as part:
+        part.write_bytes(b"".join(parts))
+    return True
+
+
+def local_text(at_sec: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(at_sec))
+
+
+def message_of(event: Event, evidence: Sequence[Letter]) -> dict[str, Any]:
+    """Subject, text and identity of an alert."""
+    incident = event.incident
+    where = f"{incident.incident_type} on {incident.device_id}"
+    lines = [f"host: {incident.host_name}", f"since: {local_text(incident.start_sec)}"]
+    if event.kind == "resolved" and incident.end_sec is not None:
+        subject = f"{where}: over after {incident.end_sec - incident.start_sec:.0f} s"
+        lines.append(f"until: {local_text(incident.end_sec)}")
+    else:
+        subject = f"{where}: {'again' if event.kind == 'reopened' else 'since ' + local_text(incident.start_sec)}"
+    if detail := incident.metadata.get("detail"):
+        lines.append(f"detail: {detail}")
+    lines += [f"evidence: {letter.payload['target']}" for letter in evidence]
+    return {"subject": f"[{incident.host_name}] {subject}", "body": "\n".join([*lines, f"id: {incident.alert_id}"]),
+            "message_id": f"{event.kind}.{incident.consecutive_count}.{incident.alert_id}"}  # fmt: skip
+
+
+def post(event: Event, outbox: Outbox, channels: Sequence[str], evidence: Sequence[Letter], hold_sec: float) -> None:
+    """Put into the outbox what an event makes necessary.
+
+    The end of an incident is told only when it can no longer be reopened, so that one that comes and goes is told once.
+    """
+    incident = event.incident
+    outbox.put(Letter("database", f"row {incident.alert_id}", asdict(incident)))
+    for letter in evidence:
+        outbox.put(letter)
+    end_key, message = f"resolved {incident.alert_id}", message_of(event, evidence)
+    for channel in channels:
+        if event.kind == "resolved":
+            outbox.put(Letter(channel, end_key, message, time.time() + hold_sec))
+        elif not outbox.cancel(channel, end_key):
+            outbox.put(Letter(channel, f"{event.kind} {incident.alert_id}", message))
+
+
 # --- monitor -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all watched folders have in common."""
+
+    host: str
+    rules: Rules
+    patience: Patience
+    settings: Mapping[str, Any]  # section analysis
+    notify: Mapping[str, Any]
+    channels: tuple[str, ...]
+
+    @property
+    def hold_sec(self) -> float:
+        """After this an incident that has ended can no longer be reopened."""
+        return self.patience.reopen_sec + max(self.patience.alarm_sec.values())
+
+
+def patience_of(settings: Mapping[str, Any]) -> Patience:
+    """The machine's times; UsageError for what cannot be meant."""
+    names = [f"{name}_alarm_sec" for name in TYPES] + ["clear_sec", "reopen_sec", "no_data_alarm_sec"]
+    if wrong := [name for name in names if settings[name] < 0]:
+        raise UsageError(f"analysis.{wrong[0]}: {settings[wrong[0]]} is less than 0")
+    if not 50 < settings["alarm_percent"] <= 100:
+        raise UsageError(f"analysis.alarm_percent: {settings['alarm_percent']} is not from 51 to 100")
+    if settings["no_data_alarm_sec"] < 1:
+        raise UsageError("analysis.no_data_alarm_sec: must be at least 1")
+    return Patience({name: settings[f"{name}_alarm_sec"] for name in TYPES}, settings["alarm_percent"] / 100,
+                    settings["clear_sec"], settings["reopen_sec"], settings["no_data_alarm_sec"])  # fmt: skip
+
+
+def host_name() -> str:
+    return os.environ.get("HOST_NAME") or os.environ.get("USER") or socket.gethostname()
+
+
+def device_names(folders: Sequence[Path]) -> list[str]:
+    """What each capture folder's device is called: `capture1` for `/srv/capture1/captures`; more where that repeats."""
+    parts = [[part for part in folder.parts if part not in ("/", "captures")] or ["captures"] for folder in folders]
+    for used in range(1, max(map(len, parts), default=1) + 1):
+        names = [re.sub(r"[^A-Za-z0-9._-]", "_", "_".join(part[-used:])) for part in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def moment_of_still(path: Path, mtime_sec: float, now_sec: float) -> float:
+    """The time in the name; in the hour that DST repeats, the one that is nearer to when the file was written."""
+    named_sec = time_of_still(path, now_sec)
+    again_sec = datetime.fromtimestamp(named_sec).replace(fold=1).timestamp()
+    return min(named_sec, again_sec, key=lambda at_sec: abs(at_sec - mtime_sec))
+
+
+class Seen:
+    """Which files were dealt with, by name and mtime: names are used again, and clocks jump.
+
+    Over a restart: everything up to the mtime of the last one, and by name what has a later one.
+    """
+
+    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
+        state = state or {}
+        self.cursor_ns = int(state.get("cursor_ns", -1))
+        self.names: dict[str, int] = dict(state.get("ahead", {}))
+        self.before_ns = self.cursor_ns  # of an earlier process
+
+    def has(self, name: str, mtime_ns: int) -> bool:
+        return self.names.get(name) == mtime_ns or (mtime_ns < self.before_ns and name not in self.names)
+
+    def add(self, name: str, mtime_ns: int) -> None:
+        self.names[name] = mtime_ns
+        self.cursor_ns = mtime_ns
+
+    def keep(self, listed: Mapping[str, int]) -> None:
+        """Forget what is no longer there; of an earlier process, know by name from now on what it had seen."""
+        self.names = {name: mtime_ns for name, mtime_ns in listed.items() if self.has(name, mtime_ns)}
+        self.before_ns = -1
+
+    def state(self) -> dict[str, Any]:
+        ahead = {name: mtime_ns for name, mtime_ns in self.names.items() if mtime_ns >= self.cursor_ns}
+        return {"cursor_ns": self.cursor_ns, "ahead": ahead}
+
+
+def is_finished(segment: Path, mtime_ns: int, playlists: Sequence[tuple[str, int]], newest_ns: int) -> bool:
+    """Whether FFmpeg is done with a segment: a later playlist names it, a later one exists, or it lies still."""
+    if any(segment.name in text and written_ns >= mtime_ns for text, written_ns in playlists):
+        return True
+    if playlists:
+        return mtime_ns < newest_ns and time.time_ns() - mtime_ns > SEGMENT_LIES_STILL_SEC * 1e9
+    return mtime_ns < newest_ns or time.time_ns() - mtime_ns > SEGMENT_LIES_STILL_SEC * 1e9
+
+
+def judge_sound(levels: Sequence[float], rules: Rules) -> tuple[bool | None, float]:
+    """Whether sound is lost at the end of `levels`, and for how long; None while they are too few to tell."""
+    lasted_sec = 0.0
+    for limit_db, least_sec in ((rules.quiet_db, rules.quiet_sec), (rules.silence_db, rules.silence_sec)):
+        run = next((place for place, level in enumerate(reversed(levels)) if level >= limit_db), len(levels))
+        if run * SOUND_WINDOW_SEC >= least_sec:
+            lasted_sec = max(lasted_sec, run * SOUND_WINDOW_SEC)
+    if lasted_sec:
+        return True, lasted_sec
+    is_quiet = all(level < rules.quiet_db for level in levels)
+    return (None if is_quiet else False), 0.0
+
+
+class Waker:
+    """Takes watchdog's events: names of files that may be new."""
+
+    def __init__(self) -> None:
+        self.names: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.wake = threading.Event()
+
+    def dispatch(self, event: Any) -> None:
+        if event.event_type in ("closed", "moved", "created"):
+            path = os.fsdecode(event.dest_path if event.event_type == "moved" else event.src_path)
+            self.names.put(os.path.basename(path))  # noqa: PTH119  Path() of every event would cost more
+            self.wake.set()
+
+    def take(self) -> set[str]:
+        """The names that have come."""
+        names: set[str] = set()
+        self.wake.clear()
+        with suppress(queue.Empty):
+            while True:
+                names.add(self.names.get_nowait())
+        return names
+
+
+class CaptureFolder:
+    """One capture folder: whatever is new in it goes through the machine, once and in order."""
+
+    def __init__(self, folder: Path, device: str, setup: Setup, stopping: threading.Event) -> None:
+        self.folder, self.device, self.setup, self.stopping = folder, device, setup, stopping
+        self.held = ExitStack()
+        self.own = folder / STATE_FOLDER
+        self.state_file = state_folder(folder) / "monitor.json"
+        self.database = database_of(setup.settings, folder)
+        configured = setup.settings["evidence_dir"]
+        self.evidence_dir = Path(str(configured)).expanduser() if configured else self.own / "evidence"
+        self.outbox = Outbox()
+        self.is_missing = not folder.exists()
+        self.restore()
+        self.reader = StillReader(setup.rules, mask_of(setup.settings, device))
+        self.levels: list[float] = []
+        self.sound_sec = self.sound_mono = -math.inf
+        self.ffmpeg = ""
+        self.waker = Waker()
+        self.beat = self.arrived_mono = time.monotonic()
+        self.is_live = False
+        self.first_sec: float | None = None
+        self.is_urgent = True
+        self.again_mono = self.saved_mono = self.noted_mono = self.scan_mono = self.rows_mono = -math.inf
+        self.scan_took_sec = 0.0
+        self.is_polled = True
+        self.sound_folder: Path | None = None
+        self.trouble = ""
+        self.opened = 0
+
+    def restore(self) -> None:
+        """Go on where the last run left off."""
+        state = read_json(self.state_file)
+        if state is None and self.state_file.exists():
+            log.warning("%s: is damaged; begun anew", self.state_file)
+        state = state if state is not None and state.get("schema") == STATE_SCHEMA else {}
+        self.machine = IncidentMachine(self.setup.host, self.device, self.setup.patience, state.get("machine"))
+        self.stills, self.segments = Seen(state.get("stills")), Seen(state.get("segments"))
+        self.outbox.restore(state.get("outbox", ()))
+
+    def take_lock(self) -> None:
+        """Busy when another run has it. Taken anew when the folder is another one than before."""
+        self.held.close()
+        lock = (self.own if is_writable(self.own) else self.state_file.parent) / "monitor.lock"
+        self.held.enter_context(run_lock(lock, str(self.folder)))
+
+    # --- pictures
+
+    def scan(self) -> list[tuple[int, str]]:
+        """What is new in the folder, in the order of writing."""
+        begun, listed, has_segments = time.monotonic(), {}, False
+        with os.scandir(self.folder) as entries:
+            for entry in entries:
+                if STILL_NAME.fullmatch(entry.name):
+                    with suppress(FileNotFoundError):
+                        listed[entry.name] = entry.stat().st_mtime_ns
+                has_segments = has_segments or (entry.name.startswith("segment_") and entry.name.endswith(".ts"))
+        new = sorted((mtime_ns, name) for name, mtime_ns in listed.items() if not self.stills.has(name, mtime_ns))
+        if not self.is_live:
+            last = split_ref(self.machine.last_ref)[0] if self.machine.last_ref else ""
+            if new and last not in listed:  # what came after it may have been removed: nothing is known of that time
+                self.machine.pause()
+        self.stills.keep(listed)
+        self.sound_folder = self.folder if has_segments else self.folder.parent
+        self.scan_mono = time.monotonic()
+        self.scan_took_sec = self.scan_mono - begun
+        return new
+
+    def find_new(self) -> list[tuple[int, str]]:
+        names = self.waker.take()
+        every_sec = POLL_SEC if self.is_polled else max(RESCAN_SEC, RESCAN_SHARE * self.scan_took_sec)
+        if time.monotonic() - self.scan_mono >= every_sec:
+            return self.scan()
+        new = []
+        for name in names:
+            with suppress(FileNotFoundError):
+                if STILL_NAME.fullmatch(name):
+                    mtime_ns = (self.folder / name).stat().st_mtime_ns
+                    if not self.stills.has(name, mtime_ns):
+                        new.append((mtime_ns, name))
+        return sorted(new)
+
+    def take_still(self, name: str, mtime_ns: int) -> bool:
+        """Look at one still; False when it is still being written and has to wait, and all later ones with it."""
+        path, now_sec = self.folder / name, time.time()
+        at_sec = moment_of_still(path, mtime_ns / 1e9, now_sec)
+        still = self.reader.read(path, at_sec)
+        if still.quality != "ok":
+            if not path.exists():
+                return True
+            if -SETTLE_SEC < now_sec - mtime_ns / 1e9 < SETTLE_SEC:
+                return False
+        self.note_clock(at_sec)
+        ref = f"{name}@{mtime_ns}"
+        if still.reason:
+            log.debug("%s: %s", path, still.reason)
+        events = self.machine.arrived(at_sec, ref)
+        events += self.machine.observe("blackscreen", Sample(at_sec, still.blackscreen, ref))
+        frozen = self.settled_freeze(still)
+        events += self.machine.observe("freeze", Sample(at_sec, frozen, ref, still.freeze_since_sec))
+        self.stills.add(name, mtime_ns)
+        self.tell(events)
+        return True
+
+    def settled_freeze(self, still: Still) -> bool | None:
+        """After a start nothing is known until the picture changes, or has stood still for long enough."""
+        if still.picture is None or still.freeze:
+            return still.freeze
+        if self.first_sec is None:
+            self.first_sec = still.picture.since_sec
+        return None if still.picture.since_sec == self.first_sec else still.freeze
+
+    def note_clock(self, at_sec: float) -> None:
+        """Pause the machine where the stills' time went on, but ours did not: the clock was set, or the host slept."""
+        now_mono, last_sec = time.monotonic(), self.machine.last_sec
+        if self.is_live and last_sec is not None:
+            jump_sec = (at_sec - last_sec) - (now_mono - self.arrived_mono)
+            if abs(jump_sec) > CLOCK_JUMP_SEC:
+                log.warning("%s: the time of the stills jumped by %+.0f s", self.device, jump_sec)
+                self.machine.pause()
+        self.arrived_mono = now_mono
+
+    # --- sound
+
+    def take_sound(self) -> None:
+        """Look at the segments that are finished and new."""
+        place = self.sound_folder
+        if place is None or time.monotonic() - self.sound_mono < SOUND_EVERY_SEC:
+            return
+        self.sound_mono = time.monotonic()
+        listed: dict[str, int] = {}
+        playlists: list[tuple[str, int]] = []
+        with os.scandir(place) as entries:
+            for entry in entries:
+                with suppress(OSError):
+                    if entry.name.startswith("segment_") and entry.name.endswith(".ts"):
+                        listed[entry.name] = entry.stat().st_mtime_ns
+                    elif entry.name.endswith(".m3u8"):
+                        playlists.append((Path(entry.path).read_text("utf-8", "replace"), entry.stat().st_mtime_ns))
+        newest_ns = max(listed.values(), default=0)
+        for mtime_ns, name in sorted((mtime_ns, name) for name, mtime_ns in listed.items()):
+            if self.stopping.is_set():
+                return
+            path = place / name
+            if not self.segments.has(name, mtime_ns) and is_finished(path, mtime_ns, playlists, newest_ns):
+                self.take_segment(path, mtime_ns)
+                self.beat = time.monotonic()
+        self.segments.keep(listed)
+
+    def take_segment(self, path: Path, mtime_ns: int) -> None:
+        """One sample per segment, at its end; runs of silence may have begun in the segments before."""
+        at_sec, rules = mtime_ns / 1e9, self.setup.rules
+        bad: bool | None = None
+        since_sec, reason = at_sec, ""
+        self.ffmpeg = self.ffmpeg or find_ffmpeg("sound")
+        if not 0 <= at_sec - self.sound_sec <= SOUND_GAP_SEC:
+            self.levels = []
+        try:
+            kept = math.ceil(max(rules.silence_sec, rules.quiet_sec, SOUND_GAP_SEC) / SOUND_WINDOW_SEC)
+            self.levels = [*self.levels, *measure_sound(self.ffmpeg, path.read_bytes())][-kept:]
+            bad, lasted_sec = judge_sound(self.levels, rules)
+            since_sec = at_sec - lasted_sec
+        except NoStream:
+            bad, self.levels, reason = (True if rules.audio_required else None), [], "there is no audio stream"
+        except (OSError, Unreadable) as problem:
+            self.levels, reason = [], str(problem)
+        self.sound_sec = at_sec
+        log.debug("%s: sound is lost: %s %s", path, bad, reason)
+        ref = f"{os.path.relpath(path, self.folder)}@{mtime_ns}"
+        self.segments.add(path.name, mtime_ns)
+        self.tell(self.machine.observe("audio_loss", Sample(at_sec, bad, ref, since_sec, reason)))
+
+    def clip(self, start_sec: float) -> list[str]:
+        """The segments around the start of an incident, as far as they still exist."""
+        place, found = self.sound_folder, []
+        if place is None:
+            return []
+        with suppress(OSError):
+            for path in place.glob(SEGMENT_PATTERN):
+                mtime_ns = path.stat().st_mtime_ns
+                if mtime_ns / 1e9 >= start_sec - CLIP_BEFORE_SEC and self.segments.has(path.name, mtime_ns):
+                    found.append((mtime_ns, f"{os.path.relpath(path, self.folder)}@{mtime_ns}"))
+        return [ref for _mtime_ns, ref in sorted(found)[:CLIP_SEGMENTS]]
+
+    # --- what comes of it
+
+    def tell(self, events: Sequence[Event]) -> None:
+        """Log the events and put what they make necessary into the outbox."""
+        for event in events:
+            incident = event.incident
+            level = logging.INFO if event.kind == "resolved" else logging.WARNING
+            log.log(level, "%s: %s %s, since %s", self.device, incident.incident_type, event.kind,
+                    local_text(incident.start_sec))  # fmt: skip
+            letters = evidence_letters(event, self.clip(incident.start_sec) if event.kind != "resolved" else ())
+            post(event, self.outbox, self.setup.channels, letters, self.setup.hold_sec)
+            self.opened += event.kind == "opened"
+            self.is_urgent = True
+
+    def look_for_silence(self) -> None:
+        """No still has come for too long; by our own clock, so that a jump of the system's is no outage."""
+        if self.machine.last_sec is None:
+            self.machine.last_sec, self.arrived_mono = time.time(), time.monotonic()
+        elif not self.is_live:  # since when nothing has come, only the clock can tell
+            self.arrived_mono = time.monotonic() - max(0.0, time.time() - self.machine.last_sec)
+        self.tell(self.machine.silence(self.machine.last_sec + time.monotonic() - self.arrived_mono))
+
+    def round(self) -> None:
+        """Everything once: new stills, sound, silence, state."""
+        try:
+            new = self.find_new()
+            if self.trouble:
+                log.info("%s: is there again", self.folder)
+            self.trouble = ""
+        except OSError as problem:
+            new = []
+            self.scan_mono = -math.inf
+            if not self.trouble:
+                self.trouble = problem.strerror or "cannot be read"
+                log.warning("%s: %s; waiting for it", self.folder, self.trouble)
+        for mtime_ns, name in new:
+            self.beat = time.monotonic()
+            if self.stopping.is_set():
+                break
+            if not self.take_still(name, mtime_ns):
+                self.scan_mono = -math.inf  # look again soon
+                break
+            self.save_if_due()
+        else:
+            if not self.trouble:
+                with suppress(OSError):
+                    self.take_sound()
+            self.look_for_silence()
+            self.is_live = self.is_live or not self.trouble
+        self.save_if_due()
+
+    def save_if_due(self) -> None:
+        """State at once when something happened, else every few seconds; then what others read."""
+        now_mono = time.monotonic()
+        if now_mono - self.rows_mono >= ROWS_EVERY_SEC:
+            self.rows_mono = now_mono
+            for incident in self.machine.active():
+                self.outbox.put(Letter("database", f"row {incident.alert_id}", asdict(incident)))
+        is_due = self.is_urgent or self.outbox.is_changed or now_mono - self.saved_mono >= SAVE_EVERY_SEC
+        if is_due and now_mono >= self.again_mono:
+            is_told, self.is_urgent, self.saved_mono = self.is_urgent, False, now_mono
+            try:
+                self.save()
+                if is_told or self.machine.active():
+                    write_json(self.folder / "incidents.json", self.for_others())
+            except OSError as problem:  # full or away: all of it stays in memory, and is delivered from there
+                log.debug("%s: state not written: %s", self.folder, problem)
+                self.again_mono = now_mono + SAVE_AGAIN_SEC
+        if now_mono - self.noted_mono >= PROGRESS_EVERY_SEC:
+            self.noted_mono = now_mono
+            try:
+                write_json(self.own / "progress.json", self.progress())
+            except OSError as problem:
+                log.debug("%s: progress not written: %s", self.folder, problem)
+
+    def save(self) -> None:
+        self.outbox.is_changed = False
+        state = {"schema": STATE_SCHEMA, "machine": self.machine.state(), "stills": self.stills.state(),
+                 "segments": self.segments.state(),
+                 "outbox": [asdict(letter) for letter in self.outbox.waiting()]}  # fmt: skip
+        try:
+            self.state_file.parent.mkdir(parents=False, exist_ok=True)
+            write_json(self.state_file, state)
+        except OSError:
+            self.outbox.is_changed = True
+            raise
+
+    def for_others(self) -> dict[str, Any]:
+        """`incidents.json`, with the older names."""
+        now_text = moment(time.time()).isoformat(timespec="milliseconds")
+        return {"active_incidents": {
+            incident.incident_type: {"alert_id": incident.alert_id, "consecutive_count": incident.consecutive_count,
+                                     "start_time": moment(incident.start_sec).isoformat(timespec="milliseconds"),
+                                     "last_updated": now_text} for incident in self.machine.active()}}  # fmt: skip
+
+    def progress(self) -> dict[str, Any]:
+        """For `clean`: up to which mtime everything was looked at, and which files are needed longer."""
+        waiting = {ref for letter in self.outbox.waiting("evidence") for ref in letter.payload["sources"]}
+        names = {Path(split_ref(ref)[0]).name for ref in self.machine.refs() | waiting}
+        until_sec = max(self.stills.cursor_ns, 0) / 1e9
+        return {"schema": 1, "analysed_until_sec": until_sec, "awaiting": sorted(names)}
+
+
+# --- what has to arrive
+
+
+def deliver(place: CaptureFolder, letter: Letter) -> None:
+    """Take one letter where it belongs; raises when that failed."""
+    if letter.channel == "database":
+        payload = letter.payload
+        database = Database(place.database)
+        if "status" in payload:
+            database.store(Incident(**payload))
+        elif not database.add_metadata(payload["alert_id"], payload["metadata"]):
+            raise CannotStart(f"{database.shown}: incident {payload['alert_id']} is not there yet")
+    elif letter.channel == "evidence":
+        payload = letter.payload
+        if copy_evidence(place.folder, place.evidence_dir, payload):
+            key = f"{EVIDENCE_PREFIX}/{payload['target']}"  # as nas_sync.py upload names it
+            metadata = {"evidence": {payload["role"]: key}, "evidence_dir": str(place.evidence_dir)}
+            place.outbox.put(Letter("database", f"evidence {payload['target']}",
+                                    {"alert_id": payload["alert_id"], "metadata": metadata}))  # fmt: skip
+        else:
+            log.warning("%s: evidence lost, the capture has been removed: %s", place.device, payload["target"])
+    else:
+        send(place.setup.notify, letter.channel, **letter.payload)
+
+
+class Courier:
+    """Delivers the letters of one channel from all folders. A channel that is down holds up nothing but itself."""
+
+    def __init__(self, channel: str, places: Sequence[CaptureFolder], stopping: threading.Event) -> None:
+        self.channel, self.places, self.stopping = channel, places, stopping
+        self.failures = dict.fromkeys(places, 0)
+        self.again_mono = dict.fromkeys(places, 0.0)
+
+    def work(self) -> None:
+        while not self.stopping.wait(DELIVER_EVERY_SEC):
+            for place in self.places:
+                if time.monotonic() >= self.again_mono[place] and not place.is_urgent:  # the state is saved first
+                    self.deliver_due(place)
+
+    def deliver_due(self, place: CaptureFolder) -> bool:
+        """False at the first failure: the rest would most likely fail too."""
+        for letter in place.outbox.due(self.channel, time.time()):
+            if self.stopping.is_set():
+                break
+            try:
+                deliver(place, letter)
+            except Exception as problem:  # noqa: BLE001  drivers and servers fail in any way; the letter stays
+                self.note_failure(place, letter, problem)
+                return False
+            place.outbox.delivered(letter)
+            place.waker.wake.set()
+            if self.failures[place]:
+                log.info("%s: %s works again", place.device, self.channel)
+            self.failures[place] = 0
+        return True
+
+    def note_failure(self, place: CaptureFolder, letter: Letter, problem: Exception) -> None:
+        place.outbox.failed(letter)
+        self.failures[place] += 1
+        wait_sec = min(RETRY_MAX_SEC, RETRY_FIRST_SEC * 2 ** (self.failures[place] - 1))
+        self.again_mono[place] = time.monotonic() + wait_sec
+        level = logging.WARNING if self.failures[place] == 1 else logging.DEBUG
+        log.log(level, "%s: %s does not take %s: %s; %d wait, tried again and again", place.device, self.channel,
+                letter.key, first_line(problem), len(place.outbox.waiting(self.channel)))  # fmt: skip
+
+
+# --- the service
+
+
+class FolderWatch:
+    """The loop of one folder, in a thread of its own: a folder that hangs holds up no other."""
+
+    def __init__(self, place: CaptureFolder, observer: Any) -> None:
+        self.place, self.observer = place, observer
+        self.identity = None if place.is_missing else self.identify()
+        self.is_attached = False
+        self.watch: Any = None
+
+    def identify(self) -> tuple[int, int] | None:
+        try:
+            found = self.place.folder.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def attach(self) -> None:
+        """Have inotify tell of new files; after the folder came back, anew. The lock is in the folder, so it too."""
+        identity = self.identify()
+        if identity == self.identity and self.is_attached:
+            return
+        if self.watch is not None:
+            with suppress(Exception):
+                self.observer.unschedule(self.watch)
+        self.watch, self.place.is_polled, self.is_attached = None, True, identity is not None
+        is_back, self.identity = identity != self.identity, identity or self.identity
+        if identity is None:
+            return
+        if is_back or self.place.is_missing:
+            self.place.take_lock()
+        if self.place.is_missing:
+            self.place.is_missing = False
+            self.place.restore()
+        self.place.scan_mono = -math.inf
+        if is_network_mount(self.place.folder):
+            log.info("%s: a network mount, looked at every %g s", self.place.folder, POLL_SEC)
+            return
+        try:
+            self.watch = self.observer.schedule(self.place.waker, str(self.place.folder))
+            self.place.is_polled = False
+        except OSError as problem:
+            log.warning("%s: inotify: %s; looked at every %g s", self.place.folder, problem.strerror, POLL_SEC)
+
+    def work(self) -> None:
+        place = self.place
+        while not place.stopping.is_set():
+            try:
+                self.attach()
+                place.round()
+            except Busy as problem:
+                log.warning("%s; this folder is left to it", problem)
+                return
+            except Exception:
+                log.exception("%s: this is a bug in the program, going on", place.folder)
+                place.stopping.wait(KEPT_AWAY_SEC)
+            place.beat = time.monotonic()
+            place.waker.wake.wait(TICK_SEC)
+        place.is_urgent = True
+        place.save_if_due()
+
+
+def watched_folders(given: Sequence[Path], settings: Mapping[str, Any]) -> list[Path]:
+    """The folders of the call, else those that match `analysis.capture_dirs`; CannotStart when there is none."""
+    if given:
+        found = list(dict.fromkeys(Path(os.path.abspath(folder)) for folder in given))  # noqa: PTH100
+    else:
+        patterns = [str(Path(str(pattern)).expanduser()) for pattern in settings["capture_dirs"]]
+        found = sorted({Path(name) for pattern in patterns for name in glob.glob(pattern)})  # noqa: PTH207
+        if not found:
+            raise CannotStart(f"no folder matches analysis.capture_dirs ({', '.join(patterns) or 'empty'}); name one")
+    if files := [folder for folder in found if folder.exists() and not folder.is_dir()]:
+        raise UsageError(f"{files[0]}: is no folder")
+    if not any(folder.is_dir() for folder in found):
+        raise CannotStart(f"{found[0]}: there is no such folder")
+    return found
+
+
+def make_setup(config: Mapping[str, Any]) -> Setup:
+    settings = config["analysis"]
+    return Setup(host_name(), rules_of(settings), patience_of(settings), settings, config["notify"],
+                 tuple(notify_channels(config["notify"])))  # fmt: skip
+
+
+@contextmanager
+def taken(folders: Sequence[Path], setup: Setup, stopping: threading.Event) -> Iterator[list[CaptureFolder]]:
+    """Those folders that nobody else watches, locked. With none left, Busy."""
+    busy = None
+    with ExitStack() as held:
+        places = []
+        for folder, device in zip(folders, device_names(folders), strict=True):
+            place = CaptureFolder(folder, device, setup, stopping)
+            held.callback(place.held.close)
+            try:
+                if not place.is_missing:
+                    place.take_lock()
+                    place.restore()  # what the one before has written last
+                places.append(place)
+            except Busy as problem:
+                busy = problem
+                if len(folders) > 1:
+                    log.warning("%s", problem)
+        if not places and busy:
+            raise busy
+        yield places
+
+
+def monitor_folders(folders: Sequence[Path], config: Mapping[str, Any], stopping: threading.Event) -> int:
+    """Watch capture folders until `stopping` is set; for `monitor`, and for `capture --monitor`."""
+    from watchdog.observers import Observer
+
+    setup = make_setup(config)
+    with taken(folders, setup, stopping) as places:
+        observer = Observer()
+        observer.daemon = True
+        observer.start()
+        works = [FolderWatch(place, observer).work for place in places]
+        works += [Courier(channel, places, stopping).work for channel in ("database", "evidence", *setup.channels)]
+        threads = [threading.Thread(target=work, daemon=True, name=f"monitor {number}")
+                   for number, work in enumerate(works)]  # fmt: skip
+        for thread in threads:
+            thread.start()
+        log.info("watching %s", ", ".join(f"{place.device} ({place.folder})" for place in places))
+        tell_systemd("READY=1")
+        while not stopping.wait(WATCHDOG_EVERY_SEC):
+            if not any(thread.is_alive() for thread in threads[: len(places)]):
+                raise Busy("every folder is watched by another run")
+            if all(time.monotonic() - place.beat < WATCHDOG_QUIET_SEC for place in places):
+                tell_systemd("WATCHDOG=1")
+        tell_systemd("STOPPING=1")
+        deadline = time.monotonic() + STOP_WITHIN_SEC
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        observer.stop()
+    return Status.DONE
+
+
+def monitor_once(folders: Sequence[Path], config: Mapping[str, Any], stopping: threading.Event) -> int:
+    """Look at what is new, deliver what is due, end: for cron. What could not be delivered waits for the next run."""
+    setup, failed = make_setup(config), False
+    with taken(folders, setup, stopping) as places:
+        for place in places:
+            deadline = time.monotonic() + 2 * SETTLE_SEC
+            while not place.is_live and not stopping.is_set() and time.monotonic() < deadline:
+                place.round()
+                if not place.is_live:
+                    time.sleep(TICK_SEC)
+        for channel in ("evidence", "database", *setup.channels):  # the row of an incident names its evidence
+            courier = Courier(channel, places, stopping)
+            for place in places:
+                failed = not courier.deliver_due(place) or failed
+        for place in places:
+            place.is_urgent, place.noted_mono = True, -math.inf
+            place.save_if_due()
+            failed = failed or bool(place.trouble)
+    opened, active = sum(place.opened for place in places), sum(len(place.machine.active()) for place in places)
+    log.info("%d incident%s opened, %d active", opened, "" if opened == 1 else "s", active)
+    return Status.PARTIAL if failed else Status.DONE
+
+
+def tell_systemd(message: str) -> None:
+    """sd_notify: one datagram to the socket that systemd names, nothing without it."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
+        try:
+            notifier.connect("\0" + address[1:] if address.startswith("@") else address)
+            notifier.sendall(message.encode())
+        except OSError as problem:
+            log.debug("systemd was not told %s: %s", message, problem)
+
+
+def monitor_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", nargs="*", type=Path,
+                        help="capture folders (default: analysis.capture_dirs)")  # fmt: skip
+    parser.add_argument("--once", action="store_true", help="look at what is new, then end (for cron)")
+
+
+def monitor_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
+    """SIGTERM and SIGHUP are the ordinary end of a service, SIGINT is 130."""
+    signals: list[int] = []
+    stopping = threading.Event()
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        signals.append(number)
+        stopping.set()
+
+    for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(one) is not signal.SIG_IGN:  # nohup
+            signal.signal(one, stop)
+    folders = watched_folders(arguments.folder, config["analysis"])
+    status = (monitor_once if arguments.once else monitor_folders)(folders, config, stopping)
+    return Status.SIGINT if signal.SIGINT in signals else status
+
+
+# --- incidents on the command line
+
+
+def incidents_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("list", "show", "ack", "export"),
+                        help="list, show or acknowledge incidents, or export them all as CSV")  # fmt: skip
+    parser.add_argument("alert_id", metavar="ID", nargs="*", help="show, ack: which; the beginning of the id will do")
+    parser.add_argument("--since", metavar="TIME", help="from when on (default: the first)")
+    parser.add_argument("--until", metavar="TIME", help="until when (default: now)")
+    parser.add_argument("--json", action="store_true", default=None, help="JSON Lines, the last one a summary")
+
+
+def parse_moment(text: str | None, flag: str) -> float | None:
+    """Epoch seconds, ISO 8601 or words such as "2 hours ago"; without a zone in the host's."""
+    if text is None:
+        return None
+    if re.fullmatch(r"\d{9,11}(\.\d+)?", text):
+        return float(text)
+    from dateutil.parser import isoparse
+
+    try:
+        found: datetime | None = isoparse(text)
+    except ValueError:
+        import dateparser
+
+        found = dateparser.parse(text, settings={"PREFER_DATES_FROM": "past"})
+    if found is None:
+        raise UsageError(f"{flag}: {text!r} is no time; say 2026-01-31T12:00, epoch seconds or '2 hours ago'")
+    return found.timestamp()
+
+
+def databases(config: Mapping[str, Any]) -> list[str]:
+    """The configured one, else those beside the captures."""
+    settings = config["analysis"]
+    folders = [] if settings["database"] else watched_folders([], settings)
+    return list(dict.fromkeys(database_of(settings, folder) for folder in folders or [Path()]))
+
+
+def row_of(incident: Incident) -> dict[str, Any]:
+    """As the table has it, with times that can be read."""
+    values = asdict(incident)
+    values["start_time"] = moment(values.pop("start_sec")).isoformat()
+    end_sec = values.pop("end_sec")
+    values["end_time"] = None if end_sec is None else moment(end_sec).isoformat()
+    values["metadata"] = values.pop("metadata")
+    return values
+
+
+def chosen(found: Sequence[tuple[str, Incident]], wanted: Sequence[str]) -> list[tuple[str, Incident]]:
+    """Those that `wanted` names by id or by its beginning; UsageError for one that is not there, or not clear."""
+    result = []
+    for text in wanted:
+        matching = [pair for pair in found if pair[1].alert_id.startswith(text)]
+        if len(matching) != 1:
+            raise UsageError(f"{text}: {'no' if not matching else 'more than one'} incident has this id")
+        result += matching
+    return result
+
+
+def incidents_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
+    since_sec, until_sec = parse_moment(arguments.since, "--since"), parse_moment(arguments.until, "--until")
+    found = [(place, incident) for place in databases(config)
+             for incident in read_incidents(place, since_sec, until_sec)]  # fmt: skip
+    found.sort(key=lambda pair: pair[1].start_sec)
+    if arguments.action in ("show", "ack"):
+        if not arguments.alert_id:
+            raise UsageError(f"incidents {arguments.action}: name at least one id")
+        found = chosen(found, arguments.alert_id)
+    if arguments.action == "ack":
+        values = {"acknowledged_at": moment(time.time()).isoformat(timespec="seconds"), "acknowledged_by": host_name()}
+        for place, incident in found:
+            acknowledge(place, incident, values)
+        return Status.DONE
+    show_incidents([incident for _place, incident in found], arguments)
+    return Status.DONE
+
+
+def acknowledge(place: str, incident: Incident, values: Mapping[str, Any]) -> None:
+    from sqlalchemy.exc import SQLAlchemyError
+
+    database = Database(place)
+    try:
+        database.add_metadata(incident.alert_id, values)
+    except SQLAlchemyError as problem:
+        raise CannotStart(f"{database.shown}: cannot be written: {first_line(problem)}") from problem
+    log.info("%s acknowledged", incident.alert_id)
+
+
+def show_incidents(incidents: Sequence[Incident], arguments: argparse.Namespace) -> None:
+    """To stdout: a table, all there is about each, CSV, or JSON Lines."""
+    rows = [row_of(incident) for incident in incidents]
+    if arguments.json:
+        for row in rows:
+            print(json.dumps(row, ensure_ascii=False))
+        active = sum(incident.status == "active" for incident in incidents)
+        print(json.dumps({"summary": {"incidents": len(rows), "active": active}}))
+    elif arguments.action == "export":
+        writer = csv.DictWriter(sys.stdout, INCIDENT_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**row, "metadata": json.dumps(row["metadata"], ensure_ascii=False)} for row in rows)
+    elif arguments.action == "show":
+        print("\n".join(json.dumps(row, indent=1, ensure_ascii=False) for row in rows))
+    else:
+        for incident in incidents:
+            end = "active" if incident.end_sec is None else f"{incident.end_sec - incident.start_sec:.0f} s"
+            seen = "acknowledged" if "acknowledged_at" in incident.metadata else ""
+            print(f"{incident.alert_id[:8]}  {local_text(incident.start_sec)}  {end:>8}  {incident.incident_type:<11}  "
+                  f"{incident.device_id}  {seen}".rstrip())  # fmt: skip
 
 
 # --- capture -----------------------------------------------------------------------------------------------------
@@ -1224,6 +2660,11 @@ class CaptureRun:
             pipe.close()
 
 
+def quotable(line: str) -> str:
+    """What FFmpeg said, for a log line that is no ERROR: people search logs for that word."""
+    return re.sub("(?i)error", "failure", re.sub(r"\[[^\]]*\] ", "", line))
+
+
 def capture_wait_sec(attempt: int, down_sec: float, said: str) -> float:
     """Seconds until the next attempt; a refused login is asked for rarely, so that no account is locked."""
     if re.search(r"\b40[134]\b|(?i:unauthori[sz]ed)", said):
@@ -1322,18 +2763,17 @@ class Capturer:
 
     def explain(self, current: CaptureRun, lines: Sequence[str]) -> str:
         """Of an FFmpeg that ended by itself; sound that cannot be opened is left out from now on."""
-        text = "\n".join(lines)
-        told = [line for line in lines if re.search(r"\[(error|fatal)\]", line)] or [*lines[-1:]]
-        said = re.sub("(?i)error", "failure", re.sub(r"\[[^\]]*\] ", "", told[-1])) if told else "FFmpeg ended"
+        told = [line for line in lines if re.search(r"\[(error|fatal)\]", line)] or [*lines[-1:]] or ["FFmpeg ended"]
         held = None if current.frames else busy_sentence(self.grabber, lines)
-        if self.with_sound and is_alsa(self.grabber) and not current.frames and re.search(r"(?i)alsa", text):
-            log.warning("%s: going on without sound, %s: %s", self.grabber.name, self.grabber.audio, held or said)
+        sound = [line for line in lines if re.search(r"\[alsa|'alsa'", line)]
+        if sound and self.with_sound and is_alsa(self.grabber) and not current.frames:
+            log.warning("%s: going on without sound: %s", self.grabber.name, held or quotable(sound[0]))
             self.with_sound, self.sound_due = False, time.monotonic() + SOUND_RETRY_SEC
             return ""
         if held:
             self.busy = None if self.stills else held
             return held.partition(": ")[2]
-        return said
+        return quotable(told[-1])
 
     def sound_works(self) -> bool:
         command = [self.ffmpeg, "-hide_banner", "-nostdin", "-loglevel", "quiet", "-f", "alsa", "-i",
@@ -1372,6 +2812,7 @@ def capture_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("grabber", metavar="GRABBER", nargs="*",
                         help="names of capture.grabbers (default: all), or video_device|audio_device|capture_dir|fps "
                              "with a file, an rtsp:// address or 'test' in place of the device")  # fmt: skip
+    parser.add_argument("--monitor", action="store_true", help="also run the monitor on what is captured")
     parser.add_argument("--max_duration", metavar="SEC", help="end after so long (default: 0, no limit)")
 
 
@@ -1392,6 +2833,9 @@ def capture_command(arguments: argparse.Namespace, config: Mapping[str, Any]) ->
         stopping = threading.Event()
         capturers = [Capturer(grabber, ffmpeg, encoder, stopping) for grabber in grabbers]
         works: list[Callable[[], object]] = [capturer.work for capturer in capturers]
+        failures: list[ProgramError] = []
+        if arguments.monitor:
+            works.append(lambda: failures.extend(monitor_beside(grabbers, config, stopping)))
         threads = [threading.Thread(target=work, daemon=True) for work in works]
         for thread in threads:
             thread.start()
@@ -1399,9 +2843,26 @@ def capture_command(arguments: argparse.Namespace, config: Mapping[str, Any]) ->
             watch_capturers(capturers, stopping, limit_sec)
         for thread in threads:
             thread.join(4 * STOP_STEP_SEC)
+    if failures:
+        raise failures[0]
     if all(capturer.busy for capturer in capturers) and not signals:
         raise Busy("; ".join(str(capturer.busy) for capturer in capturers))
     return Status.SIGINT if signals[:1] == [signal.SIGINT] else Status.DONE
+
+
+def monitor_beside(grabbers: Sequence[Grabber], config: Mapping[str, Any],
+                   stopping: threading.Event) -> list[ProgramError]:  # fmt: skip
+    """The monitor in a thread of its own; what it cannot go on with ends the capture too, and is not swallowed."""
+    try:
+        monitor_folders([grabber.captures for grabber in grabbers], config, stopping)
+    except ProgramError as problem:
+        return [problem]
+    except Exception:  # noqa: BLE001  a bug in a thread must be seen
+        log.exception("the monitor ended: this is a bug in the program")
+        return [CannotStart("the monitor ended; see above")]
+    finally:
+        stopping.set()
+    return []
 
 
 def watch_capturers(capturers: Sequence[Capturer], stopping: threading.Event, limit_sec: float) -> None:
@@ -1434,16 +2895,6 @@ def signals_as(stopping: threading.Event) -> Iterator[list[int]]:
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
-
-
-def tell_systemd(message: str) -> None:
-    """sd_notify: one datagram to the socket that systemd names, nothing without it."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier, suppress(OSError):
-        notifier.connect("\0" + address[1:] if address.startswith("@") else address)
-        notifier.sendall(message.encode())
 
 
 def duration_sec(text: str | None) -> float:
@@ -1521,25 +2972,20 @@ def rename_stills(folder: Path, now_sec: float, told: set[str]) -> int:
 
 
 @contextmanager
-def waker(folders: Sequence[Path], changed: threading.Event) -> Iterator[None]:
-    """Within the block the event is set when something appears in a folder; where inotify cannot, it just stays."""
-    from watchdog.events import FileSystemEvent, FileSystemEventHandler
+def woken(folders: Sequence[Path]) -> Iterator[threading.Event]:
+    """An event that is set when something appears in a folder; where inotify cannot tell, it just stays."""
     from watchdog.observers import Observer
 
-    class Handler(FileSystemEventHandler):
-        def on_any_event(self, event: FileSystemEvent) -> None:
-            if event.event_type in ("created", "moved", "closed"):
-                changed.set()
-
-    observer = Observer()
+    waker = Waker()
+    observer: Any = Observer()
     for folder in folders:
         try:
-            observer.schedule(Handler(), str(folder))
+            observer.schedule(waker, str(folder))
         except OSError as problem:
             log.debug("%s: looked at once a second: %s", folder, problem)
     observer.start()
     try:
-        yield
+        yield waker.wake
     finally:
         observer.stop()
         observer.join()
@@ -1553,7 +2999,7 @@ def rename_flags(parser: argparse.ArgumentParser) -> None:
 
 def rename_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
     """Once, or as a service that ends 0 on SIGTERM; a folder that is away is looked for again."""
-    folders = capture_folders(arguments.folder, config)
+    folders = watched_folders(arguments.folder, config["analysis"])
     told: set[str] = set()
     if not arguments.watch:
         with ExitStack() as held:
@@ -1561,11 +3007,11 @@ def rename_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> 
                 held.enter_context(run_lock(folder / STATE_FOLDER / "rename.lock", str(folder)))
             left = sum(rename_stills(folder, time.time(), told) for folder in folders)
         return Status.PARTIAL if left else Status.DONE
-    stopping, changed = threading.Event(), threading.Event()
+    stopping = threading.Event()
     with ExitStack() as held:
         for folder in folders:
             held.enter_context(run_lock(folder / STATE_FOLDER / "rename.lock", str(folder)))
-        held.enter_context(waker(folders, changed))
+        changed = held.enter_context(woken(folders))
         signals = held.enter_context(signals_as(stopping))
         tell_systemd("READY=1")
         while not stopping.is_set():
@@ -1590,18 +3036,6 @@ def each_folder(folder: Path, told: set[str]) -> Iterator[None]:
         if str(folder) not in told:
             log.warning("%s: %s; trying again", folder, problem.strerror)
             told.add(str(folder))
-
-
-def capture_folders(given: Sequence[Path], config: Mapping[str, Any]) -> list[Path]:
-    """The folders named, else what `analysis.capture_dirs` finds (its patterns are of glob). Raises UsageError."""
-    if missing := [folder for folder in given if not folder.is_dir()]:
-        raise UsageError(f"{missing[0]}: there is no such folder")
-    patterns = config["analysis"]["capture_dirs"] or [DEFAULT_CAPTURE_DIRS]
-    found = [Path(place) for pattern in patterns for place in sorted(glob.glob(str(Path(str(pattern)).expanduser())))]  # noqa: PTH207
-    folders = [*given] or [place for place in found if place.is_dir()]
-    if not folders:
-        raise CannotStart(f"no capture folder: {', '.join(map(str, patterns))} (analysis.capture_dirs) finds none")
-    return folders
 
 
 # --- clean -------------------------------------------------------------------------------------------------------
@@ -1728,7 +3162,7 @@ def clean_flags(parser: argparse.ArgumentParser) -> None:
 
 def clean_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
     """Once, or every so often as a service that ends 0 on SIGTERM."""
-    folders = capture_folders(arguments.folder, config)
+    folders = watched_folders(arguments.folder, config["analysis"])
     for folder in folders:
         refuse_to_clean(folder, config)
     rules = Tidiness(**{name: config["capture"][name] for name in Tidiness.__dataclass_fields__})
@@ -1770,6 +3204,8 @@ COMMANDS = {
     "rename": Command("give test_capture_*.jpg timestamped names and thumbnails", rename_flags, rename_command),
     "clean": Command("remove old captures", clean_flags, clean_command),
     "video": Command("find black, frozen and silent stretches in recordings", video_flags, video_command),
+    "monitor": Command("watch capture folders: incidents, evidence, alerts", monitor_flags, monitor_command),
+    "incidents": Command("show and acknowledge what monitor found", incidents_flags, incidents_command),
 }
 
 

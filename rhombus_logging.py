@@ -21,6 +21,7 @@ import stat
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -249,7 +250,10 @@ CONFIG_KEYS: dict[str, dict[str, Key]] = {
         "freeze_sec": Key(4, "number"), "silence_db": Key(-85, "number"), "silence_sec": Key(2, "number"),
         "quiet_db": Key(-65, "number"), "quiet_sec": Key(5, "number"), "audio_required": Key(False, "bool"),
         "cut_percent": Key(12, "number"), "masks": Key({}, "map"),
-        "capture_dirs": Key([], "list"), "database": Key(), "evidence_dir": Key(),
+        "capture_dirs": Key(["/var/www/html/stream/capture*/captures"], "list"), "database": Key(secret=True),
+        "evidence_dir": Key(), "alarm_percent": Key(80, "number"), "blackscreen_alarm_sec": Key(5, "number"),
+        "freeze_alarm_sec": Key(10, "number"), "audio_loss_alarm_sec": Key(10, "number"),
+        "no_data_alarm_sec": Key(30, "number"), "clear_sec": Key(5, "number"), "reopen_sec": Key(60, "number"),
     },
     "capture": {"grabbers": Key([], "list", keys=_GRABBER), "stills_per_sec": Key(1, "number"),
                 "stall": Key(20, "number"), "encoder": Key("auto"), "bitrate": Key("2M"),
@@ -395,7 +399,7 @@ def _secrets_in(where: str, values: Mapping[str, Any], known: Mapping[str, Key])
         for item in value if isinstance(value, list) else [value]:
             if known[name].keys and isinstance(item, dict):
                 yield from _secrets_in(f"{where}.{name}", item, known[name].keys)
-        is_address = name in ("rtsp_url", "video_device")
+        is_address = name in ("rtsp_url", "video_device", "database")
         if known[name].secret and value and "${" not in str(value) and (not is_address or "@" in str(value)):
             yield f"{where}.{name}"
 
@@ -580,7 +584,32 @@ def _send(settings: Mapping[str, Any], subject: str, body: str) -> None:
             log.warning("notify.urls: at least one channel did not take the message")
 
 
-def _send_mail(settings: Mapping[str, Any], subject: str, body: str) -> None:
+def notify_channels(settings: Mapping[str, Any]) -> list[str]:
+    """Names for `send`: "mail", and for each of `notify.urls` one that does not show the address."""
+    mail = ["mail"] if settings["smtp_host"] and settings["alert_to"] else []
+    return mail + [f"url {zlib.crc32(url.encode()):08x}" for url in settings["urls"]]
+
+
+def send(settings: Mapping[str, Any], channel: str, subject: str, body: str, message_id: str = "") -> None:
+    """One message through one channel, for what has to arrive once: raises OSError when it was not taken."""
+    if channel == "mail":
+        _send_mail(settings, mask(subject)[:200], mask(body), message_id)
+        return
+    addresses = dict(zip(notify_channels({**settings, "smtp_host": None}), settings["urls"], strict=True))
+    if channel not in addresses:
+        raise OSError("is no longer configured")
+    try:
+        import apprise
+    except ImportError as problem:
+        raise OSError("notify.urls needs the package apprise: pip install apprise") from problem
+    hide_secret(addresses[channel])
+    one = apprise.Apprise()
+    one.add(addresses[channel])
+    if not one.notify(title=mask(subject)[:200], body=mask(body)):
+        raise OSError("the message was not taken")
+
+
+def _send_mail(settings: Mapping[str, Any], subject: str, body: str, message_id: str = "") -> None:
     import smtplib
     import socket
     import ssl
@@ -591,6 +620,8 @@ def _send_mail(settings: Mapping[str, Any], subject: str, body: str) -> None:
     message["Subject"] = subject
     message["From"] = user if user and "@" in str(user) else f"camera-archive@{socket.gethostname()}"
     message["To"] = ", ".join(settings["alert_to"])
+    if message_id:
+        message["Message-ID"] = f"<{message_id}@camera-archive>"  # a second delivery can be told from a second message
     message.set_content(body or subject)
     tls = ssl.create_default_context()
     is_safe, patience = port == smtplib.SMTP_SSL_PORT, NOTIFY_TIMEOUT_SEC
