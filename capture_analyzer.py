@@ -12,6 +12,7 @@ State: none for `frame` and `video`.
 from __future__ import annotations
 
 import argparse
+import base64
 import csv
 import errno
 import glob
@@ -34,13 +35,14 @@ import threading
 import time
 import uuid
 import zlib
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timezone, tzinfo
-from pathlib import Path
+from datetime import datetime, timedelta, timezone, tzinfo
+from pathlib import Path, PurePosixPath
 from queue import SimpleQueue
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
@@ -149,6 +151,13 @@ NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES
 OLDER_NAME = re.compile(r"test_capture_(?!.*_thumbnail\.jpg).*\.jpg")
 UNFINISHED_SEC = 10.0  # a JPEG that has not grown so long and has no end mark stays cut off
 RESCAN_SEC = 1.0
+GAP_SEC = 0.5  # shorter distances between two files are the inaccuracy of their times
+LONGEST_FILE_SEC, DEFAULT_FILE_SEC = 26 * 3600.0, 3600.0  # of recordings that no journal knows
+STILLS_APART_SEC = 10.0  # stills further apart than this leave a gap
+CURVE_POINTS = 60_000  # of all cameras together on one page; with LINKS_MAX they keep it below 5 MB
+LINKS_MAX = 80_000
+PAGE_THUMBNAILS, PAGE_THUMBNAIL_WIDTH = 150, 160
+THUMBNAILS_SEC, THUMBNAIL_TIMEOUT_SEC = 3.0, 2.0  # no more time goes into pictures: a page is made in seconds
 CAPTURED_NAME = re.compile(r"capture_\d{14}(?:_\d+)?(?:_thumbnail)?\.jpg")
 SEGMENT_NAME = re.compile(r"segment_[^/]*\.ts(?:\.tmp)?")
 
@@ -3186,6 +3195,828 @@ def clean_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
 # --- report ------------------------------------------------------------------------------------------------------
 
 
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="@POLICY@">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>Footage report</title>
+<style>@STYLE@</style></head>
+<body><main id="page"><noscript>This page draws its timelines with a script, which is switched off.</noscript></main>
+<div id="tip" hidden></div>
+<script type="application/json" id="data">@DATA@</script>
+<script>@SCRIPT@</script></body></html>
+"""
+
+PAGE_STYLE = """
+:root { --paper: #fff; --ink: #1c2127; --soft: #5d6670; --line: #d5dade; --empty: #eef0f2; --here: #5aa897;
+  --gone: #b7d9d0; --camera: #d1495b; --host: #8f5fb5; --off: #9aa1a8; --lost: #e0912f; --unknown: #4a4f55;
+  --blackscreen: #14181c; --freeze: #2f7ed8; --audio_loss: #b8860b; --no_data: #d1495b; --other: #8f5fb5;
+  --alert: #d9a400; --curve: #2f6f9f; }
+@media (prefers-color-scheme: dark) { :root { --paper: #14171a; --ink: #e6e9ec; --soft: #9aa4ae; --line: #363d44;
+  --empty: #22272c; --here: #3f8f7e; --gone: #28504a; --camera: #ef6f7f; --host: #b58ae0; --off: #767f88;
+  --lost: #eda94f; --unknown: #c4cad0; --blackscreen: #f4f6f8; --freeze: #67a9f0; --audio_loss: #e0b84a;
+  --no_data: #ef6f7f; --other: #b58ae0; --alert: #f2c833; --curve: #7db6e0; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.45 system-ui, sans-serif; }
+main { max-width: 1280px; margin: 0 auto; padding: 1rem 1rem 7rem; }
+h1 { font-size: 1.35rem; margin: 0; } h2 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
+.soft, caption { color: var(--soft); } p { margin: .2rem 0; }
+.figures { display: flex; flex-wrap: wrap; gap: .3rem 2rem; margin: .9rem 0; }
+.figures b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
+.legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin: .6rem 0; font-size: .85rem; }
+.legend i { display: inline-block; width: .8em; height: .8em; margin-right: .4em; border-radius: 2px; }
+details { border-top: 1px solid var(--line); } details[open] { padding-bottom: 1.2rem; }
+summary, .axis { display: grid; grid-template-columns: 11rem 1fr 5rem; gap: .6rem; align-items: center;
+  padding: .2rem 0; }
+summary { cursor: pointer; list-style: none; } summary::-webkit-details-marker { display: none; }
+summary:focus-visible { outline: 2px solid var(--freeze); }
+.name { overflow-wrap: anywhere; line-height: 1.2; } .name::before { content: "\\25b8"; color: var(--soft);
+  display: inline-block; width: 1em; } details[open] .name::before { content: "\\25be"; }
+.share { text-align: right; font-variant-numeric: tabular-nums; font-size: .85rem; }
+.axis { position: sticky; top: 0; background: var(--paper); z-index: 1; }
+canvas { display: block; width: 100%; } .days canvas, summary canvas { cursor: pointer; }
+.pictures { display: flex; flex-wrap: wrap; gap: .5rem; } .pictures a { color: var(--soft); font-size: .75rem;
+  text-decoration: none; } .pictures img { display: block; width: 160px; border-radius: 3px; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
+td, th { text-align: left; padding: .15rem 1.2rem .15rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
+a { color: var(--freeze); }
+#tip { position: fixed; left: 0; right: 0; bottom: 0; padding: .6rem 1rem; background: var(--paper);
+  border-top: 1px solid var(--line); box-shadow: 0 -2px 12px #0003; font-size: .9rem; overflow-wrap: anywhere; }
+@media (max-width: 640px) { main { padding: .7rem .7rem 7rem; } summary, .axis { grid-template-columns: 1fr auto; }
+  summary canvas, .axis canvas { grid-column: 1 / -1; } summary .share { grid-row: 1; grid-column: 2; }
+  .axis span { display: none; } .pictures img { width: 104px; } }
+"""
+
+PAGE_SCRIPT = """
+"use strict";
+const data = JSON.parse(document.getElementById("data").textContent);
+const page = document.getElementById("page"), tip = document.getElementById("tip");
+const DAY = 86400, length = data.length, MANY = 200;
+const SHOWN_INCIDENTS = ["blackscreen", "freeze", "audio_loss", "no_data", "alert"];
+const GAP_WORDS = {camera: "gap: camera or network", host: "gap: this host", off: "gap: not recorded on purpose",
+  lost: "gap: lost", unknown: "gap: cause unknown"};
+
+function make(tag, properties, ...children) {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children);
+  return element;
+}
+function colour(name) { return getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim(); }
+function kindOf(mark) { return SHOWN_INCIDENTS.includes(mark[2]) ? mark[2] : "other"; }
+function offset(t) {
+  let found = data.offsets[0][1];
+  for (const [from, seconds] of data.offsets) if (from <= t) found = seconds;
+  return found;
+}
+function local(t) { return new Date((data.start + t + offset(t)) * 1000); }
+function clock(t) { return local(t).toISOString().slice(11, 19); }
+function date(t) { return local(t).toISOString().slice(0, 10); }
+function when(t) { return date(t) + " " + clock(t); }
+function lasts(seconds) {
+  const s = Math.round(seconds), d = Math.floor(s / DAY), h = Math.floor(s / 3600) % 24, m = Math.floor(s / 60) % 60;
+  if (d) return d + " d " + h + " h";
+  if (h) return h + " h " + m + " min";
+  return m ? m + " min " + (s % 60) + " s" : s + " s";
+}
+function lower(count, isBelow) {  // how many of the first are below, by halving
+  let low = 0, high = count;
+  while (low < high) { const middle = (low + high) >> 1; if (isBelow(middle)) low = middle + 1; else high = middle; }
+  return low;
+}
+function fileAt(camera, t) {
+  for (let place = lower(camera.files.length, i => camera.files[i][0] <= t) - 1; place >= 0; place--) {
+    const [start, end, folder, name] = camera.files[place];
+    if (end >= t) {
+      const path = (camera.folders[folder] ? camera.folders[folder] + "/" : "") + name;
+      return {path, link: path + "#t=" + Math.max(0, Math.round(t - start))};
+    }
+    if (t - start > 2 * DAY) break;
+  }
+  return null;
+}
+function fit(canvas, height) {
+  const ratio = window.devicePixelRatio || 1, width = canvas.clientWidth;
+  canvas.style.height = height + "px";
+  canvas.width = Math.round(width * ratio);
+  canvas.height = Math.round(height * ratio);
+  const pen = canvas.getContext("2d");
+  pen.scale(ratio, ratio);
+  pen.font = "11px system-ui, sans-serif";
+  return [pen, width];
+}
+function ticks(from, to, width) {  // [seconds, text] at local days, months or even hours
+  const room = Math.max(2, Math.floor(width / 64)), span = to - from, found = [];
+  const step = [300, 900, 1800, 3600, 7200, 10800, 21600, 43200].find(s => span / s <= room);
+  if (step) {
+    for (let d = 0; d + 1 < data.days.length; d++)
+      for (let t = data.days[d]; t < data.days[d + 1]; t += step)
+        if (t >= from && t <= to) {
+          const text = clock(t).slice(0, 5);
+          found.push([t, text === "00:00" && span > DAY * 1.5 ? date(t).slice(5) : text]);
+        }
+    return found;
+  }
+  const days = data.days.filter(t => t >= from && t <= to);
+  const months = days.filter(t => date(t).endsWith("-01"));
+  if (days.length > 3 * room && months.length > 2) {
+    const every = Math.ceil(months.length / room);
+    return months.filter((_, place) => place % every === 0).map(t => [t, date(t).slice(0, 7)]);
+  }
+  const every = Math.ceil(days.length / room);
+  return days.filter((_, place) => place % every === 0).map(t => [t, date(t).slice(5)]);
+}
+function axis(canvas, from, to) {
+  const [pen, width] = fit(canvas, 16);
+  pen.fillStyle = colour("soft");
+  for (const [t, text] of ticks(from, to, width)) {
+    const x = (t - from) / (to - from) * width;
+    pen.fillRect(x, 12, 1, 4);
+    pen.fillText(text, Math.min(x + 3, width - pen.measureText(text).width), 10);
+  }
+}
+function bars(pen, pairs, from, to, width, y, height, least) {
+  const scale = width / (to - from);
+  for (let i = 0; i < pairs.length; i += 2) {
+    if (pairs[i + 1] < from || pairs[i] > to) continue;
+    const x = Math.max(0, (pairs[i] - from) * scale);
+    pen.fillRect(x, y, Math.max(least, Math.min(width, (pairs[i + 1] - from) * scale) - x), height);
+  }
+}
+function strip(pen, camera, from, to, left, width, y, height) {  // one line of time
+  const lane = Math.max(2, Math.round(height * .3)), band = height - lane;
+  pen.save();
+  pen.translate(left, y);
+  pen.fillStyle = colour("empty");
+  bars(pen, [Math.max(from, 0), Math.min(to, length)], from, to, width, 0, height, 0);
+  pen.fillStyle = colour("gone");
+  bars(pen, camera.gone, from, to, width, 0, band, .5);
+  pen.fillStyle = colour("here");
+  bars(pen, camera.here, from, to, width, 0, band, .5);
+  for (const gap of camera.gaps) {
+    if (gap[1] < from || gap[0] > to) continue;
+    pen.fillStyle = colour(gap[3]);
+    bars(pen, gap, from, to, width, 0, band, 1.5);
+  }
+  for (const mark of camera.marks) {
+    if (mark[1] < from || mark[0] > to) continue;
+    pen.fillStyle = colour(kindOf(mark));
+    bars(pen, mark, from, to, width, band, lane, 2.5);
+  }
+  pen.restore();
+}
+function describe(camera, t, slack) {  // what is at a time, and where it leads
+  const hit = one => one[0] - slack <= t && one[1] + slack >= t, words = [];
+  for (const mark of camera.marks.filter(hit).slice(0, 4))
+    words.push(mark[2] + " " + mark[3] + " at " + clock(mark[0]) + " for " + lasts(mark[1] - mark[0]));
+  const gap = camera.gaps.find(hit);
+  if (gap) words.push("no footage: " + gap[2] + ", " + when(gap[0]) + " for " + lasts(gap[1] - gap[0]));
+  const found = fileAt(camera, t);
+  if (!gap && !found) {
+    const inside = list => list.some((start, i) => i % 2 === 0 && start <= t && list[i + 1] >= t);
+    words.push(inside(camera.here) ? "footage" : inside(camera.gone) ? "recorded, no longer here" : "nothing known");
+  }
+  return {words, found};
+}
+function linked(found) {
+  return make("a", {href: found.link, textContent: decodeURIComponent(found.path), target: "_blank", rel: "noopener"});
+}
+function show(camera, t, slack) {
+  const {words, found} = describe(camera, t, slack);
+  tip.replaceChildren(make("b", {textContent: camera.name + "  " + when(t)}), "  " + words.join("; ") + " ");
+  if (found) tip.append(linked(found));
+  tip.hidden = false;
+  return found;
+}
+function listen(canvas, camera, timeOf) {
+  const at = event => {
+    const box = canvas.getBoundingClientRect();
+    return timeOf(event.clientX - box.left, event.clientY - box.top, box.width);
+  };
+  canvas.addEventListener("pointermove", event => { const hit = at(event); if (hit) show(camera, hit[0], hit[1]); });
+  canvas.addEventListener("click", event => {
+    event.preventDefault();
+    const hit = at(event), found = hit && show(camera, hit[0], hit[1]);
+    if (found && event.pointerType === "mouse") window.open(found.link, "_blank", "noopener");
+  });
+}
+const drawings = [];
+function drawn(canvas, paint) { drawings.push([canvas, paint]); watcher.observe(canvas); return canvas; }
+function repaint(canvas) {
+  for (const [one, paint] of drawings) if (one === canvas && canvas.clientWidth) paint(canvas);
+}
+const watcher = new ResizeObserver(entries => requestAnimationFrame(() => {
+  for (const {target} of entries)
+    if (target.clientWidth !== target.paintedAt) { target.paintedAt = target.clientWidth; repaint(target); }
+}));
+
+function line(camera, height) {
+  const canvas = drawn(make("canvas", {role: "img", ariaLabel: "timeline of " + camera.name}), canvas => {
+    const [pen, width] = fit(canvas, height);
+    strip(pen, camera, 0, length, 0, width, 0, height);
+  });
+  listen(canvas, camera, (x, y, width) => [x / width * length, 3 / width * length]);
+  return canvas;
+}
+function dayRows(camera) {  // a row for every day, so that a short gap can be seen in a year
+  const rows = data.days.length - 1, height = rows > 100 ? 8 : rows > 40 ? 12 : 18, left = 76;
+  const canvas = drawn(make("canvas", {role: "img", ariaLabel: "days of " + camera.name}), canvas => {
+    const [pen, width] = fit(canvas, rows * height + 18), wide = width - left;
+    pen.fillStyle = colour("soft");
+    for (let hour = 0; hour < 24; hour += wide < 420 ? 6 : 3)
+      pen.fillText(String(hour).padStart(2, "0") + ":00", left + hour / 24 * wide, 10);
+    let named = -99;
+    for (let row = 0; row < rows; row++) {
+      const from = data.days[row], y = 16 + row * height;
+      strip(pen, camera, from, data.days[row + 1], left, wide, y, height - 1);
+      if (y - named >= 14 && (height >= 18 || date(from).endsWith("-01") || rows <= 100 || row === 0)) {
+        pen.fillStyle = colour("soft");
+        pen.fillText(date(from), 0, y + Math.max(height - 1, 9) - 1);
+        named = y;
+      }
+    }
+  });
+  listen(canvas, camera, (x, y, width) => {
+    const row = Math.floor((y - 16) / height), share = (x - left) / (width - left);
+    if (row < 0 || row >= rows || share < 0) return null;
+    const from = data.days[row], to = data.days[row + 1], t = from + share * (to - from);
+    return t < 0 || t > length ? null : [t, 3 / (width - left) * (to - from)];
+  });
+  return make("div", {className: "days"}, canvas);
+}
+function curve(camera, kind) {
+  const {step, values} = camera.curves[kind], known = values.filter(v => v !== null);
+  const low = kind === "sound" ? Math.min(...known) : 0, high = Math.max(...known, low + 1), height = 64;
+  const unit = {brightness: "of 255", motion: "difference", sound: "dB"}[kind];
+  const canvas = drawn(make("canvas", {role: "img", ariaLabel: kind + " of " + camera.name}), canvas => {
+    const [pen, width] = fit(canvas, height);
+    pen.fillStyle = colour("empty");
+    pen.fillRect(0, 0, width, height);
+    pen.fillStyle = colour("curve");
+    const bar = Math.max(1, step / length * width);
+    values.forEach((value, place) => {
+      if (value === null) return;
+      const top = (height - 3) * (1 - (value - low) / (high - low));
+      pen.fillRect(place * step / length * width, top, bar, height - top);
+    });
+  });
+  const words = kind + ", " + low.toFixed(0) + " to " + high.toFixed(0) + " " + unit;
+  return [make("p", {className: "soft", textContent: words}), canvas];
+}
+function table(heads, rows) {
+  const head = make("tr", {}, ...heads.map(text => make("th", {textContent: text})));
+  const body = rows.map(cells => make("tr", {}, ...cells.map(cell => make("td", {}, cell))));
+  return make("div", {className: "scroll"}, make("table", {}, make("thead", {}, head), make("tbody", {}, ...body)));
+}
+function detail(camera) {
+  const parts = [];
+  if (length > 1.6 * DAY) parts.push(make("h2", {textContent: "Day by day"}), dayRows(camera));
+  if (camera.pictures.length) parts.push(make("h2", {textContent: "Pictures"}), make("div", {className: "pictures"},
+    ...camera.pictures.map(([t, link, picture]) => make("a", {href: link, target: "_blank", rel: "noopener"},
+      make("img", {src: picture, alt: camera.name + " at " + when(t)}),
+      length > DAY ? when(t).slice(0, 16) : clock(t)))));
+  const kinds = ["brightness", "motion", "sound"].filter(kind => camera.curves[kind]);
+  if (kinds.length) {
+    const canvas = drawn(make("canvas"), canvas => axis(canvas, 0, length));
+    parts.push(make("h2", {textContent: "Brightness, motion and sound"}), canvas,
+      ...kinds.flatMap(kind => curve(camera, kind)));
+  }
+  if (camera.marks.length) {
+    const latest = camera.marks.slice(-MANY), file = t => fileAt(camera, t);
+    const opened = t => file(t) ? linked(file(t)) : "";
+    parts.push(make("h2", {textContent: "Incidents and alerts"}), table(["start", "lasted", "what", "footage"],
+      latest.map(one => [when(one[0]), lasts(one[1] - one[0]), one[2] + " " + one[3], opened(one[0])])));
+    if (camera.marks.length > MANY) parts.push(make("p", {className: "soft",
+      textContent: "and " + (camera.marks.length - MANY) + " earlier ones"}));
+  }
+  if (camera.gaps.length) {
+    const longest = [...camera.gaps].sort((a, b) => b[1] - b[0] - a[1] + a[0]).slice(0, MANY), causes = {};
+    for (const gap of camera.gaps) {
+      const sum = causes[gap[2]] = causes[gap[2]] || [0, 0];
+      sum[0] += 1; sum[1] += gap[1] - gap[0];
+    }
+    const shares = Object.entries(causes).sort((a, b) => b[1][1] - a[1][1]);
+    parts.push(make("h2", {textContent: "Gaps"}), make("p", {className: "soft", textContent: shares.map(
+      ([cause, [count, sum]]) => cause + ": " + count + ", together " + lasts(sum)).join("; ")}));
+    parts.push(table(["start", "lasted", "cause"], longest.sort((a, b) => a[0] - b[0]).map(
+      gap => [when(gap[0]), lasts(gap[1] - gap[0]), gap[2]])));
+    if (camera.gaps.length > MANY) parts.push(make("p", {className: "soft",
+      textContent: "and " + (camera.gaps.length - MANY) + " shorter ones"}));
+  }
+  return parts.length ? parts : [make("p", {className: "soft", textContent: "nothing more is known of this camera"})];
+}
+function section(camera) {
+  const digits = camera.percent > 99 ? 100 : 10;  // never rounded up to a whole that it is not
+  const share = camera.percent === null ? "clips" : Math.floor(camera.percent * digits) / digits + " %";
+  const found = camera.marks.filter(mark => mark[2] !== "alert").length;
+  const part = make("details", {}, make("summary", {}, make("span", {className: "name", textContent: camera.name}),
+    line(camera, 20), make("span", {className: "share", textContent: share,
+      title: camera.gaps.length + " gaps, " + found + " incidents"})));
+  part.addEventListener("toggle", () => {
+    if (part.open && part.children.length === 1) part.append(...detail(camera));
+  });
+  part.open = data.cameras.length <= 3;
+  return part;
+}
+function legend() {
+  const items = [];
+  const has = check => data.cameras.some(check);
+  if (has(camera => camera.here.length)) items.push(["here", "footage"]);
+  if (has(camera => camera.gone.length)) items.push(["gone", "recorded, no longer here"]);
+  for (const [kind, words] of Object.entries(GAP_WORDS))
+    if (has(camera => camera.gaps.some(gap => gap[3] === kind))) items.push([kind, words]);
+  for (const kind of [...SHOWN_INCIDENTS, "other"])
+    if (has(camera => camera.marks.some(mark => kindOf(mark) === kind)))
+      items.push([kind, kind === "alert" ? "alert" : "incident: " + (kind === "other" ? "other" : kind)]);
+  return make("div", {className: "legend"}, ...items.map(([name, words]) => {
+    const sign = make("i");
+    sign.style.background = "var(--" + name + ")";
+    return make("span", {}, sign, words);
+  }));
+}
+function figure(value, words) { return make("div", {}, make("b", {textContent: value}), words); }
+function start() {
+  const all = kind => data.cameras.reduce((sum, camera) => sum + kind(camera), 0);
+  const rated = data.cameras.filter(camera => camera.percent !== null);
+  const counted = (count, word) => figure(count, word + (count === 1 ? "" : "s"));
+  const figures = [counted(data.cameras.length, "camera")];
+  const mean = rated.reduce((sum, one) => sum + one.percent, 0) / rated.length;
+  if (rated.length) figures.push(figure(mean.toFixed(2) + " %", "of the time recorded"));
+  const gaps = all(camera => camera.gaps.length), missing = all(camera => camera.missing);
+  figures.push(figure(gaps, (gaps === 1 ? "gap" : "gaps") + (gaps ? ", together " + lasts(missing) : "")),
+    counted(all(camera => camera.marks.filter(mark => mark[2] !== "alert").length), "incident"),
+    counted(all(camera => camera.marks.filter(mark => mark[2] === "alert").length), "alert"));
+  page.append(make("h1", {textContent: "Footage report"}),
+    make("p", {textContent: when(0) + " to " + when(length)}),
+    make("p", {className: "soft", textContent: "Times are those of " + data.zone + ". Made " + when(data.made) + "."}),
+    make("div", {className: "figures"}, ...figures), legend());
+  if (data.unlinked) page.append(make("p", {className: "soft",
+    textContent: "There are too many files: those of some cameras are shown, but not linked."}));
+  const scale = drawn(make("canvas"), canvas => axis(canvas, 0, length));
+  page.append(make("div", {className: "axis"}, make("span"), scale, make("span")), ...data.cameras.map(section));
+}
+start();
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  for (const [canvas] of drawings) repaint(canvas);
+});
+document.documentElement.dataset.ready = "yes";
+"""
+
+
+@dataclass(frozen=True)
+class Footage:
+    """A stretch of footage; `file` is None when the journal knows it and it is no longer here."""
+
+    start_sec: float
+    end_sec: float
+    file: Path | None
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Something that a timeline points at: an incident, an alert, a gap with its cause."""
+
+    start_sec: float
+    end_sec: float
+    kind: str
+    text: str = ""
+
+
+@dataclass
+class Reported:
+    """Everything that is known of one camera."""
+
+    name: str
+    footage: list[Footage] = field(default_factory=list)
+    unsure: list[Footage] = field(default_factory=list)  # no record tells when they end
+    stills: list[tuple[float, Path]] = field(default_factory=list)
+    causes: list[Mark] = field(default_factory=list)  # why there is no footage, from the journal
+    gaps: list[Mark] = field(default_factory=list)
+    marks: list[Mark] = field(default_factory=list)  # incidents and alerts
+    curves: dict[str, dict[str, Any]] = field(default_factory=dict)
+    is_continuous: bool = False  # recorded around the clock: what is missing is a gap; clips were asked for
+
+
+@dataclass(frozen=True)
+class Journal:
+    """What the recorder wrote down about one camera: files by name, and why there were none."""
+
+    segments: dict[str, Interval]
+    causes: list[Mark]
+
+
+def read_recorder(root: Path, camera: str) -> Journal:
+    """The journal and the state file of `root/.rtsp_recorder`; a torn line is left out."""
+    journal = Journal({}, [])
+    for file in sorted((root / ".rtsp_recorder" / "journal" / camera).glob("????-??-??.jsonl")):
+        for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError, TypeError, KeyError):
+                line = json.loads(text)
+                start_sec, end_sec = float(line["start"]), float(line["end"])
+                if line["kind"] == "segment":
+                    journal.segments[PurePosixPath(line["file"]).name] = (start_sec, end_sec)
+                elif line["kind"] == "down":
+                    journal.causes.append(Mark(start_sec, end_sec, str(line["cause"])))
+    state = read_json(root / ".rtsp_recorder" / "state" / f"{camera}.json") or {}
+    with suppress(ValueError, TypeError, KeyError):
+        if state["state"] in ("down", "stopped"):
+            journal.causes.append(Mark(float(state["since"]), math.inf, str(state["cause"])))
+        elif state.get("recording_since"):  # the file that is being recorded
+            journal.segments[""] = (float(state["recording_since"]), float(state["last_frame_at"]))
+    return journal
+
+
+class Survey:
+    """Goes through folders and sorts what lies there by camera."""
+
+    def __init__(self, zone: tzinfo) -> None:
+        self.zone = zone
+        self.cameras: dict[str, Reported] = {}
+        self.journals: dict[str, Journal] = {}
+        self.starts: dict[str, tuple[str, float]] = {}  # file -> (camera, start), for the metrics
+        self.files = 0
+
+    def camera(self, key: str, name: str) -> Reported:
+        return self.cameras.setdefault(key, Reported(name))
+
+    def journal(self, root: Path, camera: str) -> None:
+        if camera not in self.journals:
+            self.journals[camera] = read_recorder(root, camera)
+            self.camera(camera, camera).is_continuous = True
+
+    def look(self, folder: Path) -> None:
+        """Take in everything below a folder; a camera's own folder is recognised by the journal beside it."""
+        for above in (folder.parent, folder.parent.parent):
+            if (above / ".rtsp_recorder" / "journal" / folder.name).is_dir():
+                self.journal(above, folder.name)
+        for place, folders, names in os.walk(folder):
+            here = Path(place)
+            for found in sorted((here / ".rtsp_recorder").glob("journal/*")) if ".rtsp_recorder" in folders else []:
+                self.journal(here, found.name)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            known = set(names)
+            for name in sorted(names):
+                if STILL_NAME.fullmatch(name):
+                    self.camera(camera_of(here / name), camera_of(here / name)).stills.append((0.0, here / name))
+                elif Path(name).suffix.lower() in RECORDINGS and not SEGMENT_NAME.fullmatch(name):
+                    self.recording(here / name, f"{Path(name).stem}.json" in known)
+                    self.files += 1
+
+    def recording(self, file: Path, has_sidecar: bool) -> None:
+        sidecar = read_json(file.with_suffix(".json")) if has_sidecar else None
+        if sidecar and self.clip(file, sidecar):
+            return
+        folder = next((part for part in file.parents if not re.fullmatch(r"\d{2}|\d{4}(-\d\d-\d\d)?", part.name)),
+                      file.parent)  # fmt: skip
+        camera = self.camera(folder.name, folder.name)
+        if times := self.journals.get(folder.name, Journal({}, [])).segments.get(file.name):
+            camera.footage.append(Footage(*times, file))
+            self.starts[str(file)] = (folder.name, times[0])
+            return
+        named = RHOMBUS_NAME.search(file.stem) or NAMED_TIME.search(file.stem)
+        start_sec, basis = start_of_recording(file, self.zone) if named else (file.stat().st_mtime, "mtime")
+        if not RHOMBUS_NAME.search(file.stem):
+            camera.is_continuous = True
+        if basis != "mtime":
+            written_sec = file.stat().st_mtime
+            ends = written_sec if 0 < written_sec - start_sec <= LONGEST_FILE_SEC else math.nan
+            camera.unsure.append(Footage(start_sec, ends, file))
+            self.starts[str(file)] = (folder.name, start_sec)
+
+    def clip(self, file: Path, sidecar: Mapping[str, Any]) -> bool:
+        """A clip of copy_footage.py, by its sidecar; False when that is none."""
+        try:
+            about, alert = sidecar["camera"], sidecar.get("alert")
+            key = f"{about['uuid']} {about.get('facet') or ''}"
+            start_sec, end_sec = (sidecar["obtained"][name] / 1000 for name in ("start_ms", "end_ms"))
+            gaps = [Mark(gap["start_ms"] / 1000, gap["end_ms"] / 1000, str(gap["reason"])) for gap in sidecar["gaps"]]
+            when = [alert[name] / 1000 for name in ("start_ms", "end_ms")] if alert else []
+            told = [Mark(when[0], when[1], "alert", str(alert["kind"]))] if alert else []
+        except (KeyError, TypeError, AttributeError):
+            return False
+        camera = self.camera(key, str(about.get("name") or about["uuid"]))
+        camera.footage.append(Footage(start_sec, end_sec, file))
+        camera.gaps += gaps
+        camera.marks += told
+        self.starts[str(file)] = (key, start_sec)
+        return True
+
+    def settle(self) -> None:
+        """Once everything is found: what has left, when files without a record end, stretches of stills."""
+        now_sec = time.time()
+        for name, journal in self.journals.items():
+            camera = self.camera(name, name)
+            here = {one.file.name for one in camera.footage if one.file}
+            camera.causes += journal.causes
+            camera.footage += [Footage(*times, None) for file, times in journal.segments.items() if file not in here]
+        for camera in self.cameras.values():
+            unsure = sorted(camera.unsure, key=lambda one: one.start_sec)
+            following = [one.start_sec for one in unsure[1:]] + [math.inf]
+            for one, next_sec in zip(unsure, following, strict=False):
+                end_sec = one.start_sec + DEFAULT_FILE_SEC if math.isnan(one.end_sec) else one.end_sec
+                camera.footage.append(Footage(one.start_sec, min(end_sec, next_sec), one.file))
+            camera.stills = sorted((time_of_still(path, now_sec), path) for _, path in camera.stills)
+            times = ((at_sec, at_sec + 1) for at_sec, _ in camera.stills)
+            runs = joined(times, STILLS_APART_SEC)
+            camera.footage += [Footage(start, end, camera.stills[0][1].parent) for start, end in runs]
+            camera.is_continuous |= bool(runs)
+            camera.footage.sort(key=lambda one: (one.start_sec, one.end_sec))
+
+
+def find_gaps(camera: Reported, span: Interval, since_sec: float | None) -> list[Mark]:
+    """What is missing, each with the cause that covers most of it; of clips only what their sidecars say.
+
+    Before its first footage a camera is not missed, unless the report was asked for a time (`since_sec`).
+    """
+    if not camera.is_continuous:
+        return sorted(camera.gaps, key=lambda gap: gap.start_sec)
+    covered = joined(((one.start_sec, one.end_sec) for one in camera.footage), GAP_SEC)
+    causes = sorted(camera.causes, key=lambda one: one.start_sec)
+    starts = [one.start_sec for one in causes]
+    first_sec = min([*starts[:1], *(start for start, _ in covered[:1])], default=span[0])
+    at_sec, gaps = span[0] if since_sec is not None else max(span[0], first_sec), []
+    for start, end in [*covered, (span[1], math.inf)]:
+        if min(start, span[1]) - at_sec > GAP_SEC:
+            gaps.append((at_sec, min(start, span[1])))
+        at_sec = max(at_sec, end)
+    told = []
+    for start, end in gaps:
+        shares: dict[str, float] = {}
+        for one in causes[max(0, bisect_left(starts, start) - 1) : bisect_left(starts, end)]:
+            overlap = min(end, one.end_sec) - max(start, one.start_sec)
+            if overlap > 0:
+                shares[one.kind] = shares.get(one.kind, 0.0) + overlap
+        told.append(Mark(start, end, max(shares, key=lambda kind: shares[kind]) if shares else "unknown"))
+    return sorted([*told, *camera.gaps], key=lambda gap: gap.start_sec)
+
+
+# What the page calls them, and which colour they have: by what somebody would have to do about it.
+GAP_CLASSES = {
+    "camera": ("refused", "unauthorised", "stall", "video_dead", "unavailable"),
+    "host": ("disk", "clock", "crashed"),
+    "off": ("stopped", "not_recorded", "not_yet"),
+    "lost": ("expired", "not_found", "invalid"),
+}
+
+
+def gap_class(cause: str) -> str:
+    return next((name for name, causes in GAP_CLASSES.items() if cause in causes), "unknown")
+
+
+def add_found(survey: Survey, file: Path) -> None:
+    """Incidents from the output of `video --json`. Raises UsageError."""
+    names = {camera.name: key for key, camera in survey.cameras.items()}
+    try:
+        lines = [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines() if text.strip()]
+        for line in lines:
+            if "summary" in line:
+                continue
+            key, start_sec = survey.starts.get(os.path.abspath(line["file"]), ("", math.nan))  # noqa: PTH100
+            key = key or names.get(str(line["camera"]), str(line["camera"]))
+            for one in line["incidents"]:
+                times = (start_sec + one["start_sec"], start_sec + one["end_sec"])
+                if math.isnan(start_sec):
+                    times = (iso_sec(one["start"]), iso_sec(one["end"]))
+                survey.camera(key, key).marks.append(Mark(*times, str(one["type"])))
+    except OSError as problem:
+        raise UsageError(f"--incidents {file}: {problem.strerror}") from problem
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise UsageError(f"--incidents {file}: is no output of `video --json`") from problem
+
+
+def iso_sec(text: str) -> float:
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+
+
+def add_curves(survey: Survey, file: Path, span: Interval) -> None:
+    """Brightness, motion and sound from the output of `video --metrics`, as means of equal steps. Raises UsageError."""
+    steps = max(48, min(1000, CURVE_POINTS // max(1, len(survey.cameras))))
+    step_sec = max((span[1] - span[0]) / steps, 0.2)
+    columns = {"brightness": "mean", "motion": "difference", "sound": "level_db"}
+    foreign: set[str] = set()
+    sums: dict[tuple[str, str], dict[int, list[float]]] = {}
+    try:
+        with file.open(newline="", encoding="utf-8") as stream:
+            for row in csv.DictReader(stream):
+                if row["file"] not in survey.starts:
+                    absolute = os.path.abspath(row["file"])  # noqa: PTH100  as the survey has it
+                    if absolute not in survey.starts:
+                        foreign.add(row["file"])
+                        continue
+                    survey.starts[row["file"]] = survey.starts[absolute]
+                key, start_sec = survey.starts[row["file"]]
+                place = int((start_sec + float(row["time_sec"]) - span[0]) / step_sec)
+                for curve in ("sound",) if row["kind"] == "sound" else ("brightness", "motion"):
+                    total = sums.setdefault((key, curve), {}).setdefault(place, [0.0, 0.0])
+                    total[0] += float(row[columns[curve]])
+                    total[1] += 1
+    except OSError as problem:
+        raise UsageError(f"--metrics {file}: {problem.strerror}") from problem
+    except (ValueError, KeyError, TypeError, csv.Error) as problem:
+        raise UsageError(f"--metrics {file}: is no output of `video --metrics`") from problem
+    for (key, curve), places in sums.items():
+        inside = {place: total / count for place, (total, count) in places.items() if 0 <= place <= steps}
+        if inside:
+            values = [round(inside[place], 1) if place in inside else None for place in range(max(inside) + 1)]
+            survey.cameras[key].curves[curve] = {"step": round(step_sec, 3), "values": values}
+    if foreign:
+        log.warning("--metrics %s: %d files are not in the folders of the report", file, len(foreign))
+
+
+def small_picture(ffmpeg: str, file: Path, at_sec: float) -> str | None:
+    """A thumbnail as a data: address: of a still, or of a recording at a second; None when there is none."""
+    import cv2
+    import numpy as np
+
+    if file.suffix == ".jpg":
+        small = thumbnail_of(file)
+        data = (small if small.is_file() else file).read_bytes()
+    else:
+        command = [ffmpeg, "-nostdin", "-loglevel", "quiet", "-threads", "1", "-ss", f"{max(0, at_sec):.1f}",
+                   "-i", f"file:{file}", "-frames:v", "1", "-vf", f"scale={PAGE_THUMBNAIL_WIDTH}:-2",
+                   "-f", "image2pipe", "-c:v", "bmp", "-"]  # fmt: skip
+        data = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False,
+                              timeout=THUMBNAIL_TIMEOUT_SEC).stdout  # fmt: skip
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    if picture is None and at_sec > 0 and file.suffix != ".jpg":  # shorter than its record says
+        return small_picture(ffmpeg, file, 0)
+    if picture is None:
+        return None
+    height = max(1, round(picture.shape[0] * PAGE_THUMBNAIL_WIDTH / picture.shape[1]))
+    picture = cv2.resize(picture, (PAGE_THUMBNAIL_WIDTH, height), interpolation=cv2.INTER_AREA)
+    done, coded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 60])
+    return f"data:image/jpeg;base64,{base64.b64encode(coded.tobytes()).decode()}" if done else None
+
+
+def take_thumbnails(cameras: Sequence[Reported]) -> list[list[tuple[float, Path, str]]]:
+    """(time, file, picture) spread over each camera's footage, as many as THUMBNAILS_SEC allow, every camera first."""
+    each = max(1, min(12, PAGE_THUMBNAILS // max(1, len(cameras))))
+    wanted: list[tuple[int, int, float, Path]] = []
+    for number, camera in enumerate(cameras):
+        files = [(one.start_sec, one.end_sec, one.file) for one in camera.footage if one.file and one.file.suffix]
+        files += [(at_sec, at_sec, path) for at_sec, path in camera.stills]
+        for place in range(min(each, len(files))):
+            start, end, file = files[(2 * place + 1) * len(files) // (2 * min(each, len(files)))]
+            wanted.append((place, number, (start + end) / 2, file))
+    ffmpeg, deadline = find_ffmpeg("thumbnails"), time.monotonic() + THUMBNAILS_SEC
+    began = {str(one.file): one.start_sec for camera in cameras for one in camera.footage}
+
+    def take(job: tuple[int, int, float, Path]) -> tuple[int, float, Path, str] | None:
+        _, number, at_sec, file = job
+        if time.monotonic() > deadline:
+            return None
+        with suppress(OSError, subprocess.TimeoutExpired):
+            if picture := small_picture(ffmpeg, file, at_sec - began.get(str(file), at_sec)):
+                return number, at_sec, file, picture
+        return None
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        taken = [found for found in pool.map(take, sorted(wanted, key=lambda job: job[:2])) if found]
+    return [sorted((at, file, picture) for place, at, file, picture in taken if place == number)
+            for number in range(len(cameras))]  # fmt: skip
+
+
+def link_to(file: Path, base: Path) -> str:
+    """Relative to the page, so that both may move together."""
+    return quote(os.fsencode(os.path.relpath(file, base)).replace(os.fsencode(os.sep), b"/"), safe="/")
+
+
+def camera_data(camera: Reported, span: Interval, gaps: Sequence[Mark], base: Path, links_left: int) -> dict[str, Any]:
+    """One camera as the page's script reads it; times are whole seconds from the start of the report."""
+
+    def at(moment_sec: float) -> int:
+        return round(min(max(moment_sec, span[0]), span[1]) - span[0])
+
+    def flat(footage: Iterable[Footage]) -> list[int]:
+        parts = joined(((one.start_sec, one.end_sec) for one in footage), GAP_SEC)
+        return [value for start, end in parts for value in (at(start), at(end))]
+
+    shown = [one for one in camera.footage if one.end_sec > span[0] and one.start_sec < span[1]]
+    here = [one for one in shown if one.file]
+    folders: dict[str, int] = {}
+    files = []
+    for one in here if len(here) <= links_left else []:
+        assert one.file
+        folder, _, name = link_to(one.file, base).rpartition("/")
+        files.append([at(one.start_sec), at(one.end_sec), folders.setdefault(folder, len(folders)), name])
+    whole = sum(end - start for start, end in joined(((max(one.start_sec, span[0]), min(one.end_sec, span[1]))
+                                                      for one in shown), GAP_SEC))  # fmt: skip
+    missing = sum(min(gap.end_sec, span[1]) - gap.start_sec for gap in gaps)
+    return {
+        "name": camera.name, "here": flat(here), "gone": flat(one for one in shown if not one.file),
+        "gaps": [[at(gap.start_sec), at(gap.end_sec), gap.kind, gap_class(gap.kind)] for gap in gaps],
+        "marks": [[at(one.start_sec), at(one.end_sec), one.kind, one.text] for one in
+                  sorted(camera.marks, key=lambda one: one.start_sec)
+                  if one.end_sec >= span[0] and one.start_sec <= span[1]],
+        "folders": list(folders), "files": files, "curves": camera.curves, "missing": round(missing),
+        "percent": round(100 * whole / (whole + missing), 3) if camera.is_continuous and whole + missing else None,
+    }  # fmt: skip
+
+
+def zone_steps(span: Interval, zone: tzinfo) -> list[list[int]]:
+    """[seconds from the start of the report, offset from UTC in seconds], a new pair where the clock changes."""
+    steps: list[list[int]] = []
+    at_sec = span[0]
+    while at_sec < span[1] + 3600:
+        offset = datetime.fromtimestamp(at_sec, zone).utcoffset()
+        seconds = round(offset.total_seconds()) if offset else 0
+        if not steps or steps[-1][1] != seconds:
+            steps.append([round(at_sec - span[0]), seconds])
+        at_sec += 1800 - at_sec % 1800
+    return steps
+
+
+def midnights(span: Interval, zone: tzinfo) -> list[int]:
+    """The local midnights from the one before the report to the one after it; a day may have 23 or 25 hours."""
+    day = datetime.fromtimestamp(span[0], zone).date()
+    found: list[int] = []
+    while not found or found[-1] < span[1] - span[0]:
+        moment = datetime(day.year, day.month, day.day, tzinfo=zone).timestamp()
+        found.append(round(moment - span[0]))
+        day += timedelta(days=1)
+    return found
+
+
+def page_of(data: Mapping[str, Any]) -> str:
+    """The whole page: no address in it leads elsewhere, and no name in it can become more than text."""
+    import hashlib
+
+    script = base64.b64encode(hashlib.sha256(PAGE_SCRIPT.encode()).digest()).decode()
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    text = text.encode("utf-8", "replace").decode()  # a file name may hold what is no character
+    return (PAGE.replace("@POLICY@", f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
+                         f"script-src 'sha256-{script}'")
+            .replace("@STYLE@", PAGE_STYLE).replace("@SCRIPT@", PAGE_SCRIPT).replace("@DATA@", text))  # fmt: skip
+
+
+def report_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", nargs="+", type=Path,
+                        help="footage: recordings, clips, captures, an archive")  # fmt: skip
+    parser.add_argument("--output", metavar="FILE", type=Path, help="the page (default: report.html)")
+    parser.add_argument("--since", metavar="TIME", help="from when on (default: the first footage)")
+    parser.add_argument("--until", metavar="TIME", help="until when (default: the last footage)")
+    parser.add_argument("--timezone", metavar="ZONE", help="of the times on the page (default: the host's)")
+    parser.add_argument("--incidents", metavar="FILE", type=Path, help="output of video --json")
+    parser.add_argument("--metrics", metavar="FILE", type=Path, help="output of video --metrics: draws the curves")
+
+
+def report_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
+    """Survey, settle, write one page."""
+    zone = report_zone(arguments.timezone)
+    since_sec, until_sec = parse_moment(arguments.since, "--since"), parse_moment(arguments.until, "--until")
+    survey = Survey(zone_of(str(config["recording"]["timezone"])))
+    for folder in arguments.folder:
+        if not folder.is_dir():
+            raise UsageError(f"{folder}: there is no such folder")
+        survey.look(Path(os.path.abspath(folder)))  # noqa: PTH100
+    survey.settle()
+    if arguments.incidents:
+        add_found(survey, arguments.incidents)
+    cameras = sorted((camera for camera in survey.cameras.values() if camera.footage or camera.marks or camera.gaps),
+                     key=lambda camera: camera.name.lower())  # fmt: skip
+    times = [moment_sec for camera in cameras for things in (camera.footage, camera.gaps, camera.marks)
+             for one in things for moment_sec in (one.start_sec, one.end_sec)]  # fmt: skip
+    span = (min(times, default=0.0) if since_sec is None else since_sec,
+            max(times, default=0.0) if until_sec is None else until_sec)  # fmt: skip
+    if not times or span[0] >= span[1]:
+        raise CannotStart("nothing to report: no footage was found in that time")
+    if arguments.metrics:
+        add_curves(survey, arguments.metrics, span)
+    target = Path(os.path.abspath(arguments.output or "report.html"))  # noqa: PTH100
+    data = report_data(cameras, span, since_sec, zone, target.parent)
+    with writable(target) as part:
+        part.write_text(page_of(data), encoding="utf-8")
+    log.info("%s: %d cameras, %d files, %.1f MB", target, len(cameras), survey.files, target.stat().st_size / 1e6)
+    sys.stdout.write(f"{target}\n")
+    return Status.DONE
+
+
+def report_zone(name: str | None) -> tzinfo:
+    if name:
+        return zone_of(name)
+    from tzlocal import get_localzone
+
+    return get_localzone()
+
+
+def report_data(cameras: Sequence[Reported], span: Interval, since_sec: float | None, zone: tzinfo,
+                base: Path) -> dict[str, Any]:  # fmt: skip
+    """Everything on the page, as its script reads it."""
+    links_left, names = LINKS_MAX, [camera.name for camera in cameras]
+    shown: list[dict[str, Any]] = []
+    for camera, pictures in zip(cameras, take_thumbnails(cameras), strict=True):
+        one = camera_data(camera, span, find_gaps(camera, span, since_sec), base, links_left)
+        links_left -= len(one["files"])
+        one["pictures"] = [[round(at - span[0]), link_to(file, base), picture] for at, file, picture in pictures]
+        if names.count(camera.name) > 1:
+            one["name"] += f" ({names[: len(shown) + 1].count(camera.name)})"
+        shown.append(one)
+    return {"start": span[0], "length": round(span[1] - span[0]), "zone": str(zone), "offsets": zone_steps(span, zone),
+            "days": midnights(span, zone), "made": round(time.time() - span[0]), "cameras": shown,
+            "unlinked": links_left < LINKS_MAX and any(one["here"] and not one["files"] for one in shown)}  # fmt: skip
+
+
 # --- command line ------------------------------------------------------------------------------------------------
 
 
@@ -3203,6 +4034,8 @@ COMMANDS = {
     "capture": Command("make stills and HLS from capture devices", capture_flags, capture_command),
     "rename": Command("give test_capture_*.jpg timestamped names and thumbnails", rename_flags, rename_command),
     "clean": Command("remove old captures", clean_flags, clean_command),
+    "report": Command("draw what there is, what is missing and what was found, as one page", report_flags,
+                      report_command),
     "video": Command("find black, frozen and silent stretches in recordings", video_flags, video_command),
     "monitor": Command("watch capture folders: incidents, evidence, alerts", monitor_flags, monitor_command),
     "incidents": Command("show and acknowledge what monitor found", incidents_flags, incidents_command),
