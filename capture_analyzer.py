@@ -1397,12 +1397,18 @@ class Outbox:
             return self.letters.pop((channel, key), None) is not None
 
     def due(self, channel: str, now_sec: float) -> list[Letter]:
-        """In order, those that failed before last; a clock that was set back holds nothing up."""
+        """What can be tried now. Messages keep their order; of the rest, what failed before comes last, so that one
+        that can never arrive holds up no other, and evidence after the row of its incident.
+
+        A clock that was set back holds nothing up.
+        """
         with self.lock:
             waiting = [letter for letter in self.letters.values() if letter.channel == channel]
         ready = [letter for letter in waiting
                  if letter.not_before_sec <= now_sec or letter.not_before_sec - now_sec > HOLD_MAX_SEC]  # fmt: skip
-        return sorted(ready, key=lambda letter: letter.tries)
+        if channel in ("database", "evidence"):
+            ready.sort(key=lambda letter: (letter.key.startswith("evidence"), letter.tries))
+        return ready
 
     def delivered(self, letter: Letter) -> None:
         """Forget it, unless a newer one has taken its place meanwhile."""
@@ -1678,7 +1684,10 @@ class CaptureFolder:
         """Busy when another run has it. Taken anew when the folder is another one than before."""
         self.held.close()
         lock = (self.own if is_writable(self.own) else self.state_file.parent) / "monitor.lock"
-        self.held.enter_context(run_lock(lock, str(self.folder)))
+        try:
+            self.held.enter_context(run_lock(lock, str(self.folder)))
+        except OSError as problem:
+            raise CannotStart(f"{lock}: cannot be made: {problem.strerror}") from problem
 
     # --- pictures
 
@@ -2008,6 +2017,8 @@ class FolderWatch:
 
     def attach(self) -> None:
         """Have inotify tell of new files; after the folder came back, anew. The lock is in the folder, so it too."""
+        from watchdog.events import FileClosedEvent, FileCreatedEvent, FileMovedEvent
+
         identity = self.identify()
         if identity == self.identity and self.is_attached:
             return
@@ -2019,7 +2030,9 @@ class FolderWatch:
         if identity is None:
             return
         if is_back or self.place.is_missing:
+            self.is_attached = False
             self.place.take_lock()
+            self.is_attached = True
         if self.place.is_missing:
             self.place.is_missing = False
             self.place.restore()
@@ -2028,7 +2041,8 @@ class FolderWatch:
             log.info("%s: a network mount, looked at every %g s", self.place.folder, POLL_SEC)
             return
         try:
-            self.watch = self.observer.schedule(self.place.waker, str(self.place.folder))
+            told = [FileClosedEvent, FileCreatedEvent, FileMovedEvent]  # not what we read ourselves
+            self.watch = self.observer.schedule(self.place.waker, str(self.place.folder), event_filter=told)
             self.place.is_polled = False
         except OSError as problem:
             log.warning("%s: inotify: %s; looked at every %g s", self.place.folder, problem.strerror, POLL_SEC)
@@ -2042,6 +2056,9 @@ class FolderWatch:
             except Busy as problem:
                 log.warning("%s; this folder is left to it", problem)
                 return
+            except CannotStart as problem:
+                log.warning("%s; tried again", problem)
+                place.stopping.wait(KEPT_AWAY_SEC)
             except Exception:
                 log.exception("%s: this is a bug in the program, going on", place.folder)
                 place.stopping.wait(KEPT_AWAY_SEC)
@@ -2100,6 +2117,7 @@ def monitor_folders(folders: Sequence[Path], config: Mapping[str, Any], stopping
     """Watch capture folders until `stopping` is set; for `monitor`, and for `capture --monitor`."""
     from watchdog.observers import Observer
 
+    logging.getLogger("watchdog").setLevel(logging.INFO)  # it logs each event
     setup = make_setup(config)
     with taken(folders, setup, stopping) as places:
         observer = Observer()

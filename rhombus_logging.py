@@ -479,15 +479,15 @@ def run_lock(path: Path, what: str, wait_sec: float = 0) -> Iterator[None]:
     """Hold `path` as the lock of `what` for the length of a `with` block; Busy names who has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + wait_sec
-    with path.open("a+", encoding="utf-8") as handle:
+    with path.open("ab+", buffering=0) as handle:
         while not lock_file(handle):
             if time.monotonic() >= deadline:
                 handle.seek(0)
-                raise Busy(f"{what}: another run holds {path} (process {handle.read().strip() or 'unknown'})")
+                raise Busy(f"{what}: another run holds {path} (process {handle.read().decode().strip() or 'unknown'})")
             time.sleep(LOCK_POLL_SEC)
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
+        with suppress(OSError):  # on a full disk the lock is held all the same, it only does not say by whom
+            handle.truncate(0)
+            handle.write(str(os.getpid()).encode())
         yield
 
 
