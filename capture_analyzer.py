@@ -2028,6 +2028,7 @@ class FolderWatch:
         self.watch, self.place.is_polled, self.is_attached = None, True, identity is not None
         is_back, self.identity = identity != self.identity, identity or self.identity
         if identity is None:
+            self.place.scan_mono = -math.inf  # which says so
             return
         if is_back or self.place.is_missing:
             self.is_attached = False
