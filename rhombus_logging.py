@@ -241,8 +241,8 @@ CONFIG_KEYS: dict[str, dict[str, Key]] = {
                   "grace_sec": Key(0, "whole"), "required": Key([], "list"), "without_archive": Key(False, "bool")},
     "analysis": {
         "black_mean": Key(20, "number"), "black_range": Key(6, "number"), "black_sec": Key(1, "number"),
-        "freeze_same": Key(0.12, "number"), "freeze_noise": Key(0.35, "number"),
-        "freeze_noise_share": Key(0.005, "number"), "freeze_ignore_percent": Key(2, "number"),
+        "freeze_same": Key(0.08, "number"), "freeze_noise": Key(0.35, "number"),
+        "freeze_noise_share": Key(0.01, "number"), "freeze_ignore_percent": Key(2, "number"),
         "freeze_sec": Key(4, "number"), "silence_db": Key(-85, "number"), "silence_sec": Key(2, "number"),
         "quiet_db": Key(-65, "number"), "quiet_sec": Key(5, "number"), "audio_required": Key(False, "bool"),
         "cut_percent": Key(12, "number"), "masks": Key({}, "map"),
