@@ -16,6 +16,7 @@ import base64
 import csv
 import errno
 import glob
+import heapq
 import itertools
 import json
 import logging
@@ -91,6 +92,11 @@ SELECT = "isnan(prev_selected_t)+gte(t-prev_selected_t,0.19)+key*gte(t-prev_sele
 KEY_GAP_SEC = 5.0  # between key pictures further apart too much can hide
 PICTURE_GAP_SEC = 6.0  # pictures further apart than this say nothing about the time between them
 JOIN_SEC = 1.0  # parts of one incident that the coder's new start at a key picture tore apart
+LIVELY_PICTURES = 20  # so many live pictures say how noisy a camera is,
+LIVELY_LEAST = 0.15  # if in nearly all of them at least this share of the pixels changed
+CALM_MOST, CALM_SHARE = 0.15, 0.4  # calm: fewer changed pixels than this, and than this share of the live ones
+KEY_SETTLE_SEC = 0.5  # after a key picture everything changes a little
+SUSPICIOUS_SHARE, SUSPICIOUS_MOST = 0.75, 0.8  # key pictures that differ less than usual, and no more than this
 PRECISE_SHARE = 0.6  # of a file to be looked at precisely: one pass over all of it is cheaper
 SOUND_RATE, SOUND_WINDOW_SEC = 8000, 0.25
 SOUND_WINDOWS_AT_ONCE = 240
@@ -101,8 +107,13 @@ LISTED_LENGTH = re.compile(r"Duration: (\d+):(\d+):([\d.]+), start")
 COMPLAINT = re.compile(r"\[(?:error|fatal)\] (.*)")
 COMPLAINTS_KEPT = 20
 STALL_SEC = 120
-RECORDINGS = (".mp4", ".mkv", ".ts", ".mov", ".avi", ".m4v", ".webm", ".flv", ".mpg", ".mpeg", ".m2ts", ".h264",
-              ".hevc")  # fmt: skip
+STILLS_LOOKED_AT, STILL_GAP_SEC = 60, 60.0  # `frame` looks back so far at most, and over no longer pause
+SEGMENT_SEC, CLASSIC_SEGMENT_SEC = 30, 300  # older sound does not belong to a still
+SEGMENT_AHEAD_SEC, SEGMENT_REST_SEC = 10.0, 1.0
+SEGMENTS_LISTENED_TO = 3  # of 2 s: enough for quiet_sec
+NO_SOUND_DB = -100.0  # what the older analyzer said where there was nothing to listen to
+CLASSIC_DARK, CLASSIC_BLACK_PERCENT, CLASSIC_FREEZE = 10, 95.0, 0.5
+RECORDINGS = tuple(f".{name}" for name in "mp4 mkv ts mov avi m4v webm flv mpg mpeg m2ts h264 hevc".split())  # noqa: SIM905
 RHOMBUS_NAME = re.compile(r"_(\d{9,11})_(?:video|videoWithAudio|combined)(?:_partial)?$")
 INCIDENT_TYPES = (*TYPES, "no_data")
 INCIDENT_COLUMNS = ("alert_id", "host_name", "device_id", "incident_type", "status", "consecutive_count", "start_time",
@@ -206,6 +217,7 @@ class Picture:
     cell_range: float  # brightest minus darkest cell
     spread: float  # standard deviation over the pixels
     difference: float  # to the first picture of the run before it; 0 for the very first picture
+    changed: float  # share of the pixels that differ from the picture before; 1 for the very first
     since_sec: float  # when the run began that it belongs to; equal to time_sec where it began a new one
     is_key: bool = False
 
@@ -301,6 +313,7 @@ class PictureMeter:
         self.counts = counts[self.full]
         self.keep = self.inside.size - round(self.inside.size * rules.freeze_ignore_percent / 100)
         self.reference: NDArray[np.int16] | None = None
+        self.before: Gray | None = None
         self.since_sec = 0.0
         self.spread = 0.0
 
@@ -316,7 +329,9 @@ class PictureMeter:
             difference = self.difference(signed, self.reference)
         if self.reference is None or time_sec < self.since_sec or not is_same(difference, self.spread, self.rules):
             self.reference, self.since_sec, self.spread = signed, time_sec, spread
-        return Picture(time_sec, float(values.mean()), float(means.max() - means.min()), spread, difference,
+        changed = 1.0 if self.before is None else np.count_nonzero(values != self.before) / values.size
+        self.before = values
+        return Picture(time_sec, float(values.mean()), float(means.max() - means.min()), spread, difference, changed,
                        self.since_sec, is_key)  # fmt: skip
 
     def difference(self, one: NDArray[np.int16], other: NDArray[np.int16]) -> float:
@@ -572,12 +587,196 @@ def joined(intervals: Iterable[Interval], gap_sec: float) -> list[Interval]:
 # --- frame -------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Sound:
+    """What is heard beside a still; `is_there` None is unknown."""
+
+    is_there: bool | None
+    mean_db: float = NO_SOUND_DB
+    reason: str = ""
+
+    @property
+    def volume_percent(self) -> float:
+        return min(max((self.mean_db + 60) / 60 * 100, 0), 100)
+
+
+def stills_until(path: Path, time_sec: float, span_sec: float) -> list[Path]:
+    """The stills of its folder that end with `path`, in name order: three, or as many as `span_sec` takes."""
+    try:
+        with os.scandir(path.parent) as entries:  # there may be a hundred thousand
+            names = [entry.name for entry in entries if entry.name < path.name and entry.name.endswith(path.suffix)
+                     and not entry.name.endswith("_thumbnail.jpg")]  # fmt: skip
+    except OSError:
+        names = []
+    chosen, latest = [path], time_sec
+    for name in heapq.nlargest(STILLS_LOOKED_AT, names):
+        before_sec = time_of_still(path.with_name(name), time_sec)
+        if latest - before_sec > STILL_GAP_SEC or (len(chosen) >= 3 and time_sec - latest >= span_sec):
+            break
+        chosen.insert(0, path.with_name(name))
+        latest = before_sec
+    return chosen
+
+
+def segments_beside(still: Path, time_sec: float, oldest_sec: float) -> list[Path]:
+    """The last finished `segment_*.ts` beside a still or its folder, up to its time; the newest last.
+
+    Finished are those that a playlist names; without a playlist, all but the one that was written to just now.
+    """
+    for folder in (still.absolute().parent.parent, still.absolute().parent):
+        found = []
+        with suppress(OSError):
+            listed = "".join(file.read_text("utf-8", "replace") for file in folder.glob("*.m3u8"))
+            for segment in folder.glob(SEGMENT_PATTERN):
+                written_sec = segment.stat().st_mtime
+                is_done = segment.name in listed if listed else time.time() - written_sec >= SEGMENT_REST_SEC
+                if is_done and time_sec - oldest_sec <= written_sec <= time_sec + SEGMENT_AHEAD_SEC:
+                    found.append((written_sec, segment.name, segment))
+        if found:
+            return [segment for *_, segment in sorted(found)[-SEGMENTS_LISTENED_TO:]]
+    return []
+
+
+def listen(still: Path, time_sec: float, rules: Rules, *, classic: bool) -> Sound:
+    """Is there sound in the segments beside a still?"""
+    oldest_sec = CLASSIC_SEGMENT_SEC if classic else SEGMENT_SEC
+    segments = segments_beside(still, time.time() if classic else time_sec, oldest_sec)
+    if not segments:
+        return Sound(False if classic else None, reason=f"no sound segment of the last {oldest_sec} s")
+    try:
+        data = b"".join(segment.read_bytes() for segment in (segments[-1:] if classic else segments))
+        levels = measure_sound(find_ffmpeg("listening to segments"), data)
+    except NoStream:
+        return Sound(False if classic or rules.audio_required else None, reason="the segments have no sound stream")
+    except (OSError, Unreadable) as problem:
+        return Sound(False if classic else None, reason=f"sound: {problem}")
+    heard = Sound(None, mean_level_db(levels))
+    lost = find_audio_loss(levels, rules)
+    is_lost = bool(lost) and lost[-1][1] >= len(levels) * SOUND_WINDOW_SEC
+    return replace(heard, is_there=heard.volume_percent > 5 if classic else not is_lost)
+
+
+def classic_verdict(stills: Sequence[Path]) -> tuple[float, list[float | None]]:
+    """The older measure of up to three stills: percent of dark pixels in the last, differences of the pairs."""
+    import cv2
+    import numpy as np
+
+    grays = [cv2.imdecode(np.frombuffer(still.read_bytes(), np.uint8), cv2.IMREAD_GRAYSCALE) for still in stills]
+    dark_percent = float(np.mean(np.asarray(grays[-1]) <= CLASSIC_DARK) * 100)
+    sparse = [None if gray is None else gray[::10, ::10].astype(np.int16) for gray in grays]
+    return dark_percent, pair_differences(sparse, lambda one, other: float(np.abs(one - other).mean())
+                                          if one.shape == other.shape else 255.0)  # fmt: skip
+
+
+def pair_differences(three: Sequence[Any], differ: Callable[[Any, Any], float]) -> list[float | None]:
+    """Of n-2 and n-1, n-2 and n, n-1 and n; None where a picture is missing."""
+    padded = [*[None] * (3 - len(three)), *three]
+    return [None if padded[one] is None or padded[other] is None else round(differ(padded[one], padded[other]), 2)
+            for one, other in ((0, 1), (0, 2), (1, 2))]  # fmt: skip
+
+
+def grays_of(stills: Sequence[Path]) -> list[NDArray[np.int16] | None]:
+    grays: list[NDArray[np.int16] | None] = []
+    for still in stills:
+        try:
+            grays.append(decode_still(still.read_bytes()).astype("int16"))
+        except (OSError, Unreadable):
+            grays.append(None)
+    return grays
+
+
+def analyse_frame(path: Path, device: str, config: Mapping[str, Any], *, classic: bool) -> dict[str, Any]:
+    """Everything that `frame` says about one still, by the older names and ours."""
+    rules, time_sec = rules_of(config["analysis"]), time_of_still(path, time.time())
+    stills = stills_until(path, time_sec, rules.freeze_sec)
+    reader = StillReader(rules, mask_of(config["analysis"], device))
+    for still in stills:
+        seen = reader.read(still, time_of_still(still, time_sec))
+    sound, three = listen(path, time_sec, rules, classic=classic), stills[-3:]
+    black, freeze, dark_percent, reasons = seen.blackscreen, seen.freeze, 0.0, [seen.reason]
+    diffs: list[float | None] = [None, None, None]
+    if seen.quality == "ok" and reader.gray is not None:
+        meter, grays = reader.meter, grays_of(three)
+        inside = [None if gray is None else gray.ravel()[meter.inside] for gray in grays]
+        dark_percent = float((reader.gray <= CLASSIC_DARK).mean() * 100)
+        diffs = pair_differences(inside, meter.difference)
+        first_sec = time_of_still(stills[0], time_sec)
+        if classic:
+            dark_percent, diffs = classic_verdict(three)
+            black = dark_percent > CLASSIC_BLACK_PERCENT
+            freeze = None not in diffs and all(value < CLASSIC_FREEZE for value in diffs if value is not None)
+        elif len(stills) < 3 or time_sec - first_sec < rules.freeze_sec:
+            freeze = None
+            reasons.append(f"freeze needs 3 stills that span {rules.freeze_sec:g} s")
+    reasons.append(sound.reason)
+    return {
+        "timestamp": iso_time(time.time()), "filename": path.name, "thumbnail": thumbnail_of(path).name,
+        "blackscreen": black, "blackscreen_percentage": round(dark_percent, 1), "freeze": freeze, "freeze_diffs": diffs,
+        "last_3_filenames": [still.name for still in three],
+        "last_3_thumbnails": [thumbnail_of(still).name for still in three],
+        "audio": sound.is_there, "volume_percentage": round(sound.volume_percent),
+        "mean_volume_db": round(sound.mean_db, 1),
+        "quality": seen.quality, "reason": "; ".join(reason for reason in reasons if reason),
+        "frame_time": iso_time(time_sec), "method": "classic" if classic else "rules",
+        "mean": round(seen.picture.mean, 2) if seen.picture else None,
+        "cell_range": round(seen.picture.cell_range, 2) if seen.picture else None,
+    }  # fmt: skip
+
+
+def carried_on(state: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """The incident state after one more still: bad ones count on, good ones end, unknown ones stay as they are."""
+    bad = {"blackscreen": result["blackscreen"], "freeze": result["freeze"],
+           "audio_loss": None if result["audio"] is None else not result["audio"]}  # fmt: skip
+    after: dict[str, Any] = {}
+    for kind, is_bad in bad.items():
+        before = state.get(kind) if isinstance(state.get(kind), dict) else None
+        if is_bad is False or (is_bad is None and before is None):
+            continue
+        entry = {"alert_id": None, "start_time": result["frame_time"], "consecutive_count": 0, **(before or {})}
+        if is_bad:
+            entry |= {"consecutive_count": int(entry["consecutive_count"]) + 1, "last_updated": result["frame_time"]}
+        after[kind] = entry
+    return after
+
+
+def state_of(text: str | None) -> dict[str, Any]:
+    """`active_incidents` of STATE_JSON, which may also be given bare."""
+    try:
+        state = json.loads(text or "{}")
+    except ValueError:
+        state = None
+    active = state.get("active_incidents", state) if isinstance(state, dict) else None
+    if not isinstance(active, dict):
+        raise UsageError("STATE_JSON: expected a JSON object such as {\"active_incidents\": {}}")
+    return active
+
+
 def frame_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", metavar="IMAGE", nargs="?", type=Path, help="a still")
+    parser.add_argument("host", metavar="HOST", nargs="?", help="default: HOST_NAME, USER, or the host's name")
+    parser.add_argument("device", metavar="DEVICE", nargs="?", help="default: the folder that the captures are of")
+    parser.add_argument("state", metavar="STATE_JSON", nargs="?", help="active incidents so far; they are carried on")
+    parser.add_argument("--images", metavar="IMAGE", nargs="+", type=Path, default=[], help="several stills, in order")
+    parser.add_argument("--method", choices=("rules", "classic"), default="rules", help="classic: the older thresholds")
 
 
-def frame_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:  # noqa: ARG001
-    return Status.DONE
+def frame_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
+    """One JSON object on stdout for each still."""
+    images = [*([arguments.image] if arguments.image else []), *arguments.images]
+    if not images:
+        raise UsageError("no still was named; give IMAGE or --images")
+    host = arguments.host or os.environ.get("HOST_NAME") or os.environ.get("USER") or socket.gethostname()
+    state, failed = state_of(arguments.state), 0
+    for image in images:
+        device = arguments.device or camera_of(image)
+        result = analyse_frame(image, device, config, classic=arguments.method == "classic")
+        state = carried_on(state, result)
+        result |= {"host_name": host, "device_id": device, "active_incidents": state}
+        sys.stdout.write(json.dumps(result) + "\n")
+        if result["quality"] == "unknown":
+            failed += 1
+            log.error("%s: quality unknown: %s", image, result["reason"])
+    return Status.PARTIAL if failed else Status.DONE
 
 
 # --- video -------------------------------------------------------------------------------------------------------
@@ -586,7 +785,8 @@ def frame_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
 class Metrics:
     """Everything that was measured, as CSV: thresholds can be chosen from it, and curves drawn. For many threads."""
 
-    COLUMNS = ("file", "kind", "time_sec", "mean", "cell_range", "spread", "difference", "since_sec", "level_db")
+    COLUMNS = ("file", "kind", "time_sec", "mean", "cell_range", "spread", "difference", "changed", "since_sec",
+               "level_db")  # fmt: skip
 
     def __init__(self, stream: TextIO) -> None:
         self.writer = csv.writer(stream, lineterminator="\n")
@@ -600,12 +800,12 @@ class Metrics:
 
 def picture_row(file: Path, one: Picture) -> list[Any]:
     """A line of --metrics: brightness 0 to 255, difference to the start of the run before this picture."""
-    values = (one.time_sec, one.mean, one.cell_range, one.spread, one.difference, one.since_sec)
+    values = (one.time_sec, one.mean, one.cell_range, one.spread, one.difference, one.changed, one.since_sec)
     return [file, "picture", *(round(value, 3) for value in values), ""]
 
 
 def sound_row(file: Path, place: int, level_db: float) -> list[Any]:
-    return [file, "sound", place * SOUND_WINDOW_SEC, "", "", "", "", "", round(level_db, 1)]
+    return [file, "sound", place * SOUND_WINDOW_SEC, "", "", "", "", "", "", round(level_db, 1)]
 
 
 @dataclass(frozen=True)
@@ -699,6 +899,51 @@ class Scanner:
             yield picture
 
 
+class Stillness:
+    """Freezes of cameras whose noise is in every picture: it is gone all at once, and back with the first live one.
+
+    A coder with bits to spare renders a frozen picture a little differently at every key picture, by more than
+    `is_same` allows, but between them nothing moves. A camera whose coder drops the noise anyway is left to `is_same`.
+    """
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.lively: deque[float] = deque(maxlen=LIVELY_PICTURES)
+        self.forget()
+
+    def forget(self) -> None:
+        self.start_sec: float | None = None
+        self.has_key = False
+        self.loud = 0
+        self.key_sec = -math.inf
+
+    def limit(self) -> float:
+        """Up to this share of changed pixels a picture is calm; below 0 while too little is known of the live ones."""
+        known = sorted(self.lively)
+        if len(known) < LIVELY_PICTURES // 2 or known[len(known) // 10] < LIVELY_LEAST:
+            return -1.0
+        return min(CALM_MOST, known[len(known) // 2] * CALM_SHARE)
+
+    def take(self, picture: Picture) -> float | None:
+        """Where the freeze began that this picture belongs to."""
+        if picture.is_key:
+            self.key_sec = picture.time_sec
+            self.has_key |= self.start_sec is not None
+        if picture.time_sec - self.key_sec <= KEY_SETTLE_SEC:
+            return None
+        if picture.changed <= self.limit():
+            self.start_sec = picture.time_sec if self.start_sec is None else self.start_sec
+            self.loud = 0
+        else:
+            self.loud += 1
+            if self.start_sec is None or self.loud > 1:
+                self.start_sec, self.has_key = None, False
+                self.lively.append(picture.changed)
+        if self.start_sec is None or self.loud or not self.has_key:
+            return None
+        return self.start_sec if picture.time_sec - self.start_sec >= self.rules.freeze_sec else None
+
+
 class Finder:
     """Turns the measured pictures of one stretch of a recording into black and frozen intervals."""
 
@@ -707,6 +952,7 @@ class Finder:
         self.latest_sec = 0.0
         self.since_sec = -1.0  # start of the present run of same pictures
         self.has_key = False  # a coder repeats a live picture exactly until its next key picture
+        self.stillness = Stillness(rules)
         self.open: dict[str, Interval] = {}
         self.found: list[tuple[str, Interval]] = []
 
@@ -716,19 +962,25 @@ class Finder:
         if picture.since_sec != self.since_sec:
             self.since_sec, self.has_key = picture.since_sec, False
         self.has_key |= picture.is_key and picture.time_sec > picture.since_sec
-        self.extend("blackscreen", picture, picture.time_sec if judge_black(picture, self.rules) else None)
+        is_black = judge_black(picture, self.rules)
+        self.extend("blackscreen", picture, picture.time_sec if is_black else None)
         is_frozen = self.has_key and judge_freeze(picture, self.rules)
-        self.extend("freeze", picture, picture.since_sec if is_frozen else None)
+        if is_black:
+            self.stillness.forget()
+        calm_sec = None if is_black else self.stillness.take(picture)
+        starts = [start for start in (picture.since_sec if is_frozen else None, calm_sec) if start is not None]
+        self.extend("freeze", picture, min(starts) if starts else None)
         self.latest_sec = picture.time_sec
 
     def extend(self, kind: str, picture: Picture, start_sec: float | None) -> None:
         if start_sec is not None:
-            start_sec = self.open[kind][0] if kind in self.open else start_sec
+            start_sec = min(start_sec, self.open.get(kind, (start_sec, 0))[0])
             self.open[kind] = (start_sec, picture.time_sec + SAMPLE_SEC)
         elif kind in self.open:
-            self.found.append((kind, (self.open.pop(kind)[0], picture.time_sec)))
+            self.found.append((kind, self.open.pop(kind)))
 
     def close(self) -> None:
+        self.stillness.forget()
         self.found += list(self.open.items())
         self.open.clear()
 
@@ -744,16 +996,19 @@ class Finder:
 def suspicious(keys: Sequence[Picture], rules: Rules) -> list[tuple[float, float | None]] | None:
     """The stretches of a recording that have to be looked at precisely; None for all of it.
 
-    A stretch goes from the key picture before the suspicion to the one after it; None is the end of the file.
+    A stretch begins two key pictures before the suspicion, so that Stillness knows the camera, and ends with the one
+    after it; None is the end of the file.
     """
     if len(keys) < 3:
         return None
     marks = [judge_black(picture, rules) for picture in keys]
+    usual = sorted(picture.difference for picture in keys[1:])[(len(keys) - 1) // 2]
+    likely = min(SUSPICIOUS_SHARE * usual, SUSPICIOUS_MOST)
     starts = []
     for place, (one, other) in enumerate(zip(keys, keys[1:], strict=False)):
-        is_same_run = other.since_sec < other.time_sec
+        is_same_run = other.since_sec < other.time_sec or other.difference <= likely
         if marks[place] or marks[place + 1] or is_same_run:
-            starts.append((max(place - 1, 0), place + 2))
+            starts.append((max(place - 2, 0), place + 2))
         elif other.time_sec - one.time_sec > KEY_GAP_SEC:
             starts.append((place, place + 1))
     if keys[-1].since_sec < keys[-1].time_sec or marks[-1]:
@@ -1433,12 +1688,18 @@ class Outbox:
             return self.letters.pop((channel, key), None) is not None
 
     def due(self, channel: str, now_sec: float) -> list[Letter]:
-        """In order, those that failed before last; a clock that was set back holds nothing up."""
+        """What can be tried now. Messages keep their order; of the rest, what failed before comes last, so that one
+        that can never arrive holds up no other, and evidence after the row of its incident.
+
+        A clock that was set back holds nothing up.
+        """
         with self.lock:
             waiting = [letter for letter in self.letters.values() if letter.channel == channel]
         ready = [letter for letter in waiting
                  if letter.not_before_sec <= now_sec or letter.not_before_sec - now_sec > HOLD_MAX_SEC]  # fmt: skip
-        return sorted(ready, key=lambda letter: letter.tries)
+        if channel in ("database", "evidence"):
+            ready.sort(key=lambda letter: (letter.key.startswith("evidence"), letter.tries))
+        return ready
 
     def delivered(self, letter: Letter) -> None:
         """Forget it, unless a newer one has taken its place meanwhile."""
@@ -1714,7 +1975,10 @@ class CaptureFolder:
         """Busy when another run has it. Taken anew when the folder is another one than before."""
         self.held.close()
         lock = (self.own if is_writable(self.own) else self.state_file.parent) / "monitor.lock"
-        self.held.enter_context(run_lock(lock, str(self.folder)))
+        try:
+            self.held.enter_context(run_lock(lock, str(self.folder)))
+        except OSError as problem:
+            raise CannotStart(f"{lock}: cannot be made: {problem.strerror}") from problem
 
     # --- pictures
 
@@ -2044,6 +2308,8 @@ class FolderWatch:
 
     def attach(self) -> None:
         """Have inotify tell of new files; after the folder came back, anew. The lock is in the folder, so it too."""
+        from watchdog.events import FileClosedEvent, FileCreatedEvent, FileMovedEvent
+
         identity = self.identify()
         if identity == self.identity and self.is_attached:
             return
@@ -2053,9 +2319,12 @@ class FolderWatch:
         self.watch, self.place.is_polled, self.is_attached = None, True, identity is not None
         is_back, self.identity = identity != self.identity, identity or self.identity
         if identity is None:
+            self.place.scan_mono = -math.inf  # which says so
             return
         if is_back or self.place.is_missing:
+            self.is_attached = False
             self.place.take_lock()
+            self.is_attached = True
         if self.place.is_missing:
             self.place.is_missing = False
             self.place.restore()
@@ -2064,7 +2333,8 @@ class FolderWatch:
             log.info("%s: a network mount, looked at every %g s", self.place.folder, POLL_SEC)
             return
         try:
-            self.watch = self.observer.schedule(self.place.waker, str(self.place.folder))
+            told = [FileClosedEvent, FileCreatedEvent, FileMovedEvent]  # not what we read ourselves
+            self.watch = self.observer.schedule(self.place.waker, str(self.place.folder), event_filter=told)
             self.place.is_polled = False
         except OSError as problem:
             log.warning("%s: inotify: %s; looked at every %g s", self.place.folder, problem.strerror, POLL_SEC)
@@ -2078,6 +2348,9 @@ class FolderWatch:
             except Busy as problem:
                 log.warning("%s; this folder is left to it", problem)
                 return
+            except CannotStart as problem:
+                log.warning("%s; tried again", problem)
+                place.stopping.wait(KEPT_AWAY_SEC)
             except Exception:
                 log.exception("%s: this is a bug in the program, going on", place.folder)
                 place.stopping.wait(KEPT_AWAY_SEC)
@@ -2136,6 +2409,7 @@ def monitor_folders(folders: Sequence[Path], config: Mapping[str, Any], stopping
     """Watch capture folders until `stopping` is set; for `monitor`, and for `capture --monitor`."""
     from watchdog.observers import Observer
 
+    logging.getLogger("watchdog").setLevel(logging.INFO)  # it logs each event
     setup = make_setup(config)
     with taken(folders, setup, stopping) as places:
         observer = Observer()
@@ -3485,8 +3759,10 @@ function detail(camera) {
   if (camera.marks.length) {
     const latest = camera.marks.slice(-MANY), file = t => fileAt(camera, t);
     const opened = t => file(t) ? linked(file(t)) : "";
-    parts.push(make("h2", {textContent: "Incidents and alerts"}), table(["start", "lasted", "what", "footage"],
-      latest.map(one => [when(one[0]), lasts(one[1] - one[0]), one[2] + " " + one[3], opened(one[0])])));
+    const seen = link => link ? make("a", {href: link, textContent: "picture", target: "_blank", rel: "noopener"}) : "";
+    parts.push(make("h2", {textContent: "Incidents and alerts"}), table(["start", "lasted", "what", "footage", ""],
+      latest.map(one => [when(one[0]), lasts(one[1] - one[0]), one[2] + " " + one[3], opened(one[0]),
+        seen(one[4])])));
     if (camera.marks.length > MANY) parts.push(make("p", {className: "soft",
       textContent: "and " + (camera.marks.length - MANY) + " earlier ones"}));
   }
@@ -3507,8 +3783,8 @@ function detail(camera) {
   return parts.length ? parts : [make("p", {className: "soft", textContent: "nothing more is known of this camera"})];
 }
 function section(camera) {
-  const digits = camera.percent > 99 ? 100 : 10;  // never rounded up to a whole that it is not
-  const share = camera.percent === null ? "clips" : Math.floor(camera.percent * digits) / digits + " %";
+  const digits = camera.percent > 99 ? 2 : 1, down = Math.floor(camera.percent * 10 ** digits) / 10 ** digits;
+  const share = camera.percent === null ? "clips" : down.toFixed(digits) + " %";  // 100 only when nothing is missing
   const found = camera.marks.filter(mark => mark[2] !== "alert").length;
   const part = make("details", {}, make("summary", {}, make("span", {className: "name", textContent: camera.name}),
     line(camera, 20), make("span", {className: "share", textContent: share,
@@ -3581,6 +3857,7 @@ class Mark:
     end_sec: float
     kind: str
     text: str = ""
+    file: Path | None = None  # a picture that shows it
 
 
 @dataclass
@@ -3634,6 +3911,7 @@ class Survey:
         self.zone = zone
         self.cameras: dict[str, Reported] = {}
         self.journals: dict[str, Journal] = {}
+        self.databases: set[str] = set()  # beside the captures
         self.starts: dict[str, tuple[str, float]] = {}  # file -> (camera, start), for the metrics
         self.files = 0
 
@@ -3654,6 +3932,8 @@ class Survey:
             here = Path(place)
             for found in sorted((here / ".rtsp_recorder").glob("journal/*")) if ".rtsp_recorder" in folders else []:
                 self.journal(here, found.name)
+            if (here / STATE_FOLDER / DATABASE_NAME).is_file():
+                self.databases.add(str(here / STATE_FOLDER / DATABASE_NAME))
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             known = set(names)
             for name in sorted(names):
@@ -3785,6 +4065,24 @@ def add_found(survey: Survey, file: Path) -> None:
         raise UsageError(f"--incidents {file}: is no output of `video --json`") from problem
 
 
+def add_stored(survey: Survey, configured: str | None) -> None:
+    """What monitor found: the databases beside the captures, and of the configured one the cameras that are shown."""
+    names = {camera.name: key for key, camera in survey.cameras.items()}
+    for place in [*sorted(survey.databases), *([configured] if configured else [])]:
+        for incident in read_incidents(place):
+            key = names.get(incident.device_id)
+            if key is None and place not in survey.databases:
+                continue
+            told = incident.metadata or {}
+            evidence = str((told.get("evidence") or {}).get("first_bad") or "").removeprefix("alerts/")
+            picture = Path(str(told.get("evidence_dir"))) / evidence if evidence else None
+            camera = survey.camera(key or incident.device_id, incident.device_id)
+            end_sec = time.time() if incident.end_sec is None else incident.end_sec
+            camera.marks.append(Mark(incident.start_sec, end_sec, incident.incident_type,
+                                     "(active)" if incident.end_sec is None else "",
+                                     picture if picture and picture.is_file() else None))  # fmt: skip
+
+
 def iso_sec(text: str) -> float:
     return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
@@ -3798,22 +4096,27 @@ def add_curves(survey: Survey, file: Path, span: Interval) -> None:
     sums: dict[tuple[str, str], dict[int, list[float]]] = {}
     try:
         with file.open(newline="", encoding="utf-8") as stream:
-            for row in csv.DictReader(stream):
-                if row["file"] not in survey.starts:
-                    absolute = os.path.abspath(row["file"])  # noqa: PTH100  as the survey has it
+            rows = csv.reader(stream)
+            heads = next(rows, [])
+            which, kind, moment_sec = (heads.index(name) for name in ("file", "kind", "time_sec"))
+            values_of = {"picture": [(curve, heads.index(column)) for curve, column in columns.items()
+                                     if curve != "sound"], "sound": [("sound", heads.index("level_db"))]}  # fmt: skip
+            for row in rows:
+                if row[which] not in survey.starts:
+                    absolute = os.path.abspath(row[which])  # noqa: PTH100  as the survey has it
                     if absolute not in survey.starts:
-                        foreign.add(row["file"])
+                        foreign.add(row[which])
                         continue
-                    survey.starts[row["file"]] = survey.starts[absolute]
-                key, start_sec = survey.starts[row["file"]]
-                place = int((start_sec + float(row["time_sec"]) - span[0]) / step_sec)
-                for curve in ("sound",) if row["kind"] == "sound" else ("brightness", "motion"):
+                    survey.starts[row[which]] = survey.starts[absolute]
+                key, start_sec = survey.starts[row[which]]
+                place = int((start_sec + float(row[moment_sec]) - span[0]) / step_sec)
+                for curve, column in values_of[row[kind]]:
                     total = sums.setdefault((key, curve), {}).setdefault(place, [0.0, 0.0])
-                    total[0] += float(row[columns[curve]])
+                    total[0] += float(row[column])
                     total[1] += 1
     except OSError as problem:
         raise UsageError(f"--metrics {file}: {problem.strerror}") from problem
-    except (ValueError, KeyError, TypeError, csv.Error) as problem:
+    except (ValueError, KeyError, IndexError, csv.Error) as problem:
         raise UsageError(f"--metrics {file}: is no output of `video --metrics`") from problem
     for (key, curve), places in sums.items():
         inside = {place: total / count for place, (total, count) in places.items() if 0 <= place <= steps}
@@ -3856,6 +4159,7 @@ def take_thumbnails(cameras: Sequence[Reported]) -> list[list[tuple[float, Path,
     for number, camera in enumerate(cameras):
         files = [(one.start_sec, one.end_sec, one.file) for one in camera.footage if one.file and one.file.suffix]
         files += [(at_sec, at_sec, path) for at_sec, path in camera.stills]
+        files += [(one.start_sec, one.start_sec, one.file) for one in camera.marks if one.file]
         for place in range(min(each, len(files))):
             start, end, file = files[(2 * place + 1) * len(files) // (2 * min(each, len(files)))]
             wanted.append((place, number, (start + end) / 2, file))
@@ -3906,7 +4210,8 @@ def camera_data(camera: Reported, span: Interval, gaps: Sequence[Mark], base: Pa
     return {
         "name": camera.name, "here": flat(here), "gone": flat(one for one in shown if not one.file),
         "gaps": [[at(gap.start_sec), at(gap.end_sec), gap.kind, gap_class(gap.kind)] for gap in gaps],
-        "marks": [[at(one.start_sec), at(one.end_sec), one.kind, one.text] for one in
+        "marks": [[at(one.start_sec), at(one.end_sec), one.kind, one.text, link_to(one.file, base) if one.file else ""]
+                  for one in
                   sorted(camera.marks, key=lambda one: one.start_sec)
                   if one.end_sec >= span[0] and one.start_sec <= span[1]],
         "folders": list(folders), "files": files, "curves": camera.curves, "missing": round(missing),
@@ -3971,6 +4276,7 @@ def report_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> 
             raise UsageError(f"{folder}: there is no such folder")
         survey.look(Path(os.path.abspath(folder)))  # noqa: PTH100
     survey.settle()
+    add_stored(survey, config["analysis"]["database"])
     if arguments.incidents:
         add_found(survey, arguments.incidents)
     cameras = sorted((camera for camera in survey.cameras.values() if camera.footage or camera.marks or camera.gaps),
@@ -4057,6 +4363,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, configure, act; returns the exit status."""
     arguments = build_parser().parse_args(argv)
+    arguments.debug |= os.environ.get("DEBUG", "").lower() == "true"
     start_logging(arguments)
     sections = ("analysis", "capture", "notify", "storage", "recording", "rhombus", "cameras")
     config = load_config(arguments.config, sections, Path(__file__).resolve().parent)

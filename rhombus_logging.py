@@ -245,8 +245,8 @@ CONFIG_KEYS: dict[str, dict[str, Key]] = {
                   "grace_sec": Key(0, "whole"), "required": Key([], "list"), "without_archive": Key(False, "bool")},
     "analysis": {
         "black_mean": Key(20, "number"), "black_range": Key(6, "number"), "black_sec": Key(1, "number"),
-        "freeze_same": Key(0.12, "number"), "freeze_noise": Key(0.35, "number"),
-        "freeze_noise_share": Key(0.005, "number"), "freeze_ignore_percent": Key(2, "number"),
+        "freeze_same": Key(0.08, "number"), "freeze_noise": Key(0.35, "number"),
+        "freeze_noise_share": Key(0.01, "number"), "freeze_ignore_percent": Key(2, "number"),
         "freeze_sec": Key(4, "number"), "silence_db": Key(-85, "number"), "silence_sec": Key(2, "number"),
         "quiet_db": Key(-65, "number"), "quiet_sec": Key(5, "number"), "audio_required": Key(False, "bool"),
         "cut_percent": Key(12, "number"), "masks": Key({}, "map"),
@@ -490,15 +490,15 @@ def run_lock(path: Path, what: str, wait_sec: float = 0) -> Iterator[None]:
     """Hold `path` as the lock of `what` for the length of a `with` block; Busy names who has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + wait_sec
-    with path.open("a+", encoding="utf-8") as handle:
+    with path.open("ab+", buffering=0) as handle:
         while not lock_file(handle):
             if time.monotonic() >= deadline:
                 handle.seek(0)
-                raise Busy(f"{what}: another run holds {path} (process {handle.read().strip() or 'unknown'})")
+                raise Busy(f"{what}: another run holds {path} (process {handle.read().decode().strip() or 'unknown'})")
             time.sleep(LOCK_POLL_SEC)
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
+        with suppress(OSError):  # on a full disk the lock is held all the same, it only does not say by whom
+            handle.truncate(0)
+            handle.write(str(os.getpid()).encode())
         yield
 
 

@@ -325,11 +325,11 @@ def real_cases(clips: list[Path]) -> Iterator[Case]:
     for clip in clips:
         around = "split[a][b];[b]reverse[c];[a][c]concat," * (2 if clip.stat().st_size < 2_000_000 else 0)
         name = clip.stem
-        base = f"{around}fps={FPS},scale=640:360,trim=duration={LENGTH_SEC:g}"
+        base = f"{around}fps={FPS},scale=640:360,setpts=N/{FPS}/TB,trim=duration={LENGTH_SEC:g}"
         yield Case(f"real {name} untouched", None, clip=clip, filters="null", suffix=clip.suffix)
         for coder in ("crf", "abr"):
             yield Case(f"real {name} live {coder}", None, clip=clip, filters=base, coder=coder)
-            frozen = f"{base},loop=loop={FPS * 9}:size=1:start={FPS * 4},trim=duration=19"
+            frozen = f"{base},loop=loop={FPS * 9}:size=1:start={FPS * 4},setpts=N/{FPS}/TB,trim=duration=19"
             yield Case(f"real {name} frozen {coder}", None, clip=clip, filters=frozen, coder=coder,
                        truth={"freeze": ((4, 13),)}, length_sec=19)  # fmt: skip
         black = f"{base},drawbox=t=fill:c=black:enable='between(t,3,6.99)'"
@@ -348,7 +348,7 @@ def make(case: Case, folder: Path, ffmpeg: str = "ffmpeg") -> Path:
     part, tone = path.with_name(f"making_{path.name}"), path.with_name(f"making_{path.stem}.wav")
     command = [ffmpeg, "-v", "error", "-y"]
     if case.clip:
-        command += ["-i", str(case.clip), *(["-c", "copy"] if case.filters == "null" else ["-vf", case.filters, "-an"])]
+        command += ["-i", str(case.clip), *(["-c", "copy"] if case.filters == "null" else ["-vf", case.filters]), "-an"]
     elif case.picture:
         width, height = case.size
         command += ["-f", "rawvideo", "-pix_fmt", "gray", "-s", f"{width}x{height}", "-r", str(FPS), "-i", "pipe:0"]

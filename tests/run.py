@@ -52,6 +52,7 @@ DEBIAN_PARTS = (
     DebianPart("postgresql", "postgres", "incidents of capture_analyzer.py in a database of others",
                "usr/lib/postgresql/*/bin/initdb"),  # fmt: skip
     DebianPart("systemd", "systemd-analyze", "checks the units that rtsp_recorder.py services writes"),
+    DebianPart("chromium", "chromium", "shows the page of capture_analyzer.py report as a browser does"),
     DebianPart(
         "python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-good glib-networking",
         "gst-rtsp-server",
