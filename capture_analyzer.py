@@ -1474,8 +1474,6 @@ def database_of(settings: Mapping[str, Any], folder: Path) -> str:
 
 def database_address(place: str) -> str:
     """What SQLAlchemy wants to hear; PostgreSQL through psycopg, however the address begins."""
-    if "://" not in place:
-        return f"sqlite:///{Path(place).expanduser().absolute()}"
     return re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql+psycopg://", place)
 
 
@@ -1516,12 +1514,13 @@ class Database:
     """Incidents in SQLite or PostgreSQL. Whatever is stored twice is there once."""
 
     def __init__(self, place: str) -> None:
-        from sqlalchemy import create_engine, make_url
+        from sqlalchemy import URL, create_engine, make_url
         from sqlalchemy.exc import ArgumentError
         from sqlalchemy.pool import NullPool
 
         try:
-            url = make_url(database_address(place))
+            own = URL.create("sqlite", database=str(Path(place).expanduser().absolute()))  # a path may hold % and #
+            url = make_url(database_address(place)) if "://" in place else own
         except ArgumentError as problem:
             raise UsageError(f"analysis.database: {mask(place)!r} is no database address and no path") from problem
         hide_secret(url.password)
@@ -3954,15 +3953,16 @@ class Survey:
             camera.footage.append(Footage(*times, file))
             self.starts[str(file)] = (folder.name, times[0])
             return
-        named = RHOMBUS_NAME.search(file.stem) or NAMED_TIME.search(file.stem)
-        start_sec, basis = start_of_recording(file, self.zone) if named else (file.stat().st_mtime, "mtime")
-        if not RHOMBUS_NAME.search(file.stem):
-            camera.is_continuous = True
-        if basis != "mtime":
-            written_sec = file.stat().st_mtime
-            ends = written_sec if 0 < written_sec - start_sec <= LONGEST_FILE_SEC else math.nan
-            camera.unsure.append(Footage(start_sec, ends, file))
-            self.starts[str(file)] = (folder.name, start_sec)
+        is_clip, named = RHOMBUS_NAME.search(file.stem), NAMED_TIME.search(file.stem)
+        start_sec, basis = start_of_recording(file, self.zone) if is_clip or named else (0.0, "mtime")
+        if basis == "mtime" or not file.exists():
+            log.warning("%s: left out: neither a record nor its name tells when it was taken", file)
+            return
+        camera.is_continuous |= not is_clip
+        written_sec = file.stat().st_mtime
+        ends = written_sec if 0 < written_sec - start_sec <= LONGEST_FILE_SEC else math.nan
+        camera.unsure.append(Footage(start_sec, ends, file))
+        self.starts[str(file)] = (folder.name, start_sec)
 
     def clip(self, file: Path, sidecar: Mapping[str, Any]) -> bool:
         """A clip of copy_footage.py, by its sidecar; False when that is none."""
