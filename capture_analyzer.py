@@ -3632,6 +3632,12 @@ function strip(pen, camera, from, to, left, width, y, height) {  // one line of 
     pen.fillStyle = colour(gap[3]);
     bars(pen, gap, from, to, width, 0, band, 1.5);
   }
+  for (const [pairs, name] of [[camera.gone, "gone"], [camera.here, "here"]]) {  // a clip within a long gap
+    pen.fillStyle = colour(name);
+    for (let i = 0; i < pairs.length; i += 2)
+      if ((pairs[i + 1] - pairs[i]) / (to - from) * width < 2)
+        bars(pen, pairs.slice(i, i + 2), from, to, width, 0, band, 1.5);
+  }
   for (const mark of camera.marks) {
     if (mark[1] < from || mark[0] > to) continue;
     pen.fillStyle = colour(kindOf(mark));
@@ -3783,7 +3789,7 @@ function detail(camera) {
 }
 function section(camera) {
   const digits = camera.percent > 99 ? 2 : 1, down = Math.floor(camera.percent * 10 ** digits) / 10 ** digits;
-  const share = camera.percent === null ? "clips" : down.toFixed(digits) + " %";  // 100 only when nothing is missing
+  const share = camera.percent === null ? camera.word : down.toFixed(digits) + " %";  // rounded down
   const found = camera.marks.filter(mark => mark[2] !== "alert").length;
   const part = make("details", {}, make("summary", {}, make("span", {className: "name", textContent: camera.name}),
     line(camera, 20), make("span", {className: "share", textContent: share,
@@ -3871,7 +3877,7 @@ class Reported:
     gaps: list[Mark] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)  # incidents and alerts
     curves: dict[str, dict[str, Any]] = field(default_factory=dict)
-    is_continuous: bool = False  # recorded around the clock: what is missing is a gap; clips were asked for
+    is_continuous: bool = False  # recorded around the clock: what is missing is a gap; not so clips and captures
 
 
 @dataclass(frozen=True)
@@ -4000,7 +4006,7 @@ class Survey:
             times = ((at_sec, at_sec + 1) for at_sec, _ in camera.stills)
             runs = joined(times, STILLS_APART_SEC)
             camera.footage += [Footage(start, end, camera.stills[0][1].parent) for start, end in runs]
-            camera.is_continuous |= bool(runs)
+            camera.gaps += [Mark(one[1], other[0], "unknown") for one, other in zip(runs, runs[1:], strict=False)]
             camera.footage.sort(key=lambda one: (one.start_sec, one.end_sec))
 
 
@@ -4208,7 +4214,8 @@ def camera_data(camera: Reported, span: Interval, gaps: Sequence[Mark], base: Pa
                                                       for one in shown), GAP_SEC))  # fmt: skip
     missing = sum(min(gap.end_sec, span[1]) - gap.start_sec for gap in gaps)
     return {
-        "name": camera.name, "here": flat(here), "gone": flat(one for one in shown if not one.file),
+        "name": camera.name, "word": "stills" if camera.stills else "clips",
+        "here": flat(here), "gone": flat(one for one in shown if not one.file),
         "gaps": [[at(gap.start_sec), at(gap.end_sec), gap.kind, gap_class(gap.kind)] for gap in gaps],
         "marks": [[at(one.start_sec), at(one.end_sec), one.kind, one.text, link_to(one.file, base) if one.file else ""]
                   for one in

@@ -152,6 +152,7 @@ def test_clips_show_their_alerts_and_what_their_sidecars_miss(made):
 def test_stills_of_a_capture_folder_are_footage_too(made):
     captures = made[2]["capture1"]
     assert captures["here"] == [0, 5]
+    assert (captures["gaps"], captures["percent"]) == ([], None), "older ones were cleaned away: that is no gap"
     assert captures["pictures"]
 
 
@@ -271,7 +272,7 @@ def test_a_browser_draws_the_page_and_has_nothing_to_complain(made, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "size", "dark"),
-    [(("--blink-settings=preferredColorScheme=0",), "1280,1000", True), ((), "390,1000", False)],
+    [(("--blink-settings=preferredColorScheme=0",), "1280,1800", True), ((), "390,2600", False)],
     ids=["dark", "phone"],
 )
 def test_a_browser_draws_it_dark_and_on_a_phone(flags, size, dark, made, tmp_path):
