@@ -15,6 +15,7 @@ import argparse
 import csv
 import errno
 import glob
+import hashlib
 import heapq
 import json
 import logging
@@ -115,6 +116,7 @@ BACKDATE_SEC, RECENT_KEPT = 15.0, 64  # good samples that a freeze may turn out 
 NETWORK_FILESYSTEMS = ("nfs", "cifs", "smb", "9p", "ceph", "glusterfs", "afs", "lustre", "davfs", "ncpfs", "fuse.sshfs",
                        "fuse.rclone", "fuse.s3fs", "fuse.gcsfuse", "fuse.glusterfs", "fuse.ceph", "fuse.davfs",
                        "fuse.smbnetfs", "fuse.curlftpfs")  # fmt: skip
+HASH_BLOCK_BYTES = 1 << 20
 DATABASE_NAME = "incidents.sqlite3"
 DATABASE_TIMEOUT_SEC = 5
 EVIDENCE_PREFIX = "alerts"  # of the keys that nas_sync.py upload gives to evidence
@@ -1085,6 +1087,7 @@ def video_flags(parser: argparse.ArgumentParser) -> None:
                         "key pictures raise a suspicion")  # fmt: skip
     parser.add_argument("--json", action="store_true", default=None, help="JSON Lines, the last one a summary")
     parser.add_argument("--metrics", metavar="FILE", type=Path, help="everything measured goes there, as CSV")
+    parser.add_argument("--store", action="store_true", help="keep what is found in analysis.database, once")
     parser.add_argument("--fail_on_incident", action="store_true", help="exit 1 when an incident was found")
     parser.add_argument("--workers", metavar="N", type=int, help="files side by side (default: one per CPU core)")
 
@@ -1095,6 +1098,8 @@ def video_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
     at_once = min(arguments.workers or os.cpu_count() or 1, len(files))
     if arguments.workers is not None and arguments.workers < 1:
         raise UsageError("--workers: must be 1 or more")
+    if arguments.store and not config["analysis"]["database"]:
+        raise UsageError("--store: set analysis.database, where the incidents are to be kept")
     rules, zone = rules_of(config["analysis"]), zone_of(config["recording"]["timezone"])
     for camera in config["analysis"]["masks"]:
         mask_of(config["analysis"], camera)
@@ -1111,6 +1116,8 @@ def video_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
         for scan in pool.map(scanner.scan, files):
             report = scan_report(scan, zone)
             show_scan(report, as_json=bool(arguments.json))
+            if arguments.store and scan.incidents:
+                failed += store_scan(scan, zone, database_of(config["analysis"], scan.file.parent))
             length_sec += scan.length_sec
             for kind, _ in scan.incidents:
                 counts[kind] += 1
@@ -1590,6 +1597,24 @@ def read_incidents(place: str, since_sec: float | None = None, until_sec: float 
         return database.read(since_sec, until_sec)
     except SQLAlchemyError as problem:
         raise CannotStart(f"{database.shown}: cannot be read: {first_line(problem)}") from problem
+
+
+def store_scan(scan: Scan, zone: tzinfo | None, place: str) -> int:
+    """Store what `video` found in one recording; 1 when the database did not take it."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    digest = hashlib.sha256()
+    try:
+        with scan.file.open("rb") as handle:
+            while block := handle.read(HASH_BLOCK_BYTES):
+                digest.update(block)
+        base_sec, _basis = start_of_recording(scan.file, zone)
+        new = store_video_incidents(place, scan.file, digest.hexdigest(), scan.camera, base_sec, scan.incidents)
+    except (OSError, SQLAlchemyError) as problem:
+        log.error("%s: incidents not stored: %s", scan.file, first_line(problem))
+        return 1
+    log.info("%s: %d of %d incidents are new in the database", scan.file, new, len(scan.incidents))
+    return 0
 
 
 def store_video_incidents(place: str, file: Path, sha256: str, device: str, base_sec: float,
