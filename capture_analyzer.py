@@ -16,6 +16,7 @@ import base64
 import csv
 import errno
 import glob
+import hashlib
 import heapq
 import itertools
 import json
@@ -124,6 +125,7 @@ BACKDATE_SEC, RECENT_KEPT = 15.0, 64  # good samples that a freeze may turn out 
 NETWORK_FILESYSTEMS = ("nfs", "cifs", "smb", "9p", "ceph", "glusterfs", "afs", "lustre", "davfs", "ncpfs", "fuse.sshfs",
                        "fuse.rclone", "fuse.s3fs", "fuse.gcsfuse", "fuse.glusterfs", "fuse.ceph", "fuse.davfs",
                        "fuse.smbnetfs", "fuse.curlftpfs")  # fmt: skip
+HASH_BLOCK_BYTES = 1 << 20
 DATABASE_NAME = "incidents.sqlite3"
 DATABASE_TIMEOUT_SEC = 5
 EVIDENCE_PREFIX = "alerts"  # of the keys that nas_sync.py upload gives to evidence
@@ -351,7 +353,8 @@ def time_of_still(path: Path, now_sec: float) -> float:
     """From the name `capture_YYYYMMDDHHMMSS.jpg` (local time), else when it was written."""
     if found := STILL_NAME.fullmatch(path.name):
         try:
-            named_sec = datetime.strptime(found[1], STILL_TIME).timestamp()
+            year, *rest = int(found[1][:4]), *(int(found[1][at : at + 2]) for at in range(4, 14, 2))
+            named_sec = datetime(year, *rest).timestamp()  # strptime takes ten times as long
         except (ValueError, OverflowError, OSError):
             named_sec = now_sec + 2 * NAME_AHEAD_SEC
         if named_sec <= now_sec + NAME_AHEAD_SEC:
@@ -1119,6 +1122,7 @@ def video_flags(parser: argparse.ArgumentParser) -> None:
                         "key pictures raise a suspicion")  # fmt: skip
     parser.add_argument("--json", action="store_true", default=None, help="JSON Lines, the last one a summary")
     parser.add_argument("--metrics", metavar="FILE", type=Path, help="everything measured goes there, as CSV")
+    parser.add_argument("--store", action="store_true", help="keep what is found in analysis.database, once")
     parser.add_argument("--fail_on_incident", action="store_true", help="exit 1 when an incident was found")
     parser.add_argument("--workers", metavar="N", type=int, help="files side by side (default: one per CPU core)")
 
@@ -1129,6 +1133,8 @@ def video_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
     at_once = min(arguments.workers or os.cpu_count() or 1, len(files))
     if arguments.workers is not None and arguments.workers < 1:
         raise UsageError("--workers: must be 1 or more")
+    if arguments.store and not config["analysis"]["database"]:
+        raise UsageError("--store: set analysis.database, where the incidents are to be kept")
     rules, zone = rules_of(config["analysis"]), zone_of(config["recording"]["timezone"])
     for camera in config["analysis"]["masks"]:
         mask_of(config["analysis"], camera)
@@ -1145,6 +1151,8 @@ def video_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
         for scan in pool.map(scanner.scan, files):
             report = scan_report(scan, zone)
             show_scan(report, as_json=bool(arguments.json))
+            if arguments.store and scan.incidents:
+                failed += store_scan(scan, zone, database_of(config["analysis"], scan.file.parent))
             length_sec += scan.length_sec
             for kind, _ in scan.incidents:
                 counts[kind] += 1
@@ -1346,6 +1354,10 @@ class IncidentMachine:
         if sample.bad is None:
             self.watches[name] = replace(watch, known_sec=None)
             return []
+        if watch.phase == "ok" and not sample.bad:  # nearly always
+            recent = kept_recent(watch.recent, sample)
+            self.watches[name] = replace(watch, known_sec=sample.at_sec, timer_sec=0.0, recent=recent)
+            return []
         step_sec = sample.at_sec - watch.known_sec if watch.known_sec is not None else 0.0
         if not 0 <= step_sec <= silent_after_sec(self.steps, self.patience):
             step_sec = 0.0
@@ -1370,9 +1382,6 @@ class IncidentMachine:
         return [Event("resolved", self.incident(name), first_good=first_good)]
 
     def observe_ok(self, name: str, watch: Watch, sample: Sample) -> list[Event]:
-        if watch.phase == "ok" and not sample.bad:
-            self.watches[name] = replace(watch, timer_sec=0.0, recent=kept_recent(watch.recent, sample))
-            return []
         if watch.phase == "ok":
             watch = begun(watch, sample)
         window = [*watch.window, (watch.timer_sec, sample.at_sec, bool(sample.bad), sample.ref)]
@@ -1623,6 +1632,24 @@ def read_incidents(place: str, since_sec: float | None = None, until_sec: float 
         return database.read(since_sec, until_sec)
     except SQLAlchemyError as problem:
         raise CannotStart(f"{database.shown}: cannot be read: {first_line(problem)}") from problem
+
+
+def store_scan(scan: Scan, zone: tzinfo | None, place: str) -> int:
+    """Store what `video` found in one recording; 1 when the database did not take it."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    digest = hashlib.sha256()
+    try:
+        with scan.file.open("rb") as handle:
+            while block := handle.read(HASH_BLOCK_BYTES):
+                digest.update(block)
+        base_sec, _basis = start_of_recording(scan.file, zone)
+        new = store_video_incidents(place, scan.file, digest.hexdigest(), scan.camera, base_sec, scan.incidents)
+    except (OSError, SQLAlchemyError) as problem:
+        log.error("%s: incidents not stored: %s", scan.file, first_line(problem))
+        return 1
+    log.info("%s: %d of %d incidents are new in the database", scan.file, new, len(scan.incidents))
+    return 0
 
 
 def store_video_incidents(place: str, file: Path, sha256: str, device: str, base_sec: float,
