@@ -859,6 +859,8 @@ class Scanner:
         sound_sec = len(levels) * SOUND_WINDOW_SEC
         if sound == "ok" or (sound == "none" and pictures != "none" and self.rules.audio_required):
             lost = find_audio_loss(levels, self.rules)
+            if pictures == "keyframes" and length_sec > sound_sec:  # the last key picture is not the end
+                length_sec = self.end_of(file, length_sec)
             if length_sec - sound_sec >= self.rules.quiet_sec:  # the pictures go on without sound
                 lost = joined([*lost, (sound_sec, length_sec)], SOUND_WINDOW_SEC)
             found += [("audio_loss", interval) for interval in lost]
@@ -883,6 +885,13 @@ class Scanner:
                 return "keyframes", found, end_sec
         found, end_sec = self.find(file, mask)
         return "precise", found, end_sec
+
+    def end_of(self, file: Path, key_sec: float) -> float:
+        """Where the pictures end, if `key_sec` is shortly after the last key picture."""
+        with suppress(NoStream, Unreadable):
+            for _, time_sec, _ in read_pictures(self.ffmpeg, file, start_sec=key_sec, threads=self.threads):
+                key_sec = max(key_sec, time_sec + SAMPLE_SEC)
+        return key_sec
 
     def find(self, file: Path, mask: Gray, start_sec: float = 0,
              end_sec: float | None = None) -> tuple[list[tuple[str, Interval]], float]:  # fmt: skip
