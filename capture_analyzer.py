@@ -2842,13 +2842,16 @@ def holders_of(path: Path) -> list[tuple[int, str]]:
         wanted = path.stat()
     except OSError:
         return []
-    for handle in Path("/proc").glob("[0-9]*/fd/*"):
-        with suppress(OSError):  # ended, or another user's
-            one = handle.stat()
-            is_device = stat.S_ISCHR(wanted.st_mode) and stat.S_ISCHR(one.st_mode) and one.st_rdev == wanted.st_rdev
-            if is_device or (one.st_dev, one.st_ino) == (wanted.st_dev, wanted.st_ino):
-                process = handle.parent.parent
-                found.append((int(process.name), (process / "comm").read_text(encoding="utf-8").strip()))
+    for process in (entry for entry in Path("/proc").iterdir() if entry.name.isdigit()):
+        with suppress(OSError):  # it has ended, or is another user's
+            for handle in (process / "fd").iterdir():
+                with suppress(OSError):
+                    one = handle.stat()
+                    is_same = (one.st_dev, one.st_ino) == (wanted.st_dev, wanted.st_ino)
+                    is_device = stat.S_ISCHR(wanted.st_mode) and stat.S_ISCHR(one.st_mode)
+                    if is_same or (is_device and one.st_rdev == wanted.st_rdev):
+                        name = (process / "comm").read_text(encoding="utf-8", errors="replace").strip()
+                        found.append((int(process.name), name))
     return sorted({(process, name) for process, name in found if process != os.getpid()})
 
 
@@ -3034,7 +3037,7 @@ class Capturer:
         end_writers(self.grabber.staging)
         for folder in sorted(self.grabber.staging.iterdir()):
             self.publish(folder)
-            shutil.rmtree(folder, ignore_errors=True)
+            self.tidy(folder)
         return ""
 
     def one_run(self) -> str:
@@ -3053,10 +3056,18 @@ class Capturer:
         finally:
             current.stop()
             self.publish(folder)
-            shutil.rmtree(folder, ignore_errors=True)
+            self.tidy(folder)
         if ours is not None:
             return ours
         return self.explain(current, lines)
+
+    def tidy(self, folder: Path) -> None:
+        """Remove what an FFmpeg that has ended did not finish; nobody else writes there, the lock is ours."""
+        shutil.rmtree(folder, ignore_errors=True)
+        for segment in self.grabber.folder.glob("segment_*.ts*"):
+            with suppress(OSError):
+                if segment.suffix == ".tmp" or not segment.stat().st_size:
+                    segment.unlink()
 
     def verdict(self, current: CaptureRun) -> str | None:
         """Why the running FFmpeg has to end now, None while all is well."""
@@ -3315,28 +3326,31 @@ def rename_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--watch", action="store_true", help="go on with new ones until SIGTERM")
 
 
+def rename_round(folders: Sequence[Path], held: ExitStack, locked: set[Path], told: set[str]) -> int:
+    """How many stills could not be renamed. A folder is locked once it is there: one that is away is not made."""
+    left = 0
+    for folder in folders:
+        with each_folder(folder, told):
+            if folder not in locked and folder.is_dir():
+                held.enter_context(run_lock(folder / STATE_FOLDER / "rename.lock", str(folder)))
+                locked.add(folder)
+            left += rename_stills(folder, time.time(), told)
+    return left
+
+
 def rename_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
     """Once, or as a service that ends 0 on SIGTERM; a folder that is away is looked for again."""
     folders = watched_folders(arguments.folder, config["analysis"])
-    told: set[str] = set()
-    if not arguments.watch:
-        with ExitStack() as held:
-            for folder in folders:
-                held.enter_context(run_lock(folder / STATE_FOLDER / "rename.lock", str(folder)))
-            left = sum(rename_stills(folder, time.time(), told) for folder in folders)
-        return Status.PARTIAL if left else Status.DONE
-    stopping = threading.Event()
+    told, locked, stopping = set[str](), set[Path](), threading.Event()
     with ExitStack() as held:
-        for folder in folders:
-            held.enter_context(run_lock(folder / STATE_FOLDER / "rename.lock", str(folder)))
+        if not arguments.watch:
+            return Status.PARTIAL if rename_round(folders, held, locked, told) or told else Status.DONE
         changed = held.enter_context(woken(folders))
         signals = held.enter_context(signals_as(stopping))
         tell_systemd("READY=1")
         while not stopping.is_set():
             changed.clear()
-            for folder in folders:
-                with each_folder(folder, told):
-                    rename_stills(folder, time.time(), told)
+            rename_round(folders, held, locked, told)
             tell_systemd("WATCHDOG=1")
             until = time.monotonic() + RESCAN_SEC  # network mounts tell nothing, and events may be missed
             while not stopping.is_set() and not changed.wait(0.1) and time.monotonic() < until:

@@ -182,6 +182,7 @@ def test_an_ffmpeg_that_dies_is_started_again_and_segments_go_on_counting(tmp_pa
         until(lambda: "not capturing: FFmpeg ended" in running.log)
         until(lambda: running.log.count("INFO yard: capturing") == 2)
         until(lambda: len(set((tmp_path / "yard").glob("segment_*.ts"))) > len(before))
+        assert len(list((tmp_path / "yard").glob("*.ts.tmp"))) <= 1, "the torn segment of the dead one has gone"
         assert running.end() == 0
     assert {path: path.stat().st_ino for path in taken} == taken, "no still was overwritten"
     assert all((tmp_path / "yard" / name).stat().st_ino == inode for name, inode in before.items())
@@ -490,6 +491,13 @@ def test_a_still_that_is_being_written_waits_and_one_that_stays_cut_is_told_once
     (tmp_path / "test_capture_1.jpg").write_bytes(data)
     assert capture_analyzer.rename_stills(tmp_path, now + 62, told) == 2
     assert len(stills(tmp_path)) == 1
+
+
+def test_a_folder_that_is_away_is_not_made(tmp_path):
+    (tmp_path / "here").mkdir()
+    words = ["rename", str(tmp_path / "here"), str(tmp_path / "away"), "--config", os.devnull]
+    assert capture_analyzer.main(words) == 1
+    assert not (tmp_path / "away").exists()
 
 
 def test_a_crash_between_the_new_name_and_the_old_one_leaves_one_still(tmp_path):
