@@ -651,7 +651,7 @@ def listen(still: Path, time_sec: float, rules: Rules, *, classic: bool) -> Soun
         levels = measure_sound(find_ffmpeg("listening to segments"), data)
     except NoStream:
         return Sound(False if classic or rules.audio_required else None, reason="the segments have no sound stream")
-    except (OSError, Unreadable) as problem:
+    except (OSError, Unreadable, CannotStart) as problem:  # the picture can be judged without FFmpeg
         return Sound(False if classic else None, reason=f"sound: {problem}")
     heard = Sound(None, mean_level_db(levels))
     lost = find_audio_loss(levels, rules)
@@ -840,22 +840,18 @@ class Scanner:
         camera = camera_of(file)
         if reason := refusal(file):
             return Scan(file, camera, "unknown", "unknown", reason, 0.0)
-        pictures, sound, reasons, found, length_sec = "none", "none", [], [], 0.0
-        try:
-            pictures, black_and_frozen, length_sec = self.scan_pictures(file, mask_of(self.settings, camera))
-            found += black_and_frozen
-        except NoStream:
-            pass
-        except Unreadable as problem:
-            pictures, reasons = "unknown", [str(problem)]
-        try:
-            levels = measure_sound(self.ffmpeg, file)
-            sound = "ok"
-        except NoStream:
-            levels = []
-        except Unreadable as problem:
-            levels, sound = [], "unknown"
-            reasons += [] if reasons else [f"sound: {problem}"]  # a file that cannot be opened needs one reason
+        pictures, reasons, found, length_sec = "none", [], [], 0.0
+        with ThreadPoolExecutor(1) as side:
+            listening = side.submit(self.listen, file)
+            try:
+                pictures, black_and_frozen, length_sec = self.scan_pictures(file, mask_of(self.settings, camera))
+                found += black_and_frozen
+            except NoStream:
+                pass
+            except Unreadable as problem:
+                pictures, reasons = "unknown", [str(problem)]
+            sound, levels, trouble = listening.result()
+        reasons += [] if reasons or not trouble else [trouble]  # a file that cannot be opened needs one reason
         sound_sec = len(levels) * SOUND_WINDOW_SEC
         if sound == "ok" or (sound == "none" and pictures != "none" and self.rules.audio_required):
             lost = find_audio_loss(levels, self.rules)
@@ -870,6 +866,15 @@ class Scanner:
             reasons = ["it holds neither pictures nor sound"]
         return Scan(file, camera, pictures, sound, "; ".join(reasons), max(length_sec, sound_sec),
                     tuple(sorted(found, key=lambda one: (one[1], one[0]))))  # fmt: skip
+
+    def listen(self, file: Path) -> tuple[str, list[float], str]:
+        """Whether there is sound, its levels, and what was wrong."""
+        try:
+            return "ok", measure_sound(self.ffmpeg, file), ""
+        except NoStream:
+            return "none", [], ""
+        except Unreadable as problem:
+            return "unknown", [], f"sound: {problem}"
 
     def scan_pictures(self, file: Path, mask: Gray) -> tuple[str, list[tuple[str, Interval]], float]:
         """How it was done, what was found, and where the pictures end."""
@@ -1155,8 +1160,8 @@ def video_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
             part = stack.enter_context(writable(arguments.metrics))
             metrics = Metrics(stack.enter_context(part.open("w", newline="", encoding="utf-8")))
         scanner = Scanner(ffmpeg, rules, config["analysis"], arguments.precise, 1 if at_once > 1 else 0, metrics)
-        pool = stack.enter_context(ThreadPoolExecutor(max(at_once, 1)))
-        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+        pool = ThreadPoolExecutor(max(at_once, 1))
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # a signal must not wait for a long file
         for scan in pool.map(scanner.scan, files):
             report = scan_report(scan, zone)
             show_scan(report, as_json=bool(arguments.json))

@@ -10,6 +10,7 @@ import csv
 import json
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -277,6 +278,17 @@ def test_no_ffmpeg_is_left_behind_when_reading_is_given_up(footage, ffmpeg):
     assert not [child for child in children if "ffmpeg" in Path(f"/proc/{child}/comm").read_text()]
 
 
+def test_a_stopped_scan_ends_at_once_and_leaves_nothing_half_written(footage, tmp_path):
+    command = [sys.executable, analyzer.__file__, "video", *[footage(CASES[0])] * 60, "--precise", "--json"]
+    with subprocess.Popen([*command, "--metrics", tmp_path / "m.csv"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          text=True) as process:  # fmt: skip
+        assert process.stdout
+        assert json.loads(process.stdout.readline())["quality"] == "ok"
+        process.terminate()
+        assert process.wait(timeout=10) == Status.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- stills ---
 
 
@@ -432,6 +444,28 @@ def test_frame_listens_to_the_last_finished_segments_and_never_to_one_that_is_be
     for n in range(3):
         os.utime(folder / f"segment_{n:03d}.ts", (moment - 300, moment - 300))
     assert frame(capsys, still)[1]["audio"] is None, "sound of five minutes ago says nothing"
+
+
+def test_frame_without_ffmpeg_still_judges_the_picture(tmp_path, capsys, monkeypatch):
+    still = capture(tmp_path / "captures", 5, np.zeros((90, 160), np.uint8))
+    moment = analyzer.time_of_still(still, time.time())
+    (tmp_path / "segment_1.ts").write_bytes(b"sound")
+    os.utime(tmp_path / "segment_1.ts", (moment, moment))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "none"))
+    _, result = frame(capsys, still)
+    assert (result["blackscreen"], result["audio"]) == (True, None)
+    assert "sound: " in result["reason"]
+
+
+def test_frame_in_a_folder_of_very_many_stills_looks_at_the_last_ones_only(tmp_path, capsys):
+    still = capture(tmp_path, 59, np.zeros((90, 160), np.uint8))
+    for number in range(20_000):
+        (tmp_path / f"capture_2025{number:010d}.jpg").touch()
+    start = time.process_time()
+    _, result = frame(capsys, still)
+    assert result["blackscreen"] is True
+    assert time.process_time() - start < 2
 
 
 def test_frame_carries_the_incident_state_on(tmp_path, capsys):
