@@ -319,8 +319,8 @@ def time_of_still(path: Path, now_sec: float) -> float:
     """From the name `capture_YYYYMMDDHHMMSS.jpg` (local time), else when it was written."""
     if found := STILL_NAME.fullmatch(path.name):
         try:
-            year, *rest = int(found[1][:4]), *(int(found[1][at : at + 2]) for at in range(4, 14, 2))
-            named_sec = datetime(year, *rest).timestamp()  # strptime takes ten times as long
+            text = f"{found[1][:4]}-{found[1][4:6]}-{found[1][6:8]} {found[1][8:10]}:{found[1][10:12]}:{found[1][12:]}"
+            named_sec = datetime.fromisoformat(text).timestamp()  # strptime takes ten times as long
         except (ValueError, OverflowError, OSError):
             named_sec = now_sec + 2 * NAME_AHEAD_SEC
         if named_sec <= now_sec + NAME_AHEAD_SEC:
