@@ -2044,7 +2044,7 @@ class CaptureFolder:
         now_mono, last_sec = time.monotonic(), self.machine.last_sec
         if self.is_live and last_sec is not None:
             jump_sec = (at_sec - last_sec) - (now_mono - self.arrived_mono)
-            if abs(jump_sec) > CLOCK_JUMP_SEC:
+            if jump_sec > CLOCK_JUMP_SEC or at_sec < last_sec - CLOCK_JUMP_SEC:
                 log.warning("%s: the time of the stills jumped by %+.0f s", self.device, jump_sec)
                 self.machine.pause()
         self.arrived_mono = now_mono
