@@ -353,8 +353,8 @@ def time_of_still(path: Path, now_sec: float) -> float:
     """From the name `capture_YYYYMMDDHHMMSS.jpg` (local time), else when it was written."""
     if found := STILL_NAME.fullmatch(path.name):
         try:
-            year, *rest = int(found[1][:4]), *(int(found[1][at : at + 2]) for at in range(4, 14, 2))
-            named_sec = datetime(year, *rest).timestamp()  # strptime takes ten times as long
+            text = f"{found[1][:4]}-{found[1][4:6]}-{found[1][6:8]} {found[1][8:10]}:{found[1][10:12]}:{found[1][12:]}"
+            named_sec = datetime.fromisoformat(text).timestamp()  # strptime takes ten times as long
         except (ValueError, OverflowError, OSError):
             named_sec = now_sec + 2 * NAME_AHEAD_SEC
         if named_sec <= now_sec + NAME_AHEAD_SEC:
@@ -2091,7 +2091,7 @@ class CaptureFolder:
         now_mono, last_sec = time.monotonic(), self.machine.last_sec
         if self.is_live and last_sec is not None:
             jump_sec = (at_sec - last_sec) - (now_mono - self.arrived_mono)
-            if abs(jump_sec) > CLOCK_JUMP_SEC:
+            if jump_sec > CLOCK_JUMP_SEC or at_sec < last_sec - CLOCK_JUMP_SEC:
                 log.warning("%s: the time of the stills jumped by %+.0f s", self.device, jump_sec)
                 self.machine.pause()
         self.arrived_mono = now_mono
