@@ -4,6 +4,8 @@ Examples:
   capture_analyzer.py frame /srv/captures/capture_20260131120000.jpg     one still: a JSON object
   capture_analyzer.py video /srv/footage --json                          every recording in a folder, as JSON Lines
   capture_analyzer.py video clip.mp4 --precise --metrics clip.csv        every picture looked at, all numbers kept
+  capture_analyzer.py capture 'test||/tmp/yard|5' --monitor              a test pattern, captured and watched
+  capture_analyzer.py report /srv/footage --output report.html           what there is, what is missing, what was found
 
 Needs: numpy and OpenCV (opencv-python-headless); FFmpeg 5.1 or newer (pip brings one) for recordings and sound.
 State: none for `frame` and `video`.

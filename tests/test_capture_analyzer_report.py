@@ -283,6 +283,31 @@ def test_a_browser_draws_it_dark_and_on_a_phone(flags, size, dark, made, tmp_pat
     assert found.get(style_colour("here", dark=dark), 0) > 1000
 
 
+@pytest.mark.slow
+def test_a_click_on_a_timeline_leads_to_the_footage_at_that_second(made, tmp_path):
+    """A copy of the page clicks itself: at 12:15 on the line of Gate, and in its gap."""
+    click = """<script>for (const [share, id] of [[.0417, "first"], [.5, "second"]]) {
+      const canvas = document.querySelectorAll("summary canvas")[2], box = canvas.getBoundingClientRect();
+      canvas.dispatchEvent(new MouseEvent("click", {clientX: box.left + share * box.width, clientY: box.top + 3}));
+      const copy = document.getElementById("tip").cloneNode(true);
+      copy.id = id; document.body.append(copy); }</script>"""
+    page = tmp_path / "copy.html"
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", made[0].read_text())
+    page.write_text(text.replace("</body>", f"{click}</body>"))
+    document, console, _ = browse(page, tmp_path)
+    assert console == []
+    first, second = (re.search(rf'<div id="{name}">(.*?)</div>', document) for name in ("first", "second"))
+    assert first
+    assert second
+    link = re.search(r'href="([^"#]*)#t=(\d+)"', first[1])
+    assert link, first[1]
+    assert (made[0].parent / unquote(link[1])).is_file()
+    assert 880 <= int(link[2]) <= 920
+    assert re.search("Gate  2026-03-28 13:1[45]:", first[1])
+    assert "no footage: disk, 2026-03-28 15:00:00 for 3 h 0 min" in second[1]
+    assert "href" not in second[1]
+
+
 # --- one camera for a year, a hundred for a day ---
 
 
