@@ -174,6 +174,7 @@ LINKS_MAX = 80_000
 PAGE_THUMBNAILS, PAGE_THUMBNAIL_WIDTH = 150, 160
 THUMBNAILS_SEC, THUMBNAIL_TIMEOUT_SEC = 3.0, 2.0  # no more time goes into pictures: a page is made in seconds
 CAPTURED_NAME = re.compile(r"capture_\d{14}(?:_\d+)?(?:_thumbnail)?\.jpg")
+NO_FOOTAGE = re.compile(r"segment_|\d{8}T\d{6}Z_[0-9a-f]{8}_(last_good|first_bad|first_good|clip)_")  # evidence
 SEGMENT_NAME = re.compile(r"segment_[^/]*\.ts(?:\.tmp)?")
 
 log = logging.getLogger("capture_analyzer")
@@ -3880,7 +3881,7 @@ function start() {
   const counted = (count, word) => figure(count, word + (count === 1 ? "" : "s"));
   const figures = [counted(data.cameras.length, "camera")];
   const mean = rated.reduce((sum, one) => sum + one.percent, 0) / rated.length;
-  if (rated.length) figures.push(figure(mean.toFixed(2) + " %", "of the time recorded"));
+  if (rated.length) figures.push(figure((Math.floor(mean * 100) / 100).toFixed(2) + " %", "of the time recorded"));
   const gaps = all(camera => camera.gaps.length), missing = all(camera => camera.missing);
   figures.push(figure(gaps, (gaps === 1 ? "gap" : "gaps") + (gaps ? ", together " + lasts(missing) : "")),
     counted(all(camera => camera.marks.filter(mark => mark[2] !== "alert").length), "incident"),
@@ -3945,10 +3946,10 @@ class Journal:
     causes: list[Mark]
 
 
-def read_recorder(root: Path, camera: str) -> Journal:
-    """The journal and the state file of `root/.rtsp_recorder`; a torn line is left out."""
+def read_recorder(folder: Path) -> Journal:
+    """The journal of one camera, and the recorder's state file where it is beside it; a torn line is left out."""
     journal = Journal({}, [])
-    for file in sorted((root / ".rtsp_recorder" / "journal" / camera).glob("????-??-??.jsonl")):
+    for file in sorted(folder.glob("????-??-??.jsonl")):
         for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
             with suppress(ValueError, TypeError, KeyError):
                 line = json.loads(text)
@@ -3957,7 +3958,7 @@ def read_recorder(root: Path, camera: str) -> Journal:
                     journal.segments[PurePosixPath(line["file"]).name] = (start_sec, end_sec)
                 elif line["kind"] == "down":
                     journal.causes.append(Mark(start_sec, end_sec, str(line["cause"])))
-    state = read_json(root / ".rtsp_recorder" / "state" / f"{camera}.json") or {}
+    state = read_json(folder.parent.parent / "state" / f"{folder.name}.json") or {}
     with suppress(ValueError, TypeError, KeyError):
         if state["state"] in ("down", "stopped"):
             journal.causes.append(Mark(float(state["since"]), math.inf, str(state["cause"])))
@@ -3980,20 +3981,24 @@ class Survey:
     def camera(self, key: str, name: str) -> Reported:
         return self.cameras.setdefault(key, Reported(name))
 
-    def journal(self, root: Path, camera: str) -> None:
-        if camera not in self.journals:
-            self.journals[camera] = read_recorder(root, camera)
-            self.camera(camera, camera).is_continuous = True
+    def journal(self, folder: Path) -> None:
+        """Take in the journal of the camera that the folder is called after; those of several folders add up."""
+        read, name = read_recorder(folder), folder.name
+        if read.segments or read.causes:
+            known = self.journals.setdefault(name, Journal({}, []))
+            known.segments.update(read.segments)
+            known.causes[:] = dict.fromkeys([*known.causes, *read.causes])
+            self.camera(name, name).is_continuous = True
 
     def look(self, folder: Path) -> None:
         """Take in everything below a folder; a camera's own folder is recognised by the journal beside it."""
         for above in (folder.parent, folder.parent.parent):
-            if (above / ".rtsp_recorder" / "journal" / folder.name).is_dir():
-                self.journal(above, folder.name)
+            self.journal(above / ".rtsp_recorder" / "journal" / folder.name)
         for place, folders, names in os.walk(folder):
             here = Path(place)
-            for found in sorted((here / ".rtsp_recorder").glob("journal/*")) if ".rtsp_recorder" in folders else []:
-                self.journal(here, found.name)
+            for journals in ("journal", ".rtsp_recorder/journal"):  # the first is that of nas_sync.py's targets
+                for found in sorted((here / journals).glob("*")) if journals.partition("/")[0] in folders else []:
+                    self.journal(found)
             if (here / STATE_FOLDER / DATABASE_NAME).is_file():
                 self.databases.add(str(here / STATE_FOLDER / DATABASE_NAME))
             folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -4001,7 +4006,7 @@ class Survey:
             for name in sorted(names):
                 if STILL_NAME.fullmatch(name):
                     self.camera(camera_of(here / name), camera_of(here / name)).stills.append((0.0, here / name))
-                elif Path(name).suffix.lower() in RECORDINGS and not SEGMENT_NAME.fullmatch(name):
+                elif Path(name).suffix.lower() in RECORDINGS and not NO_FOOTAGE.match(name):
                     self.recording(here / name, f"{Path(name).stem}.json" in known)
                     self.files += 1
 

@@ -402,6 +402,25 @@ def test_incidents_of_the_monitor_come_from_the_database_beside_the_captures(sit
             left.unlink()
 
 
+def test_an_archive_as_nas_sync_leaves_it_is_read_with_its_journals(tmp_path):
+    clip = make_clip(tmp_path / "clip.mp4", 0.4)
+    lines = [segment("Gate", NOON, NOON + 600), down(NOON + 600, NOON + 900, "refused")]
+    lines.append(segment("Gate", NOON + 900, NOON + 1200))
+    target = tmp_path / "nas"
+    (target / "journal/Gate").mkdir(parents=True)
+    (target / "journal/Gate/2026-03-28.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (target / "Gate/2026/03/28").mkdir(parents=True)
+    for line in (lines[0], lines[2]):
+        os.link(clip, target / "Gate/2026/03/28" / Path(line["file"]).name)
+    evidence = target / "alerts/freeze/Gate/20260328T120000Z_0123abcd_clip_segment_7.ts"
+    evidence.parent.mkdir(parents=True)
+    evidence.touch()
+    assert report(tmp_path / "report.html", target).returncode == 0
+    (camera,) = page_data(tmp_path / "report.html")["cameras"]
+    assert (camera["name"], camera["here"], camera["gone"]) == ("Gate", [0, 600, 900, 1200], [])
+    assert camera["gaps"] == [[600, 900, "refused", "camera"]]
+
+
 # --- what goes wrong ---
 
 
