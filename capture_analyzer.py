@@ -1071,7 +1071,7 @@ def start_of_recording(file: Path, zone: tzinfo | None) -> tuple[float, str]:
                 if json.dumps(file.name)[1:-1] in line:
                     with suppress(KeyError, TypeError, ValueError):
                         entry = json.loads(line)
-                        if entry["kind"] == "segment" and entry["file"] == file.name:
+                        if entry["kind"] == "segment" and PurePosixPath(entry["file"]).name == file.name:
                             return float(entry["start"]), "journal"
     if found := RHOMBUS_NAME.search(file.stem):
         return float(found[1]), "name"

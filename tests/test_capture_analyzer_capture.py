@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, need
+from conftest import NOT_TESTED, ROOT
 from fake_camera import FakeCamera
 from hypothesis import given
 from hypothesis import strategies as st
@@ -84,6 +84,13 @@ def ffmpegs_in(folder: Path) -> list[int]:
         if inside and int(entry.name) != os.getpid():
             found.append(int(entry.name))
     return found
+
+
+def need_device(name: str) -> None:
+    """Skips the test where FFmpeg was built without it, as the one of pip is without ALSA."""
+    command = [find_ffmpeg("tests"), "-hide_banner", "-devices"]
+    if name not in subprocess.run(command, capture_output=True, text=True, check=False).stdout:
+        pytest.skip(f"{NOT_TESTED}ffmpeg with {name}")
 
 
 def stills(folder: Path) -> list[Path]:
@@ -192,7 +199,7 @@ def test_an_ffmpeg_that_dies_is_started_again_and_segments_go_on_counting(tmp_pa
 def test_an_ffmpeg_that_stops_making_pictures_is_ended_and_started_again(tmp_path):
     config = "capture: {stall: 2}"
     with Running(tmp_path, "capture", f"test||{tmp_path}/yard|10", config=config) as running:
-        until(lambda: stills(tmp_path / "yard/captures"))
+        until(lambda: "INFO yard: capturing" in running.log)
         (child,) = ffmpegs_in(tmp_path)
         os.kill(child, signal.SIGSTOP)  # deaf to TERM as well
         until(lambda: running.log.count("INFO yard: capturing") == 2, 30)
@@ -225,7 +232,7 @@ def test_what_a_killed_capture_left_is_ended_and_published_by_the_next(tmp_path)
 
 
 def test_a_busy_device_is_one_sentence_with_the_process_that_has_it_and_exit_4(tmp_path):
-    need("ffmpeg")  # the one of pip may lack v4l2
+    need_device("v4l2")
     _, follower = pty.openpty()
     device = os.ttyname(follower)
     holder = holder_of(device)
@@ -265,7 +272,7 @@ def test_two_captures_of_one_folder_are_one_too_many(tmp_path):
 
 
 def test_sound_that_cannot_be_opened_does_not_stop_the_pictures(tmp_path):
-    need("ffmpeg")  # the one of pip has no ALSA
+    need_device("alsa")
     with Running(tmp_path, "capture", f"test|plughw:7,0|{tmp_path}/yard|10") as running:
         until(lambda: "libx264, without sound" in running.log)
         until(lambda: stills(tmp_path / "yard/captures"))
@@ -348,6 +355,18 @@ def test_capture_and_monitor_run_in_one_process(tmp_path):
         until(lambda: json.loads(progress.read_text())["analysed_until_sec"] >= taken.stat().st_mtime - 1)
         assert running.end() == 0
     assert "watching yard" in running.log
+
+
+def test_an_ffmpeg_without_alsa_is_refused_before_anything_starts(tmp_path):
+    bare = tmp_path / "bin" / "ffmpeg"  # the real one, asked with a filter on what it says it can do
+    bare.parent.mkdir()
+    bare.write_text(f"#!/bin/sh\n'{find_ffmpeg('tests')}' \"$@\" | grep -v alsa\n")
+    bare.chmod(0o755)
+    words = ("capture", f"test|plughw:2,0|{tmp_path}/yard|10")
+    with Running(tmp_path, *words, PATH=f"{bare.parent}:{os.environ['PATH']}") as running:
+        assert running.process.wait(20) == 3
+    assert f"yard: {bare} was built without alsa; install your system's ffmpeg" in running.log
+    assert not (tmp_path / "yard").exists()
 
 
 # --- capture: what it is told ---
