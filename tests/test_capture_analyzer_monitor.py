@@ -886,6 +886,7 @@ def test_a_folder_of_100000_stills_is_caught_up_and_then_watched_without_delay(c
         until(lambda: captures.active()["blackscreen"], "the incident")
         assert (captures.folder / "incidents.json").stat().st_mtime - written < 2
         assert memory_bytes(process.pid) < 400e6
+        until(lambda: len(captures.rows()) == 2, "stored")
         process.terminate()
         assert process.wait(DEADLINE_SEC) == 0
     assert [row.incident_type for row in captures.rows()] == ["freeze", "blackscreen"]
