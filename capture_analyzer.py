@@ -6,7 +6,7 @@ Examples:
   capture_analyzer.py video clip.mp4 --precise --metrics clip.csv        every picture looked at, all numbers kept
 
 Needs: numpy and OpenCV (opencv-python-headless); FFmpeg 5.1 or newer (pip brings one) for recordings and sound.
-State: none for `frame` and `video`.
+State: none for `frame` and `video`; `monitor` keeps its own, and incidents, in `.capture_analyzer/` with the captures.
 """
 
 from __future__ import annotations
@@ -617,7 +617,7 @@ def listen(still: Path, time_sec: float, rules: Rules, *, classic: bool) -> Soun
         levels = measure_sound(find_ffmpeg("listening to segments"), data)
     except NoStream:
         return Sound(False if classic or rules.audio_required else None, reason="the segments have no sound stream")
-    except (OSError, Unreadable) as problem:
+    except (OSError, Unreadable, CannotStart) as problem:  # the picture can be judged without FFmpeg
         return Sound(False if classic else None, reason=f"sound: {problem}")
     heard = Sound(None, mean_level_db(levels))
     lost = find_audio_loss(levels, rules)
@@ -806,25 +806,23 @@ class Scanner:
         camera = camera_of(file)
         if reason := refusal(file):
             return Scan(file, camera, "unknown", "unknown", reason, 0.0)
-        pictures, sound, reasons, found, length_sec = "none", "none", [], [], 0.0
-        try:
-            pictures, black_and_frozen, length_sec = self.scan_pictures(file, mask_of(self.settings, camera))
-            found += black_and_frozen
-        except NoStream:
-            pass
-        except Unreadable as problem:
-            pictures, reasons = "unknown", [str(problem)]
-        try:
-            levels = measure_sound(self.ffmpeg, file)
-            sound = "ok"
-        except NoStream:
-            levels = []
-        except Unreadable as problem:
-            levels, sound = [], "unknown"
-            reasons += [] if reasons else [f"sound: {problem}"]  # a file that cannot be opened needs one reason
+        pictures, reasons, found, length_sec = "none", [], [], 0.0
+        with ThreadPoolExecutor(1) as side:
+            listening = side.submit(self.listen, file)
+            try:
+                pictures, black_and_frozen, length_sec = self.scan_pictures(file, mask_of(self.settings, camera))
+                found += black_and_frozen
+            except NoStream:
+                pass
+            except Unreadable as problem:
+                pictures, reasons = "unknown", [str(problem)]
+            sound, levels, trouble = listening.result()
+        reasons += [] if reasons or not trouble else [trouble]  # a file that cannot be opened needs one reason
         sound_sec = len(levels) * SOUND_WINDOW_SEC
         if sound == "ok" or (sound == "none" and pictures != "none" and self.rules.audio_required):
             lost = find_audio_loss(levels, self.rules)
+            if pictures == "keyframes" and length_sec > sound_sec:  # the last key picture is not the end
+                length_sec = self.end_of(file, length_sec)
             if length_sec - sound_sec >= self.rules.quiet_sec:  # the pictures go on without sound
                 lost = joined([*lost, (sound_sec, length_sec)], SOUND_WINDOW_SEC)
             found += [("audio_loss", interval) for interval in lost]
@@ -834,6 +832,15 @@ class Scanner:
             reasons = ["it holds neither pictures nor sound"]
         return Scan(file, camera, pictures, sound, "; ".join(reasons), max(length_sec, sound_sec),
                     tuple(sorted(found, key=lambda one: (one[1], one[0]))))  # fmt: skip
+
+    def listen(self, file: Path) -> tuple[str, list[float], str]:
+        """Whether there is sound, its levels, and what was wrong."""
+        try:
+            return "ok", measure_sound(self.ffmpeg, file), ""
+        except NoStream:
+            return "none", [], ""
+        except Unreadable as problem:
+            return "unknown", [], f"sound: {problem}"
 
     def scan_pictures(self, file: Path, mask: Gray) -> tuple[str, list[tuple[str, Interval]], float]:
         """How it was done, what was found, and where the pictures end."""
@@ -849,6 +856,13 @@ class Scanner:
                 return "keyframes", found, end_sec
         found, end_sec = self.find(file, mask)
         return "precise", found, end_sec
+
+    def end_of(self, file: Path, key_sec: float) -> float:
+        """Where the pictures end, if `key_sec` is shortly after the last key picture."""
+        with suppress(NoStream, Unreadable):
+            for _, time_sec, _ in read_pictures(self.ffmpeg, file, start_sec=key_sec, threads=self.threads):
+                key_sec = max(key_sec, time_sec + SAMPLE_SEC)
+        return key_sec
 
     def find(self, file: Path, mask: Gray, start_sec: float = 0,
              end_sec: float | None = None) -> tuple[list[tuple[str, Interval]], float]:  # fmt: skip
@@ -1112,8 +1126,8 @@ def video_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
             part = stack.enter_context(writable(arguments.metrics))
             metrics = Metrics(stack.enter_context(part.open("w", newline="", encoding="utf-8")))
         scanner = Scanner(ffmpeg, rules, config["analysis"], arguments.precise, 1 if at_once > 1 else 0, metrics)
-        pool = stack.enter_context(ThreadPoolExecutor(max(at_once, 1)))
-        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+        pool = ThreadPoolExecutor(max(at_once, 1))
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # a signal must not wait for a long file
         for scan in pool.map(scanner.scan, files):
             report = scan_report(scan, zone)
             show_scan(report, as_json=bool(arguments.json))
@@ -1440,7 +1454,9 @@ def database_of(settings: Mapping[str, Any], folder: Path) -> str:
     """`analysis.database` (an address, or the path of an SQLite file), else SQLite beside the captures."""
     place = str(settings["database"] or "")
     if not place:
-        return str(state_folder(folder) / DATABASE_NAME)
+        beside = folder / STATE_FOLDER / DATABASE_NAME
+        is_there = beside.exists()  # also for somebody who may only read it
+        return str(beside if is_there else state_folder(folder) / DATABASE_NAME)
     if "://" not in place and is_network_mount(Path(place).parent):
         raise UsageError(f"analysis.database: {place} lies on a network mount ({filesystem_of(Path(place).parent)}), "
                          "where SQLite loses data; name a local path, or a PostgreSQL address")  # fmt: skip
