@@ -8,7 +8,7 @@ Examples:
   capture_analyzer.py report /srv/footage --output report.html           what there is, what is missing, what was found
 
 Needs: numpy and OpenCV (opencv-python-headless); FFmpeg 5.1 or newer (pip brings one) for recordings and sound.
-State: none for `frame` and `video`.
+State: none for `frame` and `video`; `monitor` keeps its own, and incidents, in `.capture_analyzer/` with the captures.
 """
 
 from __future__ import annotations
@@ -1491,7 +1491,9 @@ def database_of(settings: Mapping[str, Any], folder: Path) -> str:
     """`analysis.database` (an address, or the path of an SQLite file), else SQLite beside the captures."""
     place = str(settings["database"] or "")
     if not place:
-        return str(state_folder(folder) / DATABASE_NAME)
+        beside = folder / STATE_FOLDER / DATABASE_NAME
+        is_there = beside.exists()  # also for somebody who may only read it
+        return str(beside if is_there else state_folder(folder) / DATABASE_NAME)
     if "://" not in place and is_network_mount(Path(place).parent):
         raise UsageError(f"analysis.database: {place} lies on a network mount ({filesystem_of(Path(place).parent)}), "
                          "where SQLite loses data; name a local path, or a PostgreSQL address")  # fmt: skip
@@ -1859,6 +1861,7 @@ class Setup:
     settings: Mapping[str, Any]  # section analysis
     notify: Mapping[str, Any]
     channels: tuple[str, ...]
+    ears: threading.BoundedSemaphore  # so many FFmpeg at once, over all folders
 
     @property
     def hold_sec(self) -> float:
@@ -1938,6 +1941,17 @@ def is_finished(segment: Path, mtime_ns: int, playlists: Sequence[tuple[str, int
     return mtime_ns < newest_ns or time.time_ns() - mtime_ns > SEGMENT_LIES_STILL_SEC * 1e9
 
 
+@dataclass(frozen=True)
+class Heard:
+    """What was measured on one segment: its levels, or why there are none."""
+
+    path: Path
+    mtime_ns: int
+    levels: list[float] | None
+    reason: str = ""
+    verdict: bool | None = None  # where there are no levels
+
+
 def judge_sound(levels: Sequence[float], rules: Rules) -> tuple[bool | None, float]:
     """Whether sound is lost at the end of `levels`, and for how long; None while they are too few to tell."""
     lasted_sec = 0.0
@@ -1990,8 +2004,11 @@ class CaptureFolder:
         self.restore()
         self.reader = StillReader(setup.rules, mask_of(setup.settings, device))
         self.levels: list[float] = []
-        self.sound_sec = self.sound_mono = -math.inf
-        self.ffmpeg = ""
+        self.sound_sec = -math.inf
+        self.heard: queue.SimpleQueue[Heard] = queue.SimpleQueue()
+        self.listened: dict[str, int] = {}
+        self.listed_segments: dict[str, int] | None = None
+        self.ffmpeg = self.deaf = ""
         self.waker = Waker()
         self.beat = self.arrived_mono = time.monotonic()
         self.is_live = False
@@ -2101,12 +2118,11 @@ class CaptureFolder:
 
     # --- sound
 
-    def take_sound(self) -> None:
-        """Look at the segments that are finished and new."""
+    def listen(self) -> None:
+        """Measure the segments that are finished and new. In a thread of its own: pictures never wait for sound."""
         place = self.sound_folder
-        if place is None or time.monotonic() - self.sound_mono < SOUND_EVERY_SEC:
+        if place is None:
             return
-        self.sound_mono = time.monotonic()
         listed: dict[str, int] = {}
         playlists: list[tuple[str, int]] = []
         with os.scandir(place) as entries:
@@ -2118,36 +2134,54 @@ class CaptureFolder:
                         playlists.append((Path(entry.path).read_text("utf-8", "replace"), entry.stat().st_mtime_ns))
         newest_ns = max(listed.values(), default=0)
         for mtime_ns, name in sorted((mtime_ns, name) for name, mtime_ns in listed.items()):
+            path = place / name
             if self.stopping.is_set():
                 return
-            path = place / name
-            if not self.segments.has(name, mtime_ns) and is_finished(path, mtime_ns, playlists, newest_ns):
-                self.take_segment(path, mtime_ns)
-                self.beat = time.monotonic()
-        self.segments.keep(listed)
+            if self.segments.has(name, mtime_ns) or self.listened.get(name) == mtime_ns:
+                continue
+            if is_finished(path, mtime_ns, playlists, newest_ns):
+                self.heard.put(self.hear(path, mtime_ns))
+                self.listened[name] = mtime_ns
+                self.waker.wake.set()
+        self.listened = {name: mtime_ns for name, mtime_ns in self.listened.items() if name in listed}
+        self.listed_segments = listed
 
-    def take_segment(self, path: Path, mtime_ns: int) -> None:
-        """One sample per segment, at its end; runs of silence may have begun in the segments before."""
-        at_sec, rules = mtime_ns / 1e9, self.setup.rules
-        bad: bool | None = None
-        since_sec, reason = at_sec, ""
+    def hear(self, path: Path, mtime_ns: int) -> Heard:
         self.ffmpeg = self.ffmpeg or find_ffmpeg("sound")
-        if not 0 <= at_sec - self.sound_sec <= SOUND_GAP_SEC:
-            self.levels = []
         try:
-            kept = math.ceil(max(rules.silence_sec, rules.quiet_sec, SOUND_GAP_SEC) / SOUND_WINDOW_SEC)
-            self.levels = [*self.levels, *measure_sound(self.ffmpeg, path.read_bytes())][-kept:]
-            bad, lasted_sec = judge_sound(self.levels, rules)
-            since_sec = at_sec - lasted_sec
+            with self.setup.ears:
+                return Heard(path, mtime_ns, measure_sound(self.ffmpeg, path.read_bytes()))
         except NoStream:
-            bad, self.levels, reason = (True if rules.audio_required else None), [], "there is no audio stream"
-        except (OSError, Unreadable) as problem:
-            self.levels, reason = [], str(problem)
-        self.sound_sec = at_sec
-        log.debug("%s: sound is lost: %s %s", path, bad, reason)
-        ref = f"{os.path.relpath(path, self.folder)}@{mtime_ns}"
-        self.segments.add(path.name, mtime_ns)
-        self.tell(self.machine.observe("audio_loss", Sample(at_sec, bad, ref, since_sec, reason)))
+            return Heard(path, mtime_ns, None, "there is no audio stream", self.setup.rules.audio_required or None)
+        except (OSError, Unreadable, CannotStart) as problem:
+            return Heard(path, mtime_ns, None, str(problem))
+
+    def take_sound(self) -> None:
+        """Judge what was measured meanwhile."""
+        with suppress(queue.Empty):
+            while True:
+                self.take_segment(self.heard.get_nowait())
+        if self.listed_segments is not None:
+            self.segments.keep(self.listed_segments)
+            self.listed_segments = None
+
+    def take_segment(self, heard: Heard) -> None:
+        """One sample per segment, at its end; runs of silence may have begun in the segments before."""
+        at_sec, rules, bad, lasted_sec = heard.mtime_ns / 1e9, self.setup.rules, heard.verdict, 0.0
+        if heard.levels is None or not 0 <= at_sec - self.sound_sec <= SOUND_GAP_SEC:
+            self.levels = []
+        if heard.levels is not None:
+            kept = math.ceil(max(rules.silence_sec, rules.quiet_sec, SOUND_GAP_SEC) / SOUND_WINDOW_SEC)
+            self.levels = [*self.levels, *heard.levels][-kept:]
+            bad, lasted_sec = judge_sound(self.levels, rules)
+        if heard.reason and heard.reason != self.deaf:
+            log.warning("%s: nothing is known of the sound: %s: %s", self.device, heard.path, heard.reason)
+        self.sound_sec, self.deaf = at_sec, heard.reason
+        log.debug("%s: sound is lost: %s", heard.path, bad)
+        ref = f"{os.path.relpath(heard.path, self.folder)}@{heard.mtime_ns}"
+        self.segments.add(heard.path.name, heard.mtime_ns)
+        sample = Sample(at_sec, bad, ref, at_sec - lasted_sec, heard.reason)
+        self.tell(self.machine.observe("audio_loss", sample))
 
     def clip(self, start_sec: float) -> list[str]:
         """The segments around the start of an incident, as far as they still exist."""
@@ -2205,9 +2239,7 @@ class CaptureFolder:
                 break
             self.save_if_due()
         else:
-            if not self.trouble:
-                with suppress(OSError):
-                    self.take_sound()
+            self.take_sound()
             self.look_for_silence()
             self.is_live = self.is_live or not self.trouble
         self.save_if_due()
@@ -2402,6 +2434,17 @@ class FolderWatch:
         place.is_urgent = True
         place.save_if_due()
 
+    def listen(self) -> None:
+        """The second thread of the folder."""
+        while not self.place.stopping.wait(SOUND_EVERY_SEC):
+            try:
+                self.place.listen()
+            except OSError as problem:  # away; the first thread says so
+                log.debug("%s: %s", self.place.folder, problem)
+            except Exception:
+                log.exception("%s: this is a bug in the program, going on", self.place.folder)
+                self.place.stopping.wait(KEPT_AWAY_SEC)
+
 
 def watched_folders(given: Sequence[Path], settings: Mapping[str, Any]) -> list[Path]:
     """The folders of the call, else those that match `analysis.capture_dirs`; CannotStart when there is none."""
@@ -2422,7 +2465,7 @@ def watched_folders(given: Sequence[Path], settings: Mapping[str, Any]) -> list[
 def make_setup(config: Mapping[str, Any]) -> Setup:
     settings = config["analysis"]
     return Setup(host_name(), rules_of(settings), patience_of(settings), settings, config["notify"],
-                 tuple(notify_channels(config["notify"])))  # fmt: skip
+                 tuple(notify_channels(config["notify"])), threading.BoundedSemaphore(os.cpu_count() or 1))  # fmt: skip
 
 
 @contextmanager
@@ -2458,7 +2501,8 @@ def monitor_folders(folders: Sequence[Path], config: Mapping[str, Any], stopping
         observer = Observer()
         observer.daemon = True
         observer.start()
-        works = [FolderWatch(place, observer).work for place in places]
+        watches = [FolderWatch(place, observer) for place in places]
+        works = [watch.work for watch in watches] + [watch.listen for watch in watches]
         works += [Courier(channel, places, stopping).work for channel in ("database", "evidence", *setup.channels)]
         threads = [threading.Thread(target=work, daemon=True, name=f"monitor {number}")
                    for number, work in enumerate(works)]  # fmt: skip
@@ -2489,6 +2533,9 @@ def monitor_once(folders: Sequence[Path], config: Mapping[str, Any], stopping: t
                 place.round()
                 if not place.is_live:
                     time.sleep(TICK_SEC)
+            with suppress(OSError):
+                place.listen()
+            place.take_sound()
         for channel in ("evidence", "database", *setup.channels):  # the row of an incident names its evidence
             courier = Courier(channel, places, stopping)
             for place in places:
