@@ -2831,11 +2831,12 @@ def is_alsa(grabber: Grabber) -> bool:
 def ffmpeg_capture(ffmpeg: str, grabber: Grabber, encoder: str, *, with_sound: bool) -> list[str]:
     """One FFmpeg for HLS, stills and thumbnails, started in a staging folder that the stills are written into.
 
-    A still is the first picture of each second of the host's clock (`time(0)`), whatever the rate of the source.
+    A still is the first picture of each second of the host's clock (`time(0)`), whatever the rate of the source, and
+    whichever way the clock is set meanwhile.
     """
     every = f"floor(time(0)*{grabber.stills_per_sec:g})"
     graph = (f"[0:v:0]split=2[all][some];[all]fps={grabber.fps:g},format=yuv420p[hls];"
-             f"[some]select='if(gt({every},ld(0)),st(0,{every});1,0)',split=2[still][large];"
+             f"[some]select='if(eq({every},ld(0)),0,st(0,{every});1)',split=2[still][large];"
              f"[large]scale={THUMBNAIL_WIDTH}:-2[thumbnail]")  # fmt: skip
     software = ["-preset", "veryfast", "-tune", "zerolatency", "-crf", "23", "-maxrate", grabber.bitrate,
                 "-bufsize", grabber.bitrate]  # fmt: skip

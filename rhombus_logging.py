@@ -255,7 +255,7 @@ CONFIG_KEYS: dict[str, dict[str, Key]] = {
         "freeze_alarm_sec": Key(10, "number"), "audio_loss_alarm_sec": Key(10, "number"),
         "no_data_alarm_sec": Key(30, "number"), "clear_sec": Key(5, "number"), "reopen_sec": Key(60, "number"),
     },
-    "capture": {"grabbers": Key([], "list", keys=_GRABBER), "stills_per_sec": Key(1, "number"),
+    "capture": {"grabbers": Key([], "list", secret=True, keys=_GRABBER), "stills_per_sec": Key(1, "number"),
                 "stall": Key(20, "number"), "encoder": Key("auto"), "bitrate": Key("2M"),
                 "clean_after": Key(600, "number"), "clean_max_bytes": Key(0, "whole"),
                 "clean_wait": Key(3600, "number")},
@@ -399,7 +399,7 @@ def _secrets_in(where: str, values: Mapping[str, Any], known: Mapping[str, Key])
         for item in value if isinstance(value, list) else [value]:
             if known[name].keys and isinstance(item, dict):
                 yield from _secrets_in(f"{where}.{name}", item, known[name].keys)
-        is_address = name in ("rtsp_url", "video_device", "database")
+        is_address = name in ("rtsp_url", "grabbers", "video_device", "database")
         if known[name].secret and value and "${" not in str(value) and (not is_address or "@" in str(value)):
             yield f"{where}.{name}"
 

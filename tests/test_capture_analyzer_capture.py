@@ -346,6 +346,7 @@ def test_systemd_is_told_when_it_is_ready_that_it_is_alive_and_that_it_stops(tmp
             assert told == b"STOPPING=1"
 
 
+@pytest.mark.slow
 def test_capture_and_monitor_run_in_one_process(tmp_path):
     folder = tmp_path / "yard/captures"
     with Running(tmp_path, "capture", f"test||{tmp_path}/yard|5", "--monitor") as running:
@@ -410,6 +411,15 @@ def test_an_unknown_key_of_a_grabber_is_refused_with_its_place(tmp_path):
     with Running(tmp_path, "capture", config="capture: {grabbers: [{video_devise: test}]}") as running:
         assert running.process.wait(20) == 2
     assert "capture.grabbers.video_devise: there is no such key (did you mean video_device?)" in running.log
+
+
+@pytest.mark.parametrize("entry", ["rtsp://a:secret@127.0.0.1:9/x||/tmp/a|5", "{video_device: 'rtsp://a:secret@h/x'}"])
+def test_a_password_in_a_config_that_others_can_read_is_warned_about(entry, tmp_path):
+    text = entry if entry.startswith("{") else f"'{entry}'"
+    with Running(tmp_path, "capture", "nobody", config=f"capture: {{grabbers: [{text}]}}") as running:
+        assert running.process.wait(20) == 2
+    assert "others can read capture.grabbers" in running.log
+    assert "secret" not in running.log
 
 
 @pytest.mark.parametrize(
@@ -655,6 +665,7 @@ def test_folders_of_footage_and_evidence_are_refused(key, tmp_path):
     assert (tmp_path / "archive" / "Gate" / "capture_20260101000000.jpg").exists()
 
 
+@pytest.mark.slow
 def test_clean_as_a_service_goes_on_when_a_folder_comes_and_goes(tmp_path):
     folder = tmp_path / "stream" / "captures"
     folder.mkdir(parents=True)
