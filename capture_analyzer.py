@@ -174,6 +174,7 @@ LINKS_MAX = 80_000
 PAGE_THUMBNAILS, PAGE_THUMBNAIL_WIDTH = 150, 160
 THUMBNAILS_SEC, THUMBNAIL_TIMEOUT_SEC = 3.0, 2.0  # no more time goes into pictures: a page is made in seconds
 CAPTURED_NAME = re.compile(r"capture_\d{14}(?:_\d+)?(?:_thumbnail)?\.jpg")
+CLIP_NAME = re.compile(r"_[\w-]{22}(\.v\d)?_\d.*_(video|videoWithAudio|combined)(_partial)?$")  # of copy_footage.py
 NO_FOOTAGE = re.compile(r"segment_|\d{8}T\d{6}Z_[0-9a-f]{8}_(last_good|first_bad|first_good|clip)_")  # evidence
 SEGMENT_NAME = re.compile(r"segment_[^/]*\.ts(?:\.tmp)?")
 
@@ -4071,12 +4072,12 @@ class Survey:
             camera.footage.append(Footage(*times, file))
             self.starts[str(file)] = (folder.name, times[0])
             return
-        is_clip, named = RHOMBUS_NAME.search(file.stem), NAMED_TIME.search(file.stem)
+        is_clip, named = CLIP_NAME.search(file.stem), NAMED_TIME.search(file.stem)
         start_sec, basis = start_of_recording(file, self.zone) if is_clip or named else (0.0, "mtime")
         if basis == "mtime" or not file.exists():
             log.warning("%s: left out: neither a record nor its name tells when it was taken", file)
             return
-        camera.is_continuous |= not is_clip
+        camera.is_continuous |= is_clip is None
         written_sec = file.stat().st_mtime
         ends = written_sec if 0 < written_sec - start_sec <= LONGEST_FILE_SEC else math.nan
         camera.unsure.append(Footage(start_sec, ends, file))

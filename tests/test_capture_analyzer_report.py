@@ -382,6 +382,16 @@ def test_recordings_without_a_journal_go_by_their_names_and_last_as_long_as_they
     assert data["cameras"][0]["gaps"] == [[1200, 2400, "unknown", "unknown"]]
 
 
+def test_clips_that_have_lost_their_sidecars_leave_no_gaps_between_them(tmp_path):
+    uuid = "AbCdEfGhIjKlMnOpQrStUv"
+    for name in (f"Yard_{uuid}_{NOON:.0f}_video", f"Yard_{uuid}.v1_20260328_150000_alert_MOTION_x1_combined_partial"):
+        path = make_clip(tmp_path / f"Yard_{uuid}" / f"{name}.mp4", 0.4)
+        os.utime(path, (0, 0))
+    assert report(tmp_path / "report.html", tmp_path).returncode == 0
+    (camera,) = page_data(tmp_path / "report.html")["cameras"]
+    assert (camera["gaps"], camera["percent"], len(camera["files"])) == ([], None, 2)
+
+
 def test_incidents_of_the_monitor_come_from_the_database_beside_the_captures(site, tmp_path):
     captures = site / "stream/capture1/captures"
     database = capture_analyzer.Database(str(captures / ".capture_analyzer" / capture_analyzer.DATABASE_NAME))
