@@ -932,7 +932,7 @@ class Finder:
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
-        self.latest_sec = 0.0
+        self.latest_sec = self.known_sec = 0.0  # time of the last picture; since when there was no hole
         self.since_sec = -1.0  # start of the present run of same pictures
         self.has_key = False  # a coder repeats a live picture exactly until its next key picture
         self.stillness = Stillness(rules)
@@ -942,16 +942,18 @@ class Finder:
     def take(self, picture: Picture) -> None:
         if picture.time_sec - self.latest_sec > PICTURE_GAP_SEC:  # nobody knows what was between
             self.close()
+            self.known_sec = picture.time_sec
         if picture.since_sec != self.since_sec:
             self.since_sec, self.has_key = picture.since_sec, False
         self.has_key |= picture.is_key and picture.time_sec > picture.since_sec
         is_black = judge_black(picture, self.rules)
         self.extend("blackscreen", picture, picture.time_sec if is_black else None)
-        is_frozen = self.has_key and judge_freeze(picture, self.rules)
+        seen = replace(picture, since_sec=max(picture.since_sec, self.known_sec))
+        is_frozen = self.has_key and judge_freeze(seen, self.rules)
         if is_black:
             self.stillness.forget()
         calm_sec = None if is_black else self.stillness.take(picture)
-        starts = [start for start in (picture.since_sec if is_frozen else None, calm_sec) if start is not None]
+        starts = [start for start in (seen.since_sec if is_frozen else None, calm_sec) if start is not None]
         self.extend("freeze", picture, min(starts) if starts else None)
         self.latest_sec = picture.time_sec
 

@@ -182,6 +182,14 @@ def test_a_hole_in_the_times_is_not_a_frozen_picture(footage, tmp_path):
     assert kinds(found) == []
 
 
+def test_a_freeze_does_not_reach_over_a_hole_in_the_times():
+    finder, gray = analyzer.Finder(RULES), np.random.default_rng(1).integers(0, 255, (90, 160)).astype(np.uint8)
+    meter = analyzer.PictureMeter(RULES, MASK_ALL)
+    for second in [*range(9), *range(60, 63), *range(100, 107)]:
+        finder.take(meter.measure(gray, float(second), is_key=True))
+    assert finder.finish() == [("freeze", (0.0, pytest.approx(8.2))), ("freeze", (100.0, pytest.approx(106.2)))]
+
+
 def test_sound_that_ends_before_the_pictures_is_lost_and_no_sound_stream_is_unknown(footage, tmp_path):
     ff("-i", footage(CASES[0]), "-i", footage(CASES[13]), "-af", "atrim=end=6", "-c:v", "copy", tmp_path / "short.mp4")
     found = scan(tmp_path / "short.mp4")
