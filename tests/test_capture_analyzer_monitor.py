@@ -742,6 +742,24 @@ def test_a_full_capture_disk_keeps_everything_in_memory_until_there_is_room(tmp_
         assert process.wait(DEADLINE_SEC) == 0
 
 
+def test_captures_on_a_disk_that_may_only_be_read_are_watched_with_the_state_elsewhere(
+    tmp_path, pictures, small_disk, monkeypatch
+):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (tmp_path / "state").mkdir()
+    captures = Captures(small_disk, pictures)
+    captures.configure(database=None, evidence_dir=str(tmp_path / "evidence"))
+    start = minute_ago(30)
+    captures.fill(start, (10, "live"), (10, "black"))
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert captures.once() == 0
+    assert captures.once() == 0
+    (database,) = (tmp_path / "state").rglob("incidents.sqlite3")
+    assert [(row.incident_type, row.start_sec) for row in ca.read_incidents(str(database))] == [
+        ("blackscreen", start + 10)]  # fmt: skip
+    assert len(list((tmp_path / "evidence").rglob("*.jpg"))) == 2
+
+
 # --- calls that cannot work ---
 
 
