@@ -3440,6 +3440,7 @@ class Litter:
     size: int
     written_sec: float
     analysed: bool  # or nobody analyses
+    needed: bool = False  # a running monitor has yet to copy it as evidence
 
 
 @dataclass(frozen=True)
@@ -3456,7 +3457,7 @@ def litter_of(folder: Path, now_sec: float) -> list[Litter]:
     progress = read_json(folder / STATE_FOLDER / "progress.json") or {}
     has_monitor = is_held(folder / STATE_FOLDER / "monitor.lock")
     until_sec = float(progress.get("analysed_until_sec") or 0) if has_monitor else math.inf
-    awaiting = {str(name) for name in progress.get("awaiting") or []} if has_monitor else set()
+    awaiting = {str(name) for name in progress.get("awaiting") or []}  # also of a monitor that is being restarted
     found = []
     for place, pattern in ((folder, CAPTURED_NAME), (folder.parent, SEGMENT_NAME)):
         for entry in os.scandir(place):
@@ -3466,8 +3467,10 @@ def litter_of(folder: Path, now_sec: float) -> list[Litter]:
                 about = entry.stat(follow_symlinks=False)
                 still = Path(place, entry.name.replace("_thumbnail.jpg", ".jpg"))
                 taken_sec = time_of_still(still, now_sec) if place == folder else about.st_mtime
-                analysed = max(taken_sec, about.st_mtime) <= until_sec and not {entry.name, still.name} & awaiting
-                found.append(Litter(Path(place, entry.name), about.st_size, about.st_mtime, analysed))
+                awaited = bool({entry.name, still.name} & awaiting)
+                analysed = max(taken_sec, about.st_mtime) <= until_sec and not awaited
+                found.append(Litter(Path(place, entry.name), about.st_size, about.st_mtime, analysed,
+                                    awaited and has_monitor))  # fmt: skip
     return found
 
 
@@ -3493,14 +3496,15 @@ def listed_segments(folder: Path) -> set[str]:
 def plan_cleaning(litter: Sequence[Litter], listed: set[str], rules: Tidiness, now_sec: float) -> list[Path]:
     """What to remove: what is too old, then the oldest until the rest fits into the bytes.
 
-    What awaits its analysis stays for `clean_wait` more; a segment that a playlist offers goes by age only.
+    What awaits its analysis stays for `clean_wait` more, what is needed as evidence until it has been copied; a segment
+    that a playlist offers goes by age only.
     """
     removed: list[Litter] = []
     kept: list[Litter] = []
     for one in sorted(litter, key=lambda one: (one.written_sec, one.path)):
         age_sec = now_sec - one.written_sec
         too_old = age_sec > rules.clean_after + (0 if one.analysed else rules.clean_wait)
-        (removed if too_old else kept).append(one)
+        (removed if too_old and not one.needed else kept).append(one)
     surplus = sum(one.size for one in kept) - rules.clean_max_bytes if rules.clean_max_bytes else 0
     for one in kept:
         if surplus <= 0:

@@ -620,13 +620,16 @@ def test_what_a_running_monitor_has_not_analysed_waits_but_not_for_ever(tmp_path
         assert [age for age, name in names.items() if (folder / name).exists()] == [3000, 1000, 10]
         held = {one.path.name: one.analysed for one in capture_analyzer.litter_of(folder, now)}
         assert held == {names[3000]: False, names[1000]: False, names[10]: False}
-        later = plan_cleaning(capture_analyzer.litter_of(folder, now), set(), RULES, now + 1300)
-        assert [path.name for path in later] == [names[3000]], "600 s + 3600 s are over"
+        later = plan_cleaning(capture_analyzer.litter_of(folder, now), set(), RULES, now + 3300)
+        assert [path.name for path in later] == [names[1000]], "600 s + 3600 s are over; evidence stays until copied"
     finally:
         holder.kill()
         holder.wait()
     assert capture_analyzer.main(["clean", str(folder), "--config", os.devnull]) == 0
-    assert [age for age, name in names.items() if (folder / name).exists()] == [10], "nobody is at work any more"
+    left = [age for age, name in names.items() if (folder / name).exists()]
+    assert left == [3000, 10], "nobody is at work any more; a monitor that is being restarted finds its evidence"
+    later = plan_cleaning(capture_analyzer.litter_of(folder, now), set(), RULES, now + 1300)
+    assert names[3000] in [path.name for path in later]
 
 
 def litter(name: str, age: float, size: int = 10, *, analysed: bool = True) -> Litter:
