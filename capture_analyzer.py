@@ -1130,6 +1130,28 @@ def camera_of(file: Path) -> str:
     return folder.parent.name if folder.name == "captures" else folder.name
 
 
+def journals_near(file: Path, zone: tzinfo | None) -> list[Path]:
+    """The recorder's journals of the days on which a file may have begun, by its name and its last write."""
+    times = [named_sec(file, zone)]
+    with suppress(OSError):
+        times.append(file.stat().st_mtime)
+    folder = file.parent.parent / ".rtsp_recorder" / "journal" / file.parent.name
+    days = {time.strftime("%Y-%m-%d", time.gmtime(at + near)) for at in times if at is not None
+            for near in (-86400, 0, 86400)}  # fmt: skip
+    return [folder / f"{day}.jsonl" for day in sorted(days)]
+
+
+def named_sec(file: Path, zone: tzinfo | None) -> float | None:
+    """The start in the name of a clip or a recording."""
+    if found := RHOMBUS_NAME.search(file.stem):
+        return float(found[1])
+    if found := NAMED_TIME.search(file.stem):
+        with suppress(ValueError, OverflowError, OSError):
+            named = datetime.strptime("".join(found.group(1, 2)), STILL_TIME)
+            return named.replace(tzinfo=timezone.utc if found[3] else zone).timestamp()
+    return None
+
+
 def start_of_recording(file: Path, zone: tzinfo | None) -> tuple[float, str]:
     """When a recording begins, in epoch seconds, and what says so: sidecar, journal, name or mtime.
 
@@ -1139,7 +1161,7 @@ def start_of_recording(file: Path, zone: tzinfo | None) -> tuple[float, str]:
     for part in ("obtained", "requested"):
         with suppress(KeyError, TypeError, ValueError):
             return float(sidecar[part]["start_ms"]) / 1000, "sidecar"
-    for journal in sorted((file.parent.parent / ".rtsp_recorder" / "journal" / file.parent.name).glob("*.jsonl")):
+    for journal in journals_near(file, zone):
         with suppress(OSError):
             for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
                 if json.dumps(file.name)[1:-1] in line:
@@ -1147,12 +1169,8 @@ def start_of_recording(file: Path, zone: tzinfo | None) -> tuple[float, str]:
                         entry = json.loads(line)
                         if entry["kind"] == "segment" and PurePosixPath(entry["file"]).name == file.name:
                             return float(entry["start"]), "journal"
-    if found := RHOMBUS_NAME.search(file.stem):
-        return float(found[1]), "name"
-    if found := NAMED_TIME.search(file.stem):
-        with suppress(ValueError, OverflowError, OSError):
-            named = datetime.strptime("".join(found.group(1, 2)), STILL_TIME)
-            return named.replace(tzinfo=timezone.utc if found[3] else zone).timestamp(), "name"
+    if (named := named_sec(file, zone)) is not None:
+        return named, "name"
     try:
         return file.stat().st_mtime, "mtime"
     except OSError:

@@ -2209,7 +2209,8 @@ def capture_folders(config: Mapping[str, Any]) -> list[Path]:
 def jobs_of(config: Mapping[str, Any], cameras: Sequence[Camera]) -> list[tuple[UnitJob, list[Path], list[Path]]]:
     """(job, folders that it may write to, folders that it is told) of what the config uses."""
     nas, rhombus = config["nas"], config["rhombus"]
-    captures, patterns = capture_folders(config), [str(one) for one in config["analysis"]["capture_dirs"] or []]
+    captures, given = capture_folders(config), config["analysis"]["capture_dirs"]
+    patterns = [str(one) for one in given or [] if given != CONFIG_KEYS["analysis"]["capture_dirs"].default]
     roots = [camera.root for camera in cameras]
     copied = [Path(str(rhombus["output_dir"]))]
     evidence = [Path(str(one)) for one in [config["analysis"]["evidence_dir"]] if one]
@@ -2220,7 +2221,8 @@ def jobs_of(config: Mapping[str, Any], cameras: Sequence[Camera]) -> list[tuple[
     told = [] if patterns else [folder / "captures" for folder in captures]
     uses_rhombus = any(value != CONFIG_KEYS["rhombus"][name].default for name, value in rhombus.items()
                        if name != "api_url")  # which the environment may set  # fmt: skip
-    uses_archive = any(config["nas"].values()) or config["s3"]["bucket"] or config["retention"]["without_archive"]
+    uses_archive = (nas["nas_target_dir"] or nas["ready_for_backup_dir"] or config["s3"]["bucket"]
+                    or config["retention"]["without_archive"])  # fmt: skip
     wanted = {
         "nas_sync": (uses_archive, [*roots, *own, *evidence, *(copied if uses_rhombus else [])], []),
         "watch": (bool(cameras), roots, []),
