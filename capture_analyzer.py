@@ -1230,6 +1230,7 @@ def video_flags(parser: argparse.ArgumentParser) -> None:
                         "key pictures raise a suspicion")  # fmt: skip
     parser.add_argument("--json", action="store_true", default=None, help="JSON Lines, the last one a summary")
     parser.add_argument("--metrics", metavar="FILE", type=Path, help="everything measured goes there, as CSV")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="also the page of `report`, about these recordings")
     parser.add_argument("--store", action="store_true", help="keep what is found in analysis.database, once")
     parser.add_argument("--fail_on_incident", action="store_true", help="exit 1 when an incident was found")
     parser.add_argument("--workers", metavar="N", type=int, help="files side by side (default: one per CPU core)")
@@ -1244,11 +1245,12 @@ def video_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
         raise UsageError("--workers: must be 1 or more")
     if arguments.store and not config["analysis"]["database"]:
         raise UsageError("--store: set analysis.database, where the incidents are to be kept")
+    refuse_unwritable(arguments.output)
     rules, zone = rules_of(config["analysis"]), zone_of(config["recording"]["timezone"])
     for camera in config["analysis"]["masks"]:
         mask_of(config["analysis"], camera)
     ffmpeg, counts = find_ffmpeg("looking at recordings"), dict.fromkeys(TYPES, 0)
-    failed, length_sec = 0, 0.0
+    failed, length_sec, reports = 0, 0.0, []
     with ExitStack() as stack:
         metrics = None
         if arguments.metrics:
@@ -1262,6 +1264,7 @@ def video_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
         for scan in remote or pool.map(scanner.scan, files):
             report = scan_report(scan, zone)
             show_scan(report, as_json=bool(arguments.json))
+            reports += [report] if arguments.output else []
             if arguments.store and scan.incidents:
                 failed += store_scan(scan, zone, database_of(config["analysis"], scan.file.parent))
             length_sec += scan.length_sec
@@ -1270,6 +1273,7 @@ def video_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
             if report["quality"] == "unknown":
                 failed += 1
                 log.error("%s: quality unknown: %s", scan.file, scan.reason)
+    failed += 1 if arguments.output and not report_of_video(reports, arguments, zone) else 0
     total = sum(counts.values())
     if arguments.json:
         summary = {"files": len(files), "unknown": failed, "length_sec": round(length_sec, 2), "incidents": counts}
@@ -1278,11 +1282,29 @@ def video_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
     return Status.PARTIAL if failed or (total and arguments.fail_on_incident) else Status.DONE
 
 
+def report_of_video(reports: Sequence[Mapping[str, Any]], arguments: argparse.Namespace, zone: tzinfo) -> bool:
+    """The page about what was scanned; False when there is nothing that it could show."""
+    survey = Survey(zone)
+    survey.scanned(reports)
+    add_found(survey, reports)
+    try:
+        page = write_page(survey, report_zone(None), arguments.output, arguments.metrics)
+    except CannotStart as problem:
+        log.error("%s: %s", arguments.output, problem)
+        return False
+    sys.stdout.write("" if arguments.json else f"{page}\n")
+    return True
+
+
+def refuse_unwritable(path: Path | None) -> None:
+    if path and (not path.parent.is_dir() or path.is_dir() or not os.access(path.parent, os.W_OK)):
+        raise UsageError(f"{path}: cannot be written; name a file in a folder that is there")
+
+
 @contextmanager
 def writable(path: Path) -> Iterator[Path]:
     """part_file, with a sentence where the folder does not take it."""
-    if not path.parent.is_dir() or path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UsageError(f"{path}: cannot be written; name a file in a folder that is there")
+    refuse_unwritable(path)
     with part_file(path) as part:
         yield part
 
@@ -4116,6 +4138,12 @@ def read_recorder(folder: Path) -> Journal:
     return journal
 
 
+def camera_folder(file: Path) -> Path:
+    """The nearest folder above a recording that is not named by a date."""
+    dated = re.compile(r"\d{2}|\d{4}(-\d\d-\d\d)?")
+    return next((part for part in file.parents if not dated.fullmatch(part.name)), file.parent)
+
+
 class Survey:
     """Goes through folders and sorts what lies there by camera."""
 
@@ -4139,10 +4167,14 @@ class Survey:
             known.causes[:] = dict.fromkeys([*known.causes, *read.causes])
             self.camera(name, name).is_continuous = True
 
-    def look(self, folder: Path) -> None:
-        """Take in everything below a folder; a camera's own folder is recognised by the journal beside it."""
+    def journals_of(self, folder: Path) -> None:
+        """A camera's own folder is recognised by the journal beside it."""
         for above in (folder.parent, folder.parent.parent):
             self.journal(above / ".rtsp_recorder" / "journal" / folder.name)
+
+    def look(self, folder: Path) -> None:
+        """Take in everything below a folder."""
+        self.journals_of(folder)
         for place, folders, names in os.walk(folder):
             here = Path(place)
             for journals in ("journal", ".rtsp_recorder/journal"):  # the first is that of nas_sync.py's targets
@@ -4163,8 +4195,7 @@ class Survey:
         sidecar = read_json(file.with_suffix(".json")) if has_sidecar else None
         if sidecar and self.clip(file, sidecar):
             return
-        folder = next((part for part in file.parents if not re.fullmatch(r"\d{2}|\d{4}(-\d\d-\d\d)?", part.name)),
-                      file.parent)  # fmt: skip
+        folder = camera_folder(file)
         camera = self.camera(folder.name, folder.name)
         if times := self.journals.get(folder.name, Journal({}, [])).segments.get(file.name):
             camera.footage.append(Footage(*times, file))
@@ -4198,6 +4229,25 @@ class Survey:
         camera.marks += told
         self.starts[str(file)] = (key, start_sec)
         return True
+
+    def scanned(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Take in the recordings that `video` has looked at, and what is known of their cameras."""
+        files = [Path(os.path.abspath(line["file"])) for line in lines]  # noqa: PTH100
+        for folder in {camera_folder(file) for file in files}:
+            self.journals_of(folder)
+        for file, line in zip(files, lines, strict=True):
+            if line["time_basis"] not in ("mtime", "unknown"):
+                self.recording(file, file.with_suffix(".json").is_file())
+            elif line["length_sec"]:  # a guess, but better than to leave it out
+                key, start_sec = line["camera"], iso_sec(line["start"])
+                self.camera(key, key).footage.append(Footage(start_sec, start_sec + line["length_sec"], file))
+                self.starts[str(file)] = (key, start_sec)
+        self.files = len(files)
+        self.settle()
+        times = [moment_sec for camera in self.cameras.values() for one in camera.footage if one.file
+                 for moment_sec in (one.start_sec, one.end_sec)] or [0.0]  # fmt: skip
+        for camera in self.cameras.values():  # what the journal knows of other times
+            camera.footage = [one for one in camera.footage if one.file or min(times) <= one.start_sec < max(times)]
 
     def settle(self) -> None:
         """Once everything is found: what has left, when files without a record end, stretches of stills."""
@@ -4261,21 +4311,25 @@ def gap_class(cause: str) -> str:
     return next((name for name, causes in GAP_CLASSES.items() if cause in causes), "unknown")
 
 
-def add_found(survey: Survey, file: Path) -> None:
-    """Incidents from the output of `video --json`. Raises UsageError."""
+def add_found(survey: Survey, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Incidents from the lines of `video --json`."""
     names = {camera.name: key for key, camera in survey.cameras.items()}
+    for line in lines:
+        if "summary" in line:
+            continue
+        key, start_sec = survey.starts.get(os.path.abspath(line["file"]), ("", math.nan))  # noqa: PTH100
+        key = key or names.get(str(line["camera"]), str(line["camera"]))
+        for one in line["incidents"]:
+            times = (start_sec + one["start_sec"], start_sec + one["end_sec"])
+            if math.isnan(start_sec):
+                times = (iso_sec(one["start"]), iso_sec(one["end"]))
+            survey.camera(key, key).marks.append(Mark(*times, str(one["type"])))
+
+
+def add_found_in(survey: Survey, file: Path) -> None:
+    """Incidents from the output of `video --json`. Raises UsageError."""
     try:
-        lines = [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines() if text.strip()]
-        for line in lines:
-            if "summary" in line:
-                continue
-            key, start_sec = survey.starts.get(os.path.abspath(line["file"]), ("", math.nan))  # noqa: PTH100
-            key = key or names.get(str(line["camera"]), str(line["camera"]))
-            for one in line["incidents"]:
-                times = (start_sec + one["start_sec"], start_sec + one["end_sec"])
-                if math.isnan(start_sec):
-                    times = (iso_sec(one["start"]), iso_sec(one["end"]))
-                survey.camera(key, key).marks.append(Mark(*times, str(one["type"])))
+        add_found(survey, [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines() if text.strip()])
     except OSError as problem:
         raise UsageError(f"--incidents {file}: {problem.strerror}") from problem
     except (ValueError, KeyError, TypeError, AttributeError) as problem:
@@ -4496,7 +4550,15 @@ def report_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> 
     survey.settle()
     add_stored(survey, config["analysis"]["database"])
     if arguments.incidents:
-        add_found(survey, arguments.incidents)
+        add_found_in(survey, arguments.incidents)
+    output = arguments.output or Path("report.html")
+    sys.stdout.write(f"{write_page(survey, zone, output, arguments.metrics, since_sec, until_sec)}\n")
+    return Status.DONE
+
+
+def write_page(survey: Survey, zone: tzinfo, output: Path, metrics: Path | None, since_sec: float | None = None,
+               until_sec: float | None = None) -> Path:  # fmt: skip
+    """The page about a settled survey, and where it is. Raises CannotStart when there is nothing to show."""
     cameras = sorted((camera for camera in survey.cameras.values() if camera.footage or camera.marks or camera.gaps),
                      key=lambda camera: camera.name.lower())  # fmt: skip
     times = [moment_sec for camera in cameras for things in (camera.footage, camera.gaps, camera.marks)
@@ -4505,15 +4567,14 @@ def report_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> 
             max(times, default=0.0) if until_sec is None else until_sec)  # fmt: skip
     if not times or span[0] >= span[1]:
         raise CannotStart("nothing to report: no footage was found in that time")
-    if arguments.metrics:
-        add_curves(survey, arguments.metrics, span)
-    target = Path(os.path.abspath(arguments.output or "report.html"))  # noqa: PTH100
+    if metrics:
+        add_curves(survey, metrics, span)
+    target = Path(os.path.abspath(output))  # noqa: PTH100
     data = report_data(cameras, span, since_sec, zone, target.parent)
     with writable(target) as part:
         part.write_text(page_of(data), encoding="utf-8")
     log.info("%s: %d cameras, %d files, %.1f MB", target, len(cameras), survey.files, target.stat().st_size / 1e6)
-    sys.stdout.write(f"{target}\n")
-    return Status.DONE
+    return target
 
 
 def report_zone(name: str | None) -> tzinfo:

@@ -478,3 +478,39 @@ def test_odd_files_do_not_stop_a_report(tmp_path):
     assert done.returncode == 0, done.stderr
     assert len(page_data(tmp_path / "report.html")["cameras"]) == 1
     assert time.time() - started < 60
+
+
+def test_video_draws_the_page_of_report_about_what_it_has_scanned(tmp_path):
+    clip = make_clip(tmp_path / "Gate" / "20260328_120000.mp4", 2)
+    journal(
+        tmp_path,
+        "Gate",
+        segment("Gate", NOON - DAY, NOON - DAY + HOUR),
+        segment("Gate", NOON, NOON + 2),
+    )
+    nameless = make_clip(tmp_path / "other" / "clip.mp4")
+    os.utime(nameless, (NOON + 60, NOON + 60))
+    frozen = ["-f", "lavfi", "-i", "color=black:size=320x180:rate=5", "-t", "8", "-g", "5"]
+    black = tmp_path / "Yard" / "20260328_120030.mp4"
+    black.parent.mkdir()
+    subprocess.run([find_ffmpeg("tests"), "-loglevel", "error", *frozen, str(black)], check=True)
+    page, metrics = tmp_path / "page.html", tmp_path / "metrics.csv"
+    words = [str(tmp_path), "--output", str(page), "--metrics", str(metrics), "--json", "--config", os.devnull]
+    done = subprocess.run([*PROGRAM, "video", *words], capture_output=True, text=True, check=False, timeout=120,
+                          env={**os.environ, "TZ": "UTC"})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "summary" in json.loads(done.stdout.splitlines()[-1])
+    data = page_data(page)
+    cameras = {camera["name"]: camera for camera in data["cameras"]}
+    assert list(cameras) == ["Gate", "other", "Yard"]
+    assert data["start"] == NOON, "what the journal knows of the day before was not scanned"
+    assert [cameras[name]["files"][0][3] for name in cameras] == [clip.name, nameless.name, black.name]
+    assert [mark[:3] for mark in cameras["Yard"]["marks"]] == [[30, 38, "blackscreen"]]
+    assert "brightness" in cameras["Yard"]["curves"]
+
+
+def test_video_refuses_a_page_that_cannot_be_written_before_it_looks_at_anything(tmp_path):
+    words = ["video", str(tmp_path), "--output", str(tmp_path / "no" / "page.html"), "--config", os.devnull]
+    done = subprocess.run([*PROGRAM, *words], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "cannot be written; name a file in a folder that is there" in done.stderr
