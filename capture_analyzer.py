@@ -50,7 +50,6 @@ from datetime import datetime, timedelta, timezone, tzinfo
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from queue import SimpleQueue
-from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 from urllib.parse import quote, unquote
 
@@ -73,7 +72,9 @@ from rhombus_logging import (
     run,
     run_lock,
     send_message,
+    signals_as,
     start_logging,
+    tell_systemd,
     watch_sign,
     write_json,
 )
@@ -102,6 +103,8 @@ JOIN_SEC = 1.0  # parts of one incident that the coder's new start at a key pict
 LIVELY_PICTURES = 20  # so many live pictures say how noisy a camera is,
 LIVELY_LEAST = 0.15  # if in nearly all of them at least this share of the pixels changed
 CALM_MOST, CALM_SHARE = 0.15, 0.4  # calm: fewer changed pixels than this, and than this share of the live ones
+CLOCK_TEXT = "something small goes on, such as a clock"
+TICK_LEVEL, TICK_SHARE = 20, 0.5  # a clock: a pixel changes by so much in half the pictures, or half the seconds
 KEY_SETTLE_SEC = 0.5  # after a key picture everything changes a little
 SUSPICIOUS_SHARE, SUSPICIOUS_MOST = 0.75, 0.8  # key pictures that differ less than usual, and no more than this
 PRECISE_SHARE = 0.6  # of a file to be looked at precisely: one pass over all of it is cheaper
@@ -228,6 +231,7 @@ class Picture:
     changed: float  # share of the pixels that differ from the picture before; 1 for the very first
     since_sec: float  # when the run began that it belongs to; equal to time_sec where it began a new one
     is_key: bool = False
+    jump: int = 0  # the largest change of a pixel since the picture before, also where a mask is
 
 
 @dataclass(frozen=True)
@@ -242,6 +246,7 @@ class Still:
     blackscreen: bool | None
     freeze: bool | None
     freeze_since_sec: float | None  # start of a freeze, at or before this still
+    freeze_kind: str = ""  # of a freeze: all, or picture
 
 
 # --- rules -------------------------------------------------------------------------------------------------------
@@ -298,6 +303,16 @@ def judge_freeze(picture: Picture, rules: Rules) -> bool:
     return picture.time_sec - picture.since_sec >= rules.freeze_sec and not judge_black(picture, rules)
 
 
+def freeze_kind(ticks: int, pictures: int, lasted_sec: float) -> str:
+    """`all`: nothing moves; `picture`: something small goes on, as a clock does, over a frozen or noiseless picture."""
+    return "picture" if ticks >= max(2, TICK_SHARE * min(pictures, lasted_sec)) else "all"
+
+
+def severity_of(incident_type: str, kind: str) -> str:
+    """`warning` where it may be no fault at all, else `alarm`."""
+    return "warning" if (incident_type, kind) == ("freeze", "picture") else "alarm"
+
+
 # --- pictures ----------------------------------------------------------------------------------------------------
 
 
@@ -322,8 +337,10 @@ class PictureMeter:
         self.keep = self.inside.size - round(self.inside.size * rules.freeze_ignore_percent / 100)
         self.reference: NDArray[np.int16] | None = None
         self.before: Gray | None = None
-        self.since_sec = 0.0
-        self.spread = 0.0
+        self.whole: Gray | None = None  # the picture before, with what is masked
+        self.first: Gray | None = None  # of the run, likewise
+        self.since_sec = self.latest_sec = self.spread = 0.0
+        self.pictures = self.ticks = 0  # of the run, after the first
 
     def measure(self, gray: Gray, time_sec: float, *, is_key: bool = False) -> Picture:
         import numpy as np
@@ -337,10 +354,32 @@ class PictureMeter:
             difference = self.difference(signed, self.reference)
         if self.reference is None or time_sec < self.since_sec or not is_same(difference, self.spread, self.rules):
             self.reference, self.since_sec, self.spread = signed, time_sec, spread
+            self.first, self.pictures, self.ticks = gray, -1, 0
+        jump = 0 if self.whole is None else int((np.maximum(gray, self.whole) - np.minimum(gray, self.whole)).max())
+        self.whole, self.latest_sec, self.pictures = gray, time_sec, self.pictures + 1
+        self.ticks += jump >= TICK_LEVEL and self.pictures > 0
         changed = 1.0 if self.before is None else np.count_nonzero(values != self.before) / values.size
         self.before = values
         return Picture(time_sec, float(values.mean()), float(means.max() - means.min()), spread, difference, changed,
-                       self.since_sec, is_key)  # fmt: skip
+                       self.since_sec, is_key, jump)  # fmt: skip
+
+    def state(self, *, is_last: bool) -> dict[str, Any] | None:
+        """The run so far, for a restart; of a live camera, where it is another one each time, only when all ends."""
+        if self.first is None or (self.latest_sec <= self.since_sec and not is_last):
+            return None
+        return {"since_sec": self.since_sec, "pictures": self.pictures, "ticks": self.ticks,
+                "first": base64.b64encode(zlib.compress(self.first.tobytes())).decode()}  # fmt: skip
+
+    def restore(self, state: Mapping[str, Any]) -> bool:
+        """Go on with the run of an earlier process; False when there is none, or it is damaged."""
+        import numpy as np
+
+        with suppress(KeyError, TypeError, ValueError, zlib.error):
+            first = np.frombuffer(zlib.decompress(base64.b64decode(state["first"])), np.uint8).reshape(HEIGHT, WIDTH)
+            self.measure(first, float(state["since_sec"]))
+            self.pictures, self.ticks = int(state["pictures"]), int(state["ticks"])
+            return True
+        return False
 
     def difference(self, one: NDArray[np.int16], other: NDArray[np.int16]) -> float:
         """Mean absolute difference without the largest ones, so that a ticking clock does not count."""
@@ -426,8 +465,9 @@ class StillReader:
             return Still(path, time_sec, "unknown", reason, None, None, None, None)
         picture = self.meter.measure(self.gray, time_sec)
         is_frozen = judge_freeze(picture, self.rules)
+        kind = freeze_kind(self.meter.ticks, self.meter.pictures, time_sec - picture.since_sec)
         return Still(path, time_sec, "ok", "", picture, judge_black(picture, self.rules), is_frozen,
-                     picture.since_sec if is_frozen else None)  # fmt: skip
+                     picture.since_sec if is_frozen else None, kind if is_frozen else "")  # fmt: skip
 
 
 # --- FFmpeg ------------------------------------------------------------------------------------------------------
@@ -727,6 +767,7 @@ def analyse_frame(path: Path, device: str, config: Mapping[str, Any], *, classic
         "audio": sound.is_there, "volume_percentage": round(sound.volume_percent),
         "mean_volume_db": round(sound.mean_db, 1),
         "quality": seen.quality, "reason": "; ".join(reason for reason in reasons if reason),
+        "freeze_kind": (seen.freeze_kind or None) if freeze and not classic else None,
         "frame_time": iso_time(time_sec), "method": "classic" if classic else "rules",
         "mean": round(seen.picture.mean, 2) if seen.picture else None,
         "cell_range": round(seen.picture.cell_range, 2) if seen.picture else None,
@@ -808,14 +849,10 @@ class Metrics:
             self.writer.writerows(rows)
 
 
-class KeptMetrics:
+class KeptMetrics(list[Sequence[Any]]):
     """The same, kept to be sent on from a worker of a cluster."""
 
-    def __init__(self) -> None:
-        self.rows: list[Sequence[Any]] = []
-
-    def write(self, rows: Iterable[Sequence[Any]]) -> None:
-        self.rows += rows
+    write = list.extend
 
 
 def picture_row(file: Path, one: Picture) -> list[Any]:
@@ -839,6 +876,12 @@ class Scan:
     reason: str  # what could not be read, and why
     length_sec: float
     incidents: tuple[tuple[str, Interval], ...] = ()
+    clocks: tuple[Interval, ...] = ()  # the freezes under which something small goes on
+
+    def about(self, kind: str, interval: Interval) -> dict[str, str]:
+        """What is said of an incident beside its times."""
+        what = "" if kind != "freeze" else "picture" if interval in self.clocks else "all"
+        return {"severity": severity_of(kind, what), **({"freeze_kind": what} if what else {})}
 
 
 @dataclass(frozen=True)
@@ -858,12 +901,13 @@ class Scanner:
         camera = camera_of(file)
         if reason := refusal(file):
             return Scan(file, camera, "unknown", "unknown", reason, 0.0)
-        pictures, reasons, found, length_sec = "none", [], [], 0.0
+        clocks: list[Interval] = []
+        found: list[tuple[str, Interval]] = []
+        pictures, reasons, length_sec = "none", list[str](), 0.0
         with ThreadPoolExecutor(1) as side:
             listening = side.submit(self.listen, file)
             try:
-                pictures, black_and_frozen, length_sec = self.scan_pictures(file, mask_of(self.settings, camera))
-                found += black_and_frozen
+                pictures, found, clocks, length_sec = self.scan_pictures(file, mask_of(self.settings, camera))
             except NoStream:
                 pass
             except Unreadable as problem:
@@ -883,7 +927,7 @@ class Scanner:
         if pictures == sound == "none":
             reasons = ["it holds neither pictures nor sound"]
         return Scan(file, camera, pictures, sound, "; ".join(reasons), max(length_sec, sound_sec),
-                    tuple(sorted(found, key=lambda one: (one[1], one[0]))))  # fmt: skip
+                    tuple(sorted(found, key=lambda one: (one[1], one[0]))), tuple(clocks))  # fmt: skip
 
     def listen(self, file: Path) -> tuple[str, list[float], str]:
         """Whether there is sound, its levels, and what was wrong."""
@@ -894,20 +938,18 @@ class Scanner:
         except Unreadable as problem:
             return "unknown", [], f"sound: {problem}"
 
-    def scan_pictures(self, file: Path, mask: Gray) -> tuple[str, list[tuple[str, Interval]], float]:
-        """How it was done, what was found, and where the pictures end."""
+    def scan_pictures(self, file: Path, mask: Gray) -> tuple[str, list[tuple[str, Interval]], list[Interval], float]:
+        """How it was done, what was found, which freezes have a clock, and where the pictures end."""
         if not self.precise:
             keys = list(self.measured(file, mask, keys_only=True))
             windows = suspicious(keys, self.rules)
             if windows is not None:
-                found, end_sec = [], keys[-1].time_sec + SAMPLE_SEC
-                for start_sec, stop_sec in windows:
-                    parts, part_end_sec = self.find(file, mask, start_sec, stop_sec)
-                    found += parts
-                    end_sec = max(end_sec, part_end_sec)
-                return "keyframes", found, end_sec
-        found, end_sec = self.find(file, mask)
-        return "precise", found, end_sec
+                finders = [self.find(file, mask, start_sec, stop_sec) for start_sec, stop_sec in windows]
+                found = [one for finder in finders for one in finder.finish()]
+                end_sec = max([keys[-1].time_sec, *(finder.latest_sec for finder in finders)]) + SAMPLE_SEC
+                return "keyframes", found, [one for finder in finders for one in finder.clocks()], end_sec
+        finder = self.find(file, mask)
+        return "precise", finder.finish(), finder.clocks(), finder.latest_sec + SAMPLE_SEC
 
     def end_of(self, file: Path, key_sec: float) -> float:
         """Where the pictures end, if `key_sec` is shortly after the last key picture."""
@@ -916,12 +958,11 @@ class Scanner:
                 key_sec = max(key_sec, time_sec + SAMPLE_SEC)
         return key_sec
 
-    def find(self, file: Path, mask: Gray, start_sec: float = 0,
-             end_sec: float | None = None) -> tuple[list[tuple[str, Interval]], float]:  # fmt: skip
+    def find(self, file: Path, mask: Gray, start_sec: float = 0, end_sec: float | None = None) -> Finder:
         finder = Finder(self.rules)
         for picture in self.measured(file, mask, start_sec=start_sec, end_sec=end_sec):
             finder.take(picture)
-        return finder.finish(), finder.latest_sec + SAMPLE_SEC
+        return finder
 
     def measured(self, file: Path, mask: Gray, *, keys_only: bool = False, start_sec: float = 0,
                  end_sec: float | None = None) -> Iterator[Picture]:  # fmt: skip
@@ -959,7 +1000,7 @@ def remote_scan(job: RemoteScan) -> tuple[Scan, list[Sequence[Any]]]:
     kept = KeptMetrics()
     scanner = replace(job.scanner, ffmpeg=find_ffmpeg("looking at recordings"), stopped=remote_stop(job.sign),
                       metrics=kept if job.with_metrics else None)  # fmt: skip
-    return scanner.scan(job.file), kept.rows
+    return scanner.scan(job.file), list(kept)
 
 
 def scan_on_cluster(scheduler: str, scanner: Scanner, files: Sequence[Path]) -> Generator[Scan, None, None]:
@@ -1046,6 +1087,8 @@ class Finder:
         self.stillness = Stillness(rules)
         self.open: dict[str, Interval] = {}
         self.found: list[tuple[str, Interval]] = []
+        self.still: list[float] = []  # times of the pictures that may be frozen ones
+        self.ticks: list[float] = []  # of those, at which something small changed
 
     def take(self, picture: Picture) -> None:
         if picture.time_sec - self.latest_sec > PICTURE_GAP_SEC:  # nobody knows what was between
@@ -1061,6 +1104,9 @@ class Finder:
         if is_black:
             self.stillness.forget()
         calm_sec = None if is_black else self.stillness.take(picture)
+        if picture.since_sec < picture.time_sec or self.stillness.start_sec is not None:
+            self.still.append(picture.time_sec)
+            self.ticks += [picture.time_sec] if picture.jump >= TICK_LEVEL else []
         starts = [start for start in (seen.since_sec if is_frozen else None, calm_sec) if start is not None]
         self.extend("freeze", picture, min(starts) if starts else None)
         self.latest_sec = picture.time_sec
@@ -1076,6 +1122,13 @@ class Finder:
         self.stillness.forget()
         self.found += list(self.open.items())
         self.open.clear()
+
+    def clocks(self) -> list[Interval]:
+        """Those of the freezes under which something small goes on."""
+        found = [interval for kind, interval in self.finish() if kind == "freeze"]
+        return [(start, end) for start, end in found
+                if freeze_kind(sum(start < one < end for one in self.ticks),
+                               sum(start < one < end for one in self.still), end - start) == "picture"]  # fmt: skip
 
     def finish(self) -> list[tuple[str, Interval]]:
         self.close()
@@ -1197,7 +1250,8 @@ def scan_report(scan: Scan, zone: tzinfo | None) -> dict[str, Any]:
         "pictures": scan.pictures, "sound": scan.sound, "length_sec": round(scan.length_sec, 2),
         "start": iso_time(began_sec), "time_basis": basis,
         "incidents": [{"type": kind, "start_sec": round(start, 2), "end_sec": round(end, 2),
-                       "start": iso_time(began_sec + start), "end": iso_time(began_sec + end)}
+                       "start": iso_time(began_sec + start), "end": iso_time(began_sec + end),
+                       **scan.about(kind, (start, end))}
                       for kind, (start, end) in scan.incidents],
     }  # fmt: skip
 
@@ -1220,7 +1274,8 @@ def show_scan(report: Mapping[str, Any], *, as_json: bool) -> None:
         sys.stdout.write(f"{report['file']}  {clock(report['length_sec'])}  {what}".rstrip() + "\n")
         for one in report["incidents"]:
             sys.stdout.write(f"  {one['type']:<11}  {clock(one['start_sec'])} to {clock(one['end_sec'])}  "
-                             f"{one['end_sec'] - one['start_sec']:8.1f} s  {one['start']}\n")  # fmt: skip
+                             f"{one['end_sec'] - one['start_sec']:8.1f} s  {one['start']}"
+                             f"{'  warning: ' + CLOCK_TEXT if one['severity'] == 'warning' else ''}\n")  # fmt: skip
     sys.stdout.flush()
 
 
@@ -1285,10 +1340,10 @@ def video_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
 def report_of_video(reports: Sequence[Mapping[str, Any]], arguments: argparse.Namespace, zone: tzinfo) -> bool:
     """The page about what was scanned; False when there is nothing that it could show."""
     survey = Survey(zone)
-    survey.scanned(reports)
-    add_found(survey, reports)
     try:
-        page = write_page(survey, report_zone(None), arguments.output, arguments.metrics)
+        survey.scanned(reports)
+        add_found(survey, reports)
+        page = write_page(survey, zone_of(None), arguments.output, arguments.metrics)
     except CannotStart as problem:
         log.error("%s: %s", arguments.output, problem)
         return False
@@ -1309,9 +1364,14 @@ def writable(path: Path) -> Iterator[Path]:
         yield part
 
 
-def zone_of(name: str) -> tzinfo:
+def zone_of(name: str | None) -> tzinfo:
+    """Without a name that of the host."""
     from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+    if not name:
+        from tzlocal import get_localzone
+
+        return get_localzone()
     try:
         return timezone.utc if name.upper() == "UTC" else ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError) as problem:
@@ -1341,6 +1401,7 @@ class Sample:
     ref: str = ""
     since_sec: float | None = None  # a bad sample may know that it began earlier: a freeze, once it has lasted
     detail: str = ""
+    kind: str = ""  # of a freeze
 
 
 @dataclass(frozen=True)
@@ -1385,6 +1446,7 @@ class Watch:
     alert_id: str = ""  # of the present incident, or of the last one while it may be reopened
     ended_sec: float | None = None
     detail: str = ""
+    kind: str = ""
 
     def refs(self) -> set[str]:
         """The stills that may yet become evidence."""
@@ -1435,7 +1497,9 @@ class IncidentMachine:
         is_active = watch.phase in ("active", "clearing")
         return Incident(watch.alert_id, self.host, self.device, name, "active" if is_active else "resolved",
                         watch.count, watch.start_sec, None if is_active else watch.ended_sec,
-                        {"detail": watch.detail} if watch.detail else {})  # fmt: skip
+                        {"severity": severity_of(name, watch.kind),
+                         **({"detail": watch.detail} if watch.detail else {}),
+                         **({"freeze_kind": watch.kind} if watch.kind else {})})  # fmt: skip
 
     def refs(self) -> set[str]:
         return set().union(*(watch.refs() for watch in self.watches.values())) | ({self.last_ref} - {""})
@@ -1494,7 +1558,8 @@ class IncidentMachine:
         step_sec = sample.at_sec - watch.known_sec if watch.known_sec is not None else 0.0
         if not 0 <= step_sec <= silent_after_sec(self.steps, self.patience):
             step_sec = 0.0
-        watch = replace(watch, known_sec=sample.at_sec, timer_sec=watch.timer_sec + step_sec)
+        watch = replace(watch, known_sec=sample.at_sec, timer_sec=watch.timer_sec + step_sec,
+                        kind=sample.kind or watch.kind)  # fmt: skip
         if watch.phase in ("active", "clearing"):
             return self.observe_active(name, watch, sample)
         return self.observe_ok(name, watch, sample)
@@ -1518,7 +1583,7 @@ class IncidentMachine:
         if watch.phase == "ok":
             watch = begun(watch, sample)
         window = [*watch.window, (watch.timer_sec, sample.at_sec, bool(sample.bad), sample.ref)]
-        while window and not (window[0][2] and share_of_bad(window) >= self.patience.bad_share):
+        while window and not (window[0][2] and sum(one[2] for one in window) / len(window) >= self.patience.bad_share):
             _timer, at_sec, was_bad, ref = window.pop(0)
             if not was_bad:
                 watch = replace(watch, recent=kept_recent(watch.recent, Sample(at_sec, False, ref)))
@@ -1531,10 +1596,6 @@ class IncidentMachine:
         start_sec, count = window[0][1], sum(entry[2] for entry in window)
         last_good = next((ref for at_sec, ref in reversed(watch.recent) if at_sec < start_sec), "")
         return [self.open(name, start_sec, count, sample.detail, last_good, window[0][3])]
-
-
-def share_of_bad(window: Sequence[tuple[float, float, bool, str]]) -> float:
-    return sum(entry[2] for entry in window) / len(window)
 
 
 def kept_recent(recent: tuple[tuple[float, str], ...], sample: Sample) -> tuple[tuple[float, str], ...]:
@@ -1681,10 +1742,14 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
+        from sqlalchemy.schema import CreateIndex, CreateTable
         if not self.is_ready:
             if self.path:
                 self.path.parent.mkdir(exist_ok=True)  # only this one: a capture folder that is away stays away
-            self.table.metadata.create_all(self.engine)
+            with self.engine.begin() as connection:  # others may do the same at the same time
+                connection.execute(CreateTable(self.table, if_not_exists=True))
+                for index in self.table.indexes:
+                    connection.execute(CreateIndex(index, if_not_exists=True))
             self.is_ready = True
         try:
             with self.engine.begin() as connection:
@@ -1779,7 +1844,8 @@ def store_scan(scan: Scan, zone: tzinfo | None, place: str) -> int:
             while block := handle.read(HASH_BLOCK_BYTES):
                 digest.update(block)
         base_sec, _basis = start_of_recording(scan.file, zone)
-        new = store_video_incidents(place, scan.file, digest.hexdigest(), scan.camera, base_sec, scan.incidents)
+        new = store_video_incidents(place, scan.file, digest.hexdigest(), scan.camera, base_sec, scan.incidents,
+                                    scan.about)  # fmt: skip
     except (OSError, SQLAlchemyError) as problem:
         log.error("%s: incidents not stored: %s", scan.file, first_line(problem))
         return 1
@@ -1788,16 +1854,18 @@ def store_scan(scan: Scan, zone: tzinfo | None, place: str) -> int:
 
 
 def store_video_incidents(place: str, file: Path, sha256: str, device: str, base_sec: float,
-                          found: Iterable[tuple[str, Interval]]) -> int:  # fmt: skip
+                          found: Iterable[tuple[str, Interval]],
+                          about: Callable[[str, Interval], Mapping[str, str]] | None = None) -> int:  # fmt: skip
     """Store what `video` found as (type, interval in the file); how many are new. A rescan of the same bytes adds none.
 
     `base_sec` is the epoch time of the file's beginning.
     """
     database, host, new = Database(place), host_name(), 0
     for incident_type, (start_sec, end_sec) in found:
+        told = about(incident_type, (start_sec, end_sec)) if about else {"severity": severity_of(incident_type, "")}
         key = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{sha256}/{incident_type}/{round(start_sec * 1000)}"))
         new += database.store(Incident(key, host, device, incident_type, "resolved", 1, base_sec + start_sec,
-                                       base_sec + end_sec, {"file": str(file), "sha256": sha256}))  # fmt: skip
+                                       base_sec + end_sec, {"file": str(file), "sha256": sha256, **told}))  # fmt: skip
     return new
 
 
@@ -1934,13 +2002,15 @@ def message_of(event: Event, evidence: Sequence[Letter]) -> dict[str, Any]:
     """Subject, text and identity of an alert."""
     incident = event.incident
     where = f"{incident.incident_type} on {incident.device_id}"
-    lines = [f"host: {incident.host_name}", f"since: {local_text(incident.start_sec)}"]
+    lines = [f"host: {incident.host_name}", f"severity: {incident.metadata['severity']}",
+             f"since: {local_text(incident.start_sec)}"]  # fmt: skip
     if event.kind == "resolved" and incident.end_sec is not None:
         subject = f"{where}: over after {incident.end_sec - incident.start_sec:.0f} s"
         lines.append(f"until: {local_text(incident.end_sec)}")
     else:
         subject = f"{where}: {'again' if event.kind == 'reopened' else 'since ' + local_text(incident.start_sec)}"
-    if detail := incident.metadata.get("detail"):
+    is_clock = incident.metadata.get("freeze_kind") == "picture"
+    if detail := incident.metadata.get("detail") or (CLOCK_TEXT if is_clock else ""):
         lines.append(f"detail: {detail}")
     lines += [f"evidence: {letter.payload['target']}" for letter in evidence]
     return {"subject": f"[{incident.host_name}] {subject}", "body": "\n".join([*lines, f"id: {incident.alert_id}"]),
@@ -2118,7 +2188,6 @@ class CaptureFolder:
         self.outbox = Outbox()
         self.is_missing = not folder.exists()
         self.restore()
-        self.reader = StillReader(setup.rules, mask_of(setup.settings, device))
         self.levels: list[float] = []
         self.sound_sec = -math.inf
         self.heard: queue.SimpleQueue[Heard] = queue.SimpleQueue()
@@ -2127,8 +2196,7 @@ class CaptureFolder:
         self.ffmpeg = self.deaf = ""
         self.waker = Waker()
         self.beat = self.arrived_mono = time.monotonic()
-        self.is_live = False
-        self.first_sec: float | None = None
+        self.is_live = self.is_leaving = False
         self.is_urgent = True
         self.again_mono = self.saved_mono = self.noted_mono = self.scan_mono = self.rows_mono = -math.inf
         self.scan_took_sec = 0.0
@@ -2146,6 +2214,9 @@ class CaptureFolder:
         self.machine = IncidentMachine(self.setup.host, self.device, self.setup.patience, state.get("machine"))
         self.stills, self.segments = Seen(state.get("stills")), Seen(state.get("segments"))
         self.outbox.restore(state.get("outbox", ()))
+        self.reader = StillReader(self.setup.rules, mask_of(self.setup.settings, self.device))
+        is_known = self.reader.meter.restore(state.get("picture") or {})
+        self.first_sec: float | None = -math.inf if is_known else None
 
     def take_lock(self) -> None:
         """Busy when another run has it. Taken anew when the folder is another one than before."""
@@ -2209,7 +2280,8 @@ class CaptureFolder:
         events = self.machine.arrived(at_sec, ref)
         events += self.machine.observe("blackscreen", Sample(at_sec, still.blackscreen, ref))
         frozen = self.settled_freeze(still)
-        events += self.machine.observe("freeze", Sample(at_sec, frozen, ref, still.freeze_since_sec))
+        events += self.machine.observe("freeze", Sample(at_sec, frozen, ref, still.freeze_since_sec,
+                                                        kind=still.freeze_kind))  # fmt: skip
         self.stills.add(name, mtime_ns)
         self.tell(events)
         return True
@@ -2387,7 +2459,7 @@ class CaptureFolder:
     def save(self) -> None:
         self.outbox.is_changed = False
         state = {"schema": STATE_SCHEMA, "machine": self.machine.state(), "stills": self.stills.state(),
-                 "segments": self.segments.state(),
+                 "segments": self.segments.state(), "picture": self.reader.meter.state(is_last=self.is_leaving),
                  "outbox": [asdict(letter) for letter in self.outbox.waiting()]}  # fmt: skip
         try:
             self.state_file.parent.mkdir(parents=False, exist_ok=True)
@@ -2550,7 +2622,7 @@ class FolderWatch:
                 place.stopping.wait(KEPT_AWAY_SEC)
             place.beat = time.monotonic()
             place.waker.wake.wait(TICK_SEC)
-        place.is_urgent = True
+        place.is_urgent = place.is_leaving = True
         place.save_if_due()
 
     def listen(self) -> None:
@@ -2660,25 +2732,12 @@ def monitor_once(folders: Sequence[Path], config: Mapping[str, Any], stopping: t
             for place in places:
                 failed = not courier.deliver_due(place) or failed
         for place in places:
-            place.is_urgent, place.noted_mono = True, -math.inf
+            place.is_urgent, place.is_leaving, place.noted_mono = True, True, -math.inf
             place.save_if_due()
             failed = failed or bool(place.trouble)
     opened, active = sum(place.opened for place in places), sum(len(place.machine.active()) for place in places)
     log.info("%d incident%s opened, %d active", opened, "" if opened == 1 else "s", active)
     return Status.PARTIAL if failed else Status.DONE
-
-
-def tell_systemd(message: str) -> None:
-    """sd_notify: one datagram to the socket that systemd names, nothing without it."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
-        try:
-            notifier.connect("\0" + address[1:] if address.startswith("@") else address)
-            notifier.sendall(message.encode())
-        except OSError as problem:
-            log.debug("systemd was not told %s: %s", message, problem)
 
 
 def monitor_flags(parser: argparse.ArgumentParser) -> None:
@@ -2689,18 +2748,10 @@ def monitor_flags(parser: argparse.ArgumentParser) -> None:
 
 def monitor_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
     """SIGTERM and SIGHUP are the ordinary end of a service, SIGINT is 130."""
-    signals: list[int] = []
     stopping = threading.Event()
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        signals.append(number)
-        stopping.set()
-
-    for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if signal.getsignal(one) is not signal.SIG_IGN:  # nohup
-            signal.signal(one, stop)
-    folders = watched_folders(arguments.folder, config["analysis"])
-    status = (monitor_once if arguments.once else monitor_folders)(folders, config, stopping)
+    with signals_as(stopping) as signals:
+        folders = watched_folders(arguments.folder, config["analysis"])
+        status = (monitor_once if arguments.once else monitor_folders)(folders, config, stopping)
     return Status.SIGINT if signal.SIGINT in signals else status
 
 
@@ -2809,9 +2860,10 @@ def show_incidents(incidents: Sequence[Incident], arguments: argparse.Namespace)
     else:
         for incident in incidents:
             end = "active" if incident.end_sec is None else f"{incident.end_sec - incident.start_sec:.0f} s"
-            seen = "acknowledged" if "acknowledged_at" in incident.metadata else ""
+            told = [incident.metadata["severity"]] if incident.metadata.get("severity") == "warning" else []
+            told += ["acknowledged"] if "acknowledged_at" in incident.metadata else []
             print(f"{incident.alert_id[:8]}  {local_text(incident.start_sec)}  {end:>8}  {incident.incident_type:<11}  "
-                  f"{incident.device_id}  {seen}".rstrip())  # fmt: skip
+                  f"{incident.device_id}  {', '.join(told)}".rstrip())  # fmt: skip
 
 
 # --- capture -----------------------------------------------------------------------------------------------------
@@ -3381,26 +3433,6 @@ def watch_capturers(capturers: Sequence[Capturer], stopping: threading.Event, li
     tell_systemd("STOPPING=1")
 
 
-@contextmanager
-def signals_as(stopping: threading.Event) -> Iterator[list[int]]:
-    """Within the block a signal sets the event, and is noted in the list."""
-    noted: list[int] = []
-
-    def note(number: int, _frame: object) -> None:
-        noted.append(number)
-        stopping.set()
-
-    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-    for one, handler in before.items():
-        if handler is not signal.SIG_IGN:  # nohup
-            signal.signal(one, note)
-    try:
-        yield noted
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
-
-
 def duration_sec(text: str | None) -> float:
     """Seconds, or text such as 90m, 1h30m; 0 without."""
     found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", str(text or 0).strip())
@@ -3800,12 +3832,10 @@ function fileAt(camera, t) {
 }
 function fit(canvas, height) {
   const ratio = window.devicePixelRatio || 1, width = canvas.clientWidth;
-  canvas.style.height = height + "px";
-  canvas.width = Math.round(width * ratio);
+  canvas.style.height = height + "px"; canvas.width = Math.round(width * ratio);
   canvas.height = Math.round(height * ratio);
   const pen = canvas.getContext("2d");
-  pen.scale(ratio, ratio);
-  pen.font = "11px system-ui, sans-serif";
+  pen.scale(ratio, ratio); pen.font = "11px system-ui, sans-serif";
   return [pen, width];
 }
 function ticks(from, to, width) {  // [seconds, text] at local days, months or even hours
@@ -3834,8 +3864,7 @@ function axis(canvas, from, to) {
   pen.fillStyle = colour("soft");
   for (const [t, text] of ticks(from, to, width)) {
     const x = (t - from) / (to - from) * width;
-    pen.fillRect(x, 12, 1, 4);
-    pen.fillText(text, Math.min(x + 3, width - pen.measureText(text).width), 10);
+    pen.fillRect(x, 12, 1, 4); pen.fillText(text, Math.min(x + 3, width - pen.measureText(text).width), 10);
   }
 }
 function bars(pen, pairs, from, to, width, y, height, least) {
@@ -3848,18 +3877,13 @@ function bars(pen, pairs, from, to, width, y, height, least) {
 }
 function strip(pen, camera, from, to, left, width, y, height) {  // one line of time
   const lane = Math.max(2, Math.round(height * .3)), band = height - lane;
-  pen.save();
-  pen.translate(left, y);
-  pen.fillStyle = colour("empty");
+  pen.save(); pen.translate(left, y); pen.fillStyle = colour("empty");
   bars(pen, [Math.max(from, 0), Math.min(to, length)], from, to, width, 0, height, 0);
-  pen.fillStyle = colour("gone");
-  bars(pen, camera.gone, from, to, width, 0, band, .5);
-  pen.fillStyle = colour("here");
-  bars(pen, camera.here, from, to, width, 0, band, .5);
+  pen.fillStyle = colour("gone"); bars(pen, camera.gone, from, to, width, 0, band, .5);
+  pen.fillStyle = colour("here"); bars(pen, camera.here, from, to, width, 0, band, .5);
   for (const gap of camera.gaps) {
     if (gap[1] < from || gap[0] > to) continue;
-    pen.fillStyle = colour(gap[3]);
-    bars(pen, gap, from, to, width, 0, band, 1.5);
+    pen.fillStyle = colour(gap[3]); bars(pen, gap, from, to, width, 0, band, 1.5);
   }
   for (const [pairs, name] of [[camera.gone, "gone"], [camera.here, "here"]]) {  // a clip within a long gap
     pen.fillStyle = colour(name);
@@ -3869,8 +3893,7 @@ function strip(pen, camera, from, to, left, width, y, height) {  // one line of 
   }
   for (const mark of camera.marks) {
     if (mark[1] < from || mark[0] > to) continue;
-    pen.fillStyle = colour(kindOf(mark));
-    bars(pen, mark, from, to, width, band, lane, 2.5);
+    pen.fillStyle = colour(kindOf(mark)); bars(pen, mark, from, to, width, band, lane, 2.5);
   }
   pen.restore();
 }
@@ -3939,9 +3962,7 @@ function dayRows(camera) {  // a row for every day, so that a short gap can be s
       const from = data.days[row], y = 16 + row * height;
       strip(pen, camera, from, data.days[row + 1], left, wide, y, height - 1);
       if (y - named >= 14 && (height >= 18 || date(from).endsWith("-01") || rows <= 100 || row === 0)) {
-        pen.fillStyle = colour("soft");
-        pen.fillText(date(from), 0, y + Math.max(height - 1, 9) - 1);
-        named = y;
+        pen.fillStyle = colour("soft"); pen.fillText(date(from), 0, y + Math.max(height - 1, 9) - 1); named = y;
       }
     }
   });
@@ -3959,9 +3980,7 @@ function curve(camera, kind) {
   const unit = {brightness: "of 255", motion: "difference", sound: "dB"}[kind];
   const canvas = drawn(make("canvas", {role: "img", ariaLabel: kind + " of " + camera.name}), canvas => {
     const [pen, width] = fit(canvas, height);
-    pen.fillStyle = colour("empty");
-    pen.fillRect(0, 0, width, height);
-    pen.fillStyle = colour("curve");
+    pen.fillStyle = colour("empty"); pen.fillRect(0, 0, width, height); pen.fillStyle = colour("curve");
     const bar = Math.max(1, step / length * width);
     values.forEach((value, place) => {
       if (value === null) return;
@@ -4299,16 +4318,12 @@ def find_gaps(camera: Reported, span: Interval, since_sec: float | None) -> list
 
 
 # What the page calls them, and which colour they have: by what somebody would have to do about it.
-GAP_CLASSES = {
+GAP_CLASSES = {cause: name for name, causes in {
     "camera": ("refused", "unauthorised", "stall", "video_dead", "unavailable"),
     "host": ("disk", "clock", "crashed"),
     "off": ("stopped", "not_recorded", "not_yet"),
     "lost": ("expired", "not_found", "invalid"),
-}
-
-
-def gap_class(cause: str) -> str:
-    return next((name for name, causes in GAP_CLASSES.items() if cause in causes), "unknown")
+}.items() for cause in causes}  # fmt: skip
 
 
 def add_found(survey: Survey, lines: Iterable[Mapping[str, Any]]) -> None:
@@ -4481,7 +4496,7 @@ def camera_data(camera: Reported, span: Interval, gaps: Sequence[Mark], base: Pa
     return {
         "name": camera.name, "word": "stills" if camera.stills else "clips",
         "here": flat(here), "gone": flat(one for one in shown if not one.file),
-        "gaps": [[at(gap.start_sec), at(gap.end_sec), gap.kind, gap_class(gap.kind)] for gap in gaps],
+        "gaps": [[at(gap.start_sec), at(gap.end_sec), gap.kind, GAP_CLASSES.get(gap.kind, "unknown")] for gap in gaps],
         "marks": [[at(one.start_sec), at(one.end_sec), one.kind, one.text, link_to(one.file, base) if one.file else ""]
                   for one in
                   sorted(camera.marks, key=lambda one: one.start_sec)
@@ -4517,8 +4532,6 @@ def midnights(span: Interval, zone: tzinfo) -> list[int]:
 
 def page_of(data: Mapping[str, Any]) -> str:
     """The whole page: no address in it leads elsewhere, and no name in it can become more than text."""
-    import hashlib
-
     script = base64.b64encode(hashlib.sha256(PAGE_SCRIPT.encode()).digest()).decode()
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     text = text.encode("utf-8", "replace").decode()  # a file name may hold what is no character
@@ -4540,7 +4553,7 @@ def report_flags(parser: argparse.ArgumentParser) -> None:
 
 def report_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
     """Survey, settle, write one page."""
-    zone = report_zone(arguments.timezone)
+    zone = zone_of(arguments.timezone)
     since_sec, until_sec = parse_moment(arguments.since, "--since"), parse_moment(arguments.until, "--until")
     survey = Survey(zone_of(str(config["recording"]["timezone"])))
     for folder in arguments.folder:
@@ -4575,14 +4588,6 @@ def write_page(survey: Survey, zone: tzinfo, output: Path, metrics: Path | None,
         part.write_text(page_of(data), encoding="utf-8")
     log.info("%s: %d cameras, %d files, %.1f MB", target, len(cameras), survey.files, target.stat().st_size / 1e6)
     return target
-
-
-def report_zone(name: str | None) -> tzinfo:
-    if name:
-        return zone_of(name)
-    from tzlocal import get_localzone
-
-    return get_localzone()
 
 
 def report_data(cameras: Sequence[Reported], span: Interval, since_sec: float | None, zone: tzinfo,

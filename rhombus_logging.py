@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import stat
 import sys
 import threading
@@ -766,6 +767,39 @@ def watch_sign(sign: Path, end: Callable[[str], None]) -> None:
 
 
 # --- end of a run ------------------------------------------------------------------------------------------------
+
+
+def tell_systemd(message: str) -> None:
+    """sd_notify: one datagram to the socket that systemd names, nothing without it."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
+        try:
+            notifier.connect("\0" + address[1:] if address.startswith("@") else address)
+            notifier.sendall(message.encode())
+        except OSError as problem:
+            log.debug("systemd was not told %s: %s", message, problem)
+
+
+@contextmanager
+def signals_as(stopping: threading.Event) -> Iterator[list[int]]:
+    """Within the block a signal sets the event, and is noted in the list."""
+    noted: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        noted.append(number)
+        stopping.set()
+
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    for one, handler in before.items():
+        if handler is not signal.SIG_IGN:  # nohup
+            signal.signal(one, note)
+    try:
+        yield noted
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def run(main: Callable[[], int]) -> int:

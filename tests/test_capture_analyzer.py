@@ -552,3 +552,12 @@ def test_the_held_out_cases_are_judged_as_well_as_the_readme_says(tmp_path):
             score = scores[mode][kind]
             assert (score.precision >= least[0], score.recall >= least[1]) == (True, True), (mode, kind, score)
     assert sum(score.false_events for score in scores["precise"].values()) == 0
+
+
+@pytest.mark.parametrize("precise", [True, False], ids=["precise", "keyframes"])
+@pytest.mark.parametrize("case", [case for case in CASES if "freeze" in case.truth], ids=lambda case: case.name)
+def test_a_freeze_says_whether_a_clock_goes_on_over_it(footage, case, precise):
+    found = scan(footage(case), precise=precise)
+    wanted = ("warning", "picture") if "clock" in case.name else ("alarm", "all")
+    (one,) = analyzer.scan_report(found, None)["incidents"]
+    assert (one["severity"], one["freeze_kind"]) == wanted

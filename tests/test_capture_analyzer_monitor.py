@@ -943,3 +943,60 @@ def test_memory_stays_flat_over_24_hours_of_stills(captures, pictures, monkeypat
     assert (captures.own / "monitor.json").stat().st_size < 60_000
     assert max(seen[2:]) - seen[1] < 10e6, [value // 1_000_000 for value in seen]
     assert [row.incident_type for row in captures.rows()].count("blackscreen") == 24
+
+
+# --- what outlasts a restart, and what is said of a freeze ---
+
+
+def test_a_freeze_is_found_by_runs_that_see_one_still_each(captures):
+    start = minute_ago(60)
+    for second in range(16):
+        captures.still(start + second, "live" if second < 3 else "frozen")
+        assert captures.once() == 0
+    (row,) = captures.rows()
+    assert (row.incident_type, row.start_sec, row.metadata["freeze_kind"]) == ("freeze", start + 3, "all")
+    assert row.metadata["severity"] == "alarm"
+
+
+def test_a_freeze_that_begins_before_kill_9_starts_where_it_began_although_its_stills_are_gone(captures):
+    start = minute_ago(40)
+    captures.fill(start, (5, "live"), (3, "frozen"))
+    with captures.service() as process:
+        until(lambda: (captures.state()["picture"] or {})["since_sec"] == start + 5, "the run is in the state")
+        process.kill()
+        process.wait()
+    for still in captures.folder.glob("capture_*.jpg"):
+        still.unlink()
+    captures.fill(start + 8, (14, "frozen"))
+    with captures.service() as process:
+        until(lambda: captures.told() == [("freeze", start + 5, None)], "the incident")
+        process.terminate()
+        assert process.wait(DEADLINE_SEC) == 0
+
+
+@pytest.mark.parametrize("damage", [{"first": "?"}, {"first": 5}, {"since_sec": None}, None])
+def test_a_damaged_picture_in_the_state_is_as_good_as_none(captures, damage):
+    start = minute_ago(60)
+    captures.fill(start, (3, "live"), (6, "frozen"))
+    assert captures.once() == 0
+    state = captures.state()
+    state["picture"] = damage and {**state["picture"], **damage}
+    (captures.own / "monitor.json").write_text(json.dumps(state))
+    captures.fill(start + 9, (20, "frozen"))
+    assert captures.once() == 0
+    assert [row.incident_type for row in captures.rows()] == ["freeze"]
+
+
+def test_a_still_picture_under_a_clock_that_ticks_is_a_warning(captures, tmp_path):
+    start = minute_ago(60)
+    captures.fill(start, (4, "live"))
+    ffmpeg("-f", "lavfi", "-i", f"testsrc2=s={SIZE}:r=1,trim=end_frame=1,loop=20:1,setpts=N/TB,"
+           "drawbox=x=20:y=4:w=6:h=8:c=white:t=fill:enable='eq(mod(n,2),0)'", "-frames:v", "20",
+           str(tmp_path / "c%03d.jpg"))  # fmt: skip
+    for number, path in enumerate(sorted(tmp_path.glob("c*.jpg"))):
+        captures.pictures = {**captures.pictures, "clock": [path.read_bytes()]}
+        captures.still(start + 4 + number, "clock")
+    assert captures.once() == 0
+    (row,) = captures.rows()
+    assert row.incident_type == "freeze"
+    assert (row.metadata["freeze_kind"], row.metadata["severity"]) == ("picture", "warning")

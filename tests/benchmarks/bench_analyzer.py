@@ -5,6 +5,7 @@ examples:
   python tests/benchmarks/bench_analyzer.py                          accuracy and speed, about half an hour
   python tests/benchmarks/bench_analyzer.py accuracy --jobs 2        only accuracy, two cases at once
   python tests/benchmarks/bench_analyzer.py speed --length 60        with a minute of footage instead of ten
+  python tests/benchmarks/bench_analyzer.py monitor                  only the service, about 2 minutes
   python tests/benchmarks/bench_analyzer.py accuracy --clips DIR     also with real clips of one's own, in which
                                                                      nothing is wrong (tests/analyzer_cases.py)
 
@@ -18,6 +19,11 @@ How it is measured:
   The older rules: 1 still a second, 95 % of pixels <= 10; three stills pairwise < 0.5; mean volume of 2 s.
   Speed: a file of 720p made by FFmpeg, key picture every 2 s, with sound; wall time, the median of --repeat runs that
   take turns, so that whatever else the machine does hits all alike. Calibration: the same file only decoded.
+  Monitor: the service as a process of its own, on --folders capture folders with a 720p still each second; CPU from
+  /proc, once without sound (the pictures), once with a 2 s segment each 2 s: the difference, with the FFmpeg processes
+  that listen, is the sound. Latency: from the writing of the still that completes the alarm minimum (2 s here) to
+  incidents.json, over one incident in each folder. Memory: a day of stills, one every 4 s, through the folder's own
+  object in one process, with the clock made up; the first two hours, in which its lists fill, do not count.
 
 Needs: Linux, FFmpeg on PATH, the program's own packages. Leaves the cases in --cases, where that is given.
 Exit status 1: a goal was missed.
@@ -26,11 +32,14 @@ Exit status 1: a goal was missed.
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -294,16 +303,13 @@ def taking_turns(commands: dict[str, list[str]], repeat: int) -> dict[str, float
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def still_costs(folder: Path, repeat: int) -> tuple[float, float]:
+def still_costs(stills: Path, source: Path, repeat: int) -> tuple[float, float]:
     """Milliseconds of one more still: cv2.imread alone, and StillReader, in turns over the same files."""
     import cv2
 
-    source = folder / "camera_True.mp4"
-    stills = folder / "stills"
-    stills.mkdir()
     subprocess.run(["ffmpeg", "-v", "error", "-nostdin", "-i", str(source), "-frames:v", "60", "-vf", "fps=5",
-                    "-q:v", "3", str(stills / "%03d.jpg")], check=True)  # fmt: skip
-    files = sorted(stills.glob("*.jpg"))
+                    "-q:v", "3", str(stills / "still%03d.jpg")], check=True)  # fmt: skip
+    files = sorted(stills.glob("still*.jpg"))
     settings = load_config(None, ("analysis",), Path("/nonexistent"))["analysis"]
     reader = StillReader(rules_of(settings), mask_of(settings, ""))
     plain, whole = [], []
@@ -342,7 +348,7 @@ def speed(length_sec: int, repeat: int) -> bool:
                 goal = f"{goals[name]:g}x" if name in goals else ""
                 file = "with sound" if sound else "without"
                 results.append((file, name, taken, length_sec / taken, base / taken, goal, met))
-        plain_ms, whole_ms = still_costs(folder, repeat)
+        plain_ms, whole_ms = still_costs(folder, folder / "camera_True.mp4", repeat)
     print(f"\n{length_sec} s of 720p, key picture every 2 s; median of {repeat} runs in turns\n")
     print("| file | what | seconds | x real time | x FFmpeg's filters | goal | |\n|---|---|---|---|---|---|---|")
     for file, name, taken, real, ratio, goal, met in results:
@@ -352,12 +358,165 @@ def speed(length_sec: int, repeat: int) -> bool:
     return is_good and whole_ms / plain_ms <= 1.3
 
 
+# --- monitor ---
+
+
+def make_stills(folder: Path) -> dict[str, list[bytes]]:
+    """720p JPEGs: a live scene, and black ones."""
+    sources = {"live": "testsrc2=s=1280x720:r=5,noise=alls=8:allf=t", "black": "color=black:s=1280x720:r=5"}
+    for kind, source in sources.items():
+        subprocess.run(["ffmpeg", "-v", "error", "-nostdin", "-f", "lavfi", "-i", source, "-frames:v", "20",
+                        "-q:v", "3", str(folder / f"{kind}%03d.jpg")], check=True)  # fmt: skip
+    return {kind: [path.read_bytes() for path in sorted(folder.glob(f"{kind}*.jpg"))] for kind in sources}
+
+
+def cpu_sec(pid: int) -> float:
+    """Of a process and of its children that have ended."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def put_still(folder: Path, at_sec: float, data: bytes) -> float:
+    """As a capture publishes it, and when."""
+    part = folder / ".still.part"
+    part.write_bytes(data)
+    part.replace(folder / time.strftime("capture_%Y%m%d%H%M%S.jpg", time.localtime(at_sec)))
+    return time.time()
+
+
+def feed(places: Sequence[Path], pictures: dict[str, list[bytes]], length_sec: int,
+         segment: bytes | None) -> list[float]:  # fmt: skip
+    """A still a second in each folder, the last three black, a segment every two; when the last ones were written."""
+    written: list[float] = []
+    begun = int(time.time()) + 1
+    for second in range(length_sec):
+        time.sleep(max(0.0, begun + second - time.time()))
+        kind = "black" if second >= length_sec - 3 else "live"
+        written = []
+        for number, place in enumerate(places):
+            data = pictures[kind][(second + number) % len(pictures[kind])]
+            written.append(put_still(place, begun + second, data))
+            if segment and second % 2 == 0:
+                (place.parent / f"segment_{second:05d}.ts").write_bytes(segment)
+    return written
+
+
+def first_seen(files: Sequence[Path]) -> list[float]:
+    """When each file was written, as soon as it is there: later it is written again."""
+    seen: dict[Path, float] = {}
+    deadline = time.monotonic() + 20
+    while len(seen) < len(files):
+        if time.monotonic() > deadline:
+            raise SystemExit(f"no incident in {len(files) - len(seen)} of the folders")
+        seen |= {file: file.stat().st_mtime for file in files if file not in seen and file.exists()}
+        time.sleep(0.01)
+    return [seen[file] for file in files]
+
+
+def service(root: Path, count: int, pictures: dict[str, list[bytes]], length_sec: int,
+            segment: bytes | None) -> tuple[float, list[float]]:  # fmt: skip
+    """CPU seconds of the monitor per second of the stills, and the latency in each folder."""
+    places = [root / f"camera{number}" / "captures" for number in range(count)]
+    for place in places:
+        place.mkdir(parents=True)
+    config = root / "config.yaml"
+    config.write_text(json.dumps({"analysis": {"blackscreen_alarm_sec": 2, "database": str(root / "all.sqlite3")}}))
+    command = [sys.executable, str(ROOT / "capture_analyzer.py"), "monitor", "--quiet", "--config", str(config)]
+    with subprocess.Popen([*command, *map(str, places)], stderr=subprocess.DEVNULL) as process:
+        try:
+            while not all((place / capture_analyzer.STATE_FOLDER / "monitor.lock").exists() for place in places):
+                time.sleep(0.1)
+            time.sleep(2)
+            before, begun = cpu_sec(process.pid), time.monotonic()
+            written = feed(places, pictures, length_sec, segment)
+            used = (cpu_sec(process.pid) - before) / (time.monotonic() - begun)
+            told = first_seen([place / "incidents.json" for place in places])
+        finally:
+            process.terminate()
+            process.wait()
+    return used, [seen - at for seen, at in zip(told, written, strict=True)]
+
+
+def resident_bytes() -> int:
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) * 1024
+
+
+def memory_of_a_day(root: Path, pictures: dict[str, list[bytes]], hours: int) -> list[int]:
+    """Resident bytes after each hour of stills, one every 4 s, removed ten minutes later; a black minute an hour."""
+    import cv2
+    import numpy as np
+
+    folder = root / "day" / "captures"
+    folder.mkdir(parents=True)
+
+    def small(data: bytes) -> bytes:
+        picture = cv2.resize(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE), (320, 180))
+        return cv2.imencode(".jpg", picture)[1].tobytes()
+
+    shown = {kind: [small(one) for one in many] for kind, many in pictures.items()}
+    config = load_config(None, ("analysis", "notify"), Path("/nonexistent"))
+    place = capture_analyzer.CaptureFolder(folder, "day", capture_analyzer.make_setup(config), threading.Event())
+    couriers = [capture_analyzer.Courier(channel, [place], place.stopping) for channel in ("database", "evidence")]
+    seen, real, now = [], time.time, 1.8e9
+    try:
+        for second in range(4, hours * 3600 + 1, 4):
+            now += 4
+            time.time = lambda at_sec=now: at_sec
+            path = folder / time.strftime("capture_%Y%m%d%H%M%S.jpg", time.localtime(now))
+            path.write_bytes(shown["black" if second % 3600 >= 3540 else "live"][second // 4 % 20])
+            os.utime(path, (now, now))
+            place.take_still(path.name, path.stat().st_mtime_ns)
+            gone = time.strftime("capture_%Y%m%d%H%M%S.jpg", time.localtime(now - 600))
+            (folder / gone).unlink(missing_ok=True)
+            if second % 600 == 0:
+                place.scan()
+                for courier in couriers:
+                    courier.deliver_due(place)
+                place.save()
+            if second % 3600 == 0:
+                seen.append(resident_bytes())
+    finally:
+        time.time = real
+    return seen
+
+
+def monitor(arguments: argparse.Namespace) -> bool:
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        (root / "stills").mkdir()
+        pictures = make_stills(root / "stills")
+        camera_file(root, 30, sound=True)
+        plain_ms, whole_ms = still_costs(root / "stills", root / "camera_True.mp4", arguments.repeat)
+        segment = root / "segment.ts"
+        subprocess.run(["ffmpeg", "-v", "error", "-nostdin", "-i", str(root / "camera_True.mp4"), "-t", "2", "-c",
+                        "copy", str(segment)], check=True)  # fmt: skip
+        count, length_sec = arguments.folders, arguments.seconds
+        mute, latencies = service(root / "mute", count, pictures, length_sec, None)
+        loud, more = service(root / "loud", count, pictures, length_sec, segment.read_bytes())
+        memory = memory_of_a_day(root, pictures, arguments.hours)
+    latencies = sorted(latencies + more)
+    grown = (max(memory[2:]) - memory[1]) / 1e6 if len(memory) > 2 else 0.0
+    ratio = whole_ms / plain_ms
+    goals = {
+        f"one more still {whole_ms:.2f} ms, imread {plain_ms:.2f} ms: {ratio:.2f}x": ratio <= 1.3,
+        f"alert latency, median {statistics.median(latencies):.2f} s, largest {latencies[-1]:.2f} s": latencies[-1] < 1,
+        f"memory over {arguments.hours} h: {memory[-1] / 1e6:.0f} MB, grown by {grown:.1f} MB after 2 h": grown < 10,
+    }
+    print(f"\nmonitor, {count} folders at 1 still a second for {length_sec} s, CPU in percent of one core: "
+          f"pictures {100 * mute:.0f}, sound {100 * (loud - mute):.0f}")  # fmt: skip
+    for what, is_met in goals.items():
+        print(f"{what}: {'reached' if is_met else 'MISSED'}")
+    return all(goals.values())
+
+
 # --- command line ---
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", nargs="*", metavar="PART", help="accuracy, speed (default: both)")
+    parser.add_argument("part", nargs="*", metavar="PART", help="accuracy, speed, monitor (default: all)")
     parser.add_argument("--cases", type=Path, help="keep the recordings there, and take them from there")
     parser.add_argument("--clips", type=Path, nargs="*", default=[], help="folders of real clips without incidents")
     parser.add_argument("--half", choices=("held_out", "tuning"), default="held_out")
@@ -367,14 +526,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="cases at once")
     parser.add_argument("--length", type=int, default=600, help="seconds of footage for speed")
     parser.add_argument("--repeat", type=int, default=5, help="runs of each for speed")
+    parser.add_argument("--folders", type=int, default=16, help="capture folders for monitor")
+    parser.add_argument("--seconds", type=int, default=40, help="how long monitor runs, each time")
+    parser.add_argument("--hours", type=int, default=24, help="of simulated stills for monitor")
     arguments = parser.parse_args(argv)
     settings = load_config(None, ("analysis",), Path("/nonexistent"))["analysis"]
-    parts = arguments.part or ["accuracy", "speed"]
+    parts = arguments.part or ["accuracy", "speed", "monitor"]
     is_good = True
     if "accuracy" in parts:
         is_good &= accuracy(arguments, settings)
     if "speed" in parts:
         is_good &= speed(arguments.length, arguments.repeat)
+    if "monitor" in parts:
+        is_good &= monitor(arguments)
     return 0 if is_good else 1
 
 
