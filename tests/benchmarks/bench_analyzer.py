@@ -402,13 +402,14 @@ def feed(places: Sequence[Path], pictures: dict[str, list[bytes]], length_sec: i
 
 
 def first_seen(files: Sequence[Path]) -> list[float]:
-    """When each file was written, as soon as it is there: later it is written again."""
+    """When each file first told of the black picture: later it is written again."""
     seen: dict[Path, float] = {}
     deadline = time.monotonic() + 20
     while len(seen) < len(files):
         if time.monotonic() > deadline:
             raise SystemExit(f"no incident in {len(files) - len(seen)} of the folders")
-        seen |= {file: file.stat().st_mtime for file in files if file not in seen and file.exists()}
+        seen |= {file: file.stat().st_mtime for file in files
+                 if file not in seen and file.exists() and "blackscreen" in file.read_text()}  # fmt: skip
         time.sleep(0.01)
     return [seen[file] for file in files]
 
