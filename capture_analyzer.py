@@ -179,6 +179,7 @@ PAGE_THUMBNAILS, PAGE_THUMBNAIL_WIDTH = 150, 160
 THUMBNAILS_SEC, THUMBNAIL_TIMEOUT_SEC = 3.0, 2.0  # no more time goes into pictures: a page is made in seconds
 CAPTURED_NAME = re.compile(r"capture_\d{14}(?:_\d+)?(?:_thumbnail)?\.jpg")
 CLIP_NAME = re.compile(r"_[\w-]{22}(\.v\d)?_\d.*_(video|videoWithAudio|combined)(_partial)?$")  # of copy_footage.py
+DATE_FOLDER = re.compile(r"\d{2}|\d{4}(-\d\d-\d\d)?")  # of nas_sync.py: YYYY-MM-DD, and YYYY/MM/DD
 NO_FOOTAGE = re.compile(r"segment_|\d{8}T\d{6}Z_[0-9a-f]{8}_(last_good|first_bad|first_good|clip)_")  # evidence
 SEGMENT_NAME = re.compile(r"segment_[^/]*\.ts(?:\.tmp)?")
 
@@ -1125,9 +1126,17 @@ def refusal(file: Path) -> str:
 
 
 def camera_of(file: Path) -> str:
-    """The name that masks go by: the folder of a recording; of `NAME/captures/still.jpg`, NAME."""
-    folder = file.absolute().parent
+    """The name that masks go by: the folder of a recording, above those of dates; of `NAME/captures/still.jpg`, NAME;
+    of a clip, wherever it lies, the folder that nas_sync.py gives it: NAME_UUID."""
+    if clip := CLIP_NAME.search(file.stem):
+        return file.stem[: clip.start() + 23]
+    folder = recording_folder(file.absolute())
     return folder.parent.name if folder.name == "captures" else folder.name
+
+
+def recording_folder(file: Path) -> Path:
+    """The folder of the camera, above those of dates in an archive."""
+    return next((part for part in file.parents if not DATE_FOLDER.fullmatch(part.name)), file.parent)
 
 
 def journals_near(file: Path, zone: tzinfo | None) -> list[Path]:
@@ -4164,8 +4173,7 @@ class Survey:
         sidecar = read_json(file.with_suffix(".json")) if has_sidecar else None
         if sidecar and self.clip(file, sidecar):
             return
-        folder = next((part for part in file.parents if not re.fullmatch(r"\d{2}|\d{4}(-\d\d-\d\d)?", part.name)),
-                      file.parent)  # fmt: skip
+        folder = recording_folder(file)
         camera = self.camera(folder.name, folder.name)
         if times := self.journals.get(folder.name, Journal({}, [])).segments.get(file.name):
             camera.footage.append(Footage(*times, file))
