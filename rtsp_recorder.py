@@ -429,8 +429,11 @@ def classify(lines: Sequence[str], status: int, frames: int) -> str:
 
 
 def quotable(words: object) -> str:
-    """What FFmpeg or the system said, for a log line that is no ERROR: people search logs for that word."""
-    return re.sub("(?i)error", "failure", re.sub(r"\[[^\]]*\] ", "", str(words)))
+    """What FFmpeg or the system said, for a log line that is no ERROR: people search logs for that word.
+
+    The camera is `pipe:0` to FFmpeg, which tells nobody anything.
+    """
+    return re.sub("(?i)error", "failure", re.sub(r"\[[^\]]*\] |\bpipe:0: ", "", str(words)))
 
 
 def telling(before: str | None, now: str) -> str:
