@@ -171,6 +171,7 @@ OLDER_NAME = re.compile(r"test_capture_(?!.*_thumbnail\.jpg).*\.jpg")
 UNFINISHED_SEC = 10.0  # a JPEG that has not grown so long and has no end mark stays cut off
 RESCAN_SEC = 1.0
 GAP_SEC = 0.5  # shorter distances between two files are the inaccuracy of their times
+TAIL_SEC = 5.0  # so much older may the recorder's state of one camera be than that of another that records too
 LONGEST_FILE_SEC, DEFAULT_FILE_SEC = 26 * 3600.0, 3600.0  # of recordings that no journal knows
 STILLS_APART_SEC = 10.0  # stills further apart than this leave a gap
 CURVE_POINTS = 60_000  # of all cameras together on one page; with LINKS_MAX they keep it below 5 MB
@@ -4064,7 +4065,7 @@ document.documentElement.dataset.ready = "yes";
 
 @dataclass(frozen=True)
 class Footage:
-    """A stretch of footage; `file` is None when the journal knows it and it is no longer here."""
+    """A stretch of footage; `file` is None when journal or sidecar know it and it is no longer here."""
 
     start_sec: float
     end_sec: float
@@ -4094,6 +4095,7 @@ class Reported:
     gaps: list[Mark] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)  # incidents and alerts
     curves: dict[str, dict[str, Any]] = field(default_factory=dict)
+    is_live: bool = False  # its recorder was at work when it was looked at
     is_continuous: bool = False  # recorded around the clock: what is missing is a gap; not so clips and captures
 
 
@@ -4135,6 +4137,7 @@ class Survey:
         self.journals: dict[str, Journal] = {}
         self.databases: set[str] = set()  # beside the captures
         self.starts: dict[str, tuple[str, float]] = {}  # file -> (camera, start), for the metrics
+        self.left: list[Path] = []  # sidecars whose clip is not beside them: nas_sync.py cleanup leaves them
         self.files = 0
 
     def camera(self, key: str, name: str) -> Reported:
@@ -4168,6 +4171,8 @@ class Survey:
                 elif Path(name).suffix.lower() in RECORDINGS and not NO_FOOTAGE.match(name):
                     self.recording(here / name, f"{Path(name).stem}.json" in known)
                     self.files += 1
+                elif name.endswith(".json") and CLIP_NAME.search(name[:-5]) and f"{name[:-5]}.mp4" not in known:
+                    self.left.append(here / name)
 
     def recording(self, file: Path, has_sidecar: bool) -> None:
         sidecar = read_json(file.with_suffix(".json")) if has_sidecar else None
@@ -4191,7 +4196,7 @@ class Survey:
         self.starts[str(file)] = (folder.name, start_sec)
 
     def clip(self, file: Path, sidecar: Mapping[str, Any]) -> bool:
-        """A clip of copy_footage.py, by its sidecar; False when that is none."""
+        """A clip of copy_footage.py, by its sidecar (`file` itself when only that is left); False when that is none."""
         try:
             about, alert = sidecar["camera"], sidecar.get("alert")
             key = f"{about['uuid']} {about.get('facet') or ''}"
@@ -4202,19 +4207,25 @@ class Survey:
         except (KeyError, TypeError, AttributeError):
             return False
         camera = self.camera(key, str(about.get("name") or about["uuid"]))
-        camera.footage.append(Footage(start_sec, end_sec, file))
+        is_here = file.suffix != ".json"
+        camera.footage.append(Footage(start_sec, end_sec, file if is_here else None))
         camera.gaps += gaps
         camera.marks += told
-        self.starts[str(file)] = (key, start_sec)
+        if is_here:
+            self.starts[str(file)] = (key, start_sec)
         return True
 
     def settle(self) -> None:
         """Once everything is found: what has left, when files without a record end, stretches of stills."""
         now_sec = time.time()
+        clips = {PurePosixPath(file).stem for file in self.starts}
+        for last in {file.stem: file for file in self.left if file.stem not in clips}.values():
+            self.clip(last, read_json(last) or {})
         for name, journal in self.journals.items():
             camera = self.camera(name, name)
             here = {one.file.name for one in camera.footage if one.file}
             camera.causes += journal.causes
+            camera.is_live = "" in journal.segments
             camera.footage += [Footage(*times, None) for file, times in journal.segments.items() if file not in here]
         for camera in self.cameras.values():
             unsure = sorted(camera.unsure, key=lambda one: one.start_sec)
@@ -4253,6 +4264,8 @@ def find_gaps(camera: Reported, span: Interval, since_sec: float | None) -> list
             overlap = min(end, one.end_sec) - max(start, one.start_sec)
             if overlap > 0:
                 shares[one.kind] = shares.get(one.kind, 0.0) + overlap
+        if camera.is_live and end == span[1] and end - start < TAIL_SEC:
+            continue
         told.append(Mark(start, end, max(shares, key=lambda kind: shares[kind]) if shares else "unknown"))
     return sorted([*told, *camera.gaps], key=lambda gap: gap.start_sec)
 
