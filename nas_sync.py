@@ -259,7 +259,7 @@ class Settings:
     zone: tzinfo  # of file names without a Z
     cameras: tuple[str, ...]  # configured names
     only: tuple[str, ...]  # --camera
-    max_files: int | None
+    limit: int | None
     deadline: float | None  # monotonic
     bwlimit_bytes_per_sec: int
     dry_run: bool
@@ -373,7 +373,7 @@ def settle(arguments: argparse.Namespace, config: Mapping[str, Any], config_file
         local_dir=local_dir, clips_dir=clips_dir, evidence_dir=evidence_dir, ready_dir=ready_dir, state_dir=state_dir,
         log_dir=folder_of(nas["success_log_dir"]) or state_dir / "synced",
         lock_file=(folder_of(nas["lock_dir"]) or state_dir) / "nas_sync.lock", zone=parse_zone(recording["timezone"]),
-        cameras=tuple(filter(None, cameras)), only=tuple(arguments.camera or ()), max_files=arguments.max_files,
+        cameras=tuple(filter(None, cameras)), only=tuple(arguments.camera or ()), limit=arguments.limit,
         deadline=time.monotonic() + duration_sec if duration_sec else None,
         bwlimit_bytes_per_sec=parse_rate(arguments.bwlimit or "0", "--bwlimit"), dry_run=bool(arguments.dry_run),
         quiet=arguments.quiet, json=bool(arguments.json), delete_many=bool(arguments.delete_many), nas=nas,
@@ -389,8 +389,8 @@ def refuse(settings: Settings, required: Sequence[str], config_file: Path) -> No
     retention = settings.retention
     if unknown := [name for name in required if name not in settings.targets]:
         raise UsageError(f"{config_file}: retention.required: {', '.join(unknown)}: this target is not configured")
-    if settings.max_files is not None and settings.max_files < 1:
-        raise UsageError("--max_files: expected 1 or more")
+    if settings.limit is not None and settings.limit < 1:
+        raise UsageError("--limit: expected 1 or more")
     if negative := [name for name in RETENTION_NUMBERS if retention[name] < 0]:
         raise UsageError(f"{config_file}: retention.{negative[0]}: must not be negative")
     if retention["without_archive"]:
@@ -2079,7 +2079,7 @@ class Work:
         return record is not None and (record.is_of(footage) or footage.kind == "journal")
 
     def limited(self, found: list[Footage]) -> list[Footage]:
-        return found[: self.settings.max_files]
+        return found[: self.settings.limit]
 
     def close(self) -> None:
         for target in self.opened.values():
@@ -2540,7 +2540,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_flags(made: argparse.ArgumentParser) -> None:
     made.add_argument("--camera", metavar="CAMERA", action="append", help="only this camera; repeatable")
-    made.add_argument("--max_files", metavar="N", type=int, help="at most so many files per step (default: all)")
+    made.add_argument("--limit", metavar="N", type=int, help="at most so many files per step (default: all)")
     made.add_argument("--max_duration", metavar="SEC", help="end the run after so long (default: 0, no limit)")
     made.add_argument("--bwlimit", metavar="RATE", help="bytes a second, such as 500K or 10M (default: 0, no limit)")
     made.add_argument("--lock_wait", metavar="SEC", help="wait so long for another run to end (default: 0)")

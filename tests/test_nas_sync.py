@@ -135,7 +135,7 @@ def test_dry_run_shows_files_and_bytes_and_changes_nothing(site):
 
 def test_a_camera_and_a_number_of_files_can_be_chosen(site):
     site.record("Gate", 1), site.record("Gate", 2), site.record("Yard", 1)
-    assert site.run("run", "--camera", "Gate", "--max_files", 1).status == 0
+    assert site.run("run", "--camera", "Gate", "--limit", 1).status == 0
     assert list(site.archived()) == [f"Gate/{DAY}/20261119_010000.mp4"]
     assert sorted(site.local()) == ["Gate/20261119_020000.mp4", "Yard/20261119_010000.mp4"]
 
