@@ -109,7 +109,7 @@ class House:
         return list(nas_sync.SyncLog(self.state / "synced").records.values())
 
     def proofs(self) -> list[str]:
-        return sorted(one.proof for one in self.records())
+        return sorted(one.how for one in self.records())
 
     def open_uploads(self) -> dict[str, Any]:
         file = self.state / "s3_uploads.json"
