@@ -5,6 +5,7 @@ Examples:
   copy_footage.py -s "2 hours ago" -u 30m -cam "Loading Dock"     half an hour of one camera
   copy_footage.py --alerts --after_time yesterday --usewan        what the alerts since yesterday show
   copy_footage.py --alerts --catch_up --quiet                     for cron: what is new since the last run
+  rtsp_recorder.py gaps --json | copy_footage.py --fill_gaps -    what our own recorder missed
 
 Needs: an API key (--api_key, RHOMBUS_API_KEY, or rhombus.api_key in config.yaml) and FFmpeg (pip brings one).
 State: finished clips `NAME.mp4` with a sidecar `NAME.json`; unfinished ones as `NAME.mp4.part`, taken up by the next
@@ -33,13 +34,13 @@ import time
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures import wait as wait_for
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone, tzinfo
-from functools import partial
+from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -48,8 +49,9 @@ from urllib.parse import urlsplit
 import rhombus_mpd_info as mpd_info
 
 from rhombus_logging import (  # isort: skip
-    Busy, CannotStart, Status, Terminated, UsageError, add_common_flags, append_line, find_ffmpeg, fsync_folder,
-    hide_secret, load_config, lock_file, mask, notify, read_json, run, run_lock, start_logging, write_json,
+    Busy, CannotStart, Cluster, MaskingFormatter, Status, Terminated, UsageError, add_common_flags, append_line,
+    cluster, find_ffmpeg, fsync_folder, hide_secret, is_open_road, load_config, lock_file, mask, notify, read_json, run,
+    run_lock, start_logging, watch_sign, write_json,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -80,6 +82,8 @@ READ_PIECE_BYTES = 64 << 10  # with --bwlimit bodies are read in pieces, so that
 WINDOW_BYTES = 8 << 20  # bodies that one clip may hold while it waits for an earlier segment
 CHECKPOINT_SEC = 2.0  # at most this much work is repeated after a power cut
 START_SPACING_SEC = 0.1  # between the starts of two clips
+REMOTE_TELL_SEC = 1.0  # how often a worker of a cluster tells how far a clip is
+REMOTE_LOCK = threading.Lock()  # a worker process has one Copier per run, however many of its threads begin at once
 STOP_GRACE_SEC = 1.5  # how long a stopped run waits for its threads to put down what they hold
 DURATION_SLACK_SEC = 2.5  # a file may differ this much from its plan: one segment and a frame
 WEBM_EBML, WEBM_SEGMENT, WEBM_CLUSTER = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"
@@ -141,7 +145,7 @@ class ClipError(Exception):
 class Settings:
     """Flags, environment and config, checked; named as the flag or key, with the unit where it has one."""
 
-    api_key: str
+    api_key: str = field(repr=False)  # a cluster's dashboard and logs show what tasks are given
     api_url: str
     cert: str | None
     private_key: str | None
@@ -181,10 +185,13 @@ class Settings:
     connect_timeout_sec: float
     read_timeout_sec: float
     ignore_space: bool
+    scheduler: str | None
     status_max_age_sec: float
     status_max_pending: int
     status_max_lost: int
     status_min_free_bytes: int
+    gaps: tuple[tuple[str, int, int], ...]  # of --fill_gaps: (UUID with facet, start, end), joined and sorted
+    filling: bool
     now: float
 
 
@@ -505,6 +512,39 @@ def clip_of(camera: Camera, start_sec: int, end_sec: int, settings: Settings, al
     return Clip(camera, start_sec, end_sec, f"{name}_{camera.address}_{when}", alert, audio)
 
 
+def read_gaps(lines: Iterable[str], cameras: Iterable[Mapping[str, Any]]) -> tuple[tuple[str, int, int], ...]:
+    """What `rtsp_recorder.py gaps --json` lists, as (UUID, start, end) of the Rhombus cameras that show the same.
+
+    Gaps of a camera with less than a segment between them become one. Raises UsageError for a line that is no gap.
+    """
+    uuids = {str(one.get("name") or one.get("station")).lower(): str(one["rhombus_uuid"]) for one in cameras
+             if one.get("rhombus_uuid")}  # fmt: skip
+    if wrong := [uuid for uuid in uuids.values() if not RUUID.fullmatch(uuid)]:
+        raise UsageError(f"cameras.rhombus_uuid: {', '.join(wrong)} is no UUID; --list cameras shows those there are")
+    windows: dict[str, list[tuple[float, float]]] = {}
+    unpaired: Counter[str] = Counter()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            if "summary" in entry:
+                continue
+            name, start, end = str(entry["camera"]), math.floor(entry["start"]), math.ceil(entry["end"])
+            if not EARLIEST_SEC <= start < end <= LATEST_SEC:
+                raise ValueError
+        except (ValueError, TypeError, KeyError, OverflowError) as problem:
+            raise UsageError(f"--fill_gaps: line {number} is no gap; give what rtsp_recorder.py gaps --json "
+                             "prints") from problem  # fmt: skip
+        if name.lower() in uuids:
+            windows.setdefault(uuids[name.lower()], []).append((start, end))
+        else:
+            unpaired[safe_word(name, NAME_CHARACTERS)] += 1
+    for name, count in sorted(unpaired.items()):
+        log.warning("%s: %s gaps left out, the config names no rhombus_uuid of this camera", name, count)
+    return tuple((uuid, int(start), int(end)) for uuid in sorted(windows) for start, end in join_windows(windows[uuid]))
+
+
 def newest_end(camera: Camera, settings: Settings) -> int:
     """The last second that can be there by now: devices need a moment, the cloud some minutes (--lag)."""
     cloud = settings.usewan or not camera.online or settings.catch_up
@@ -573,6 +613,7 @@ class Context:
         self._lock = threading.Lock()
         self._quiet_until: dict[str, float] = {}
         self._bandwidth_free_at = 0.0
+        self.quiet_file: Path | None = None  # on a cluster: until when all workers leave the API alone
 
     def end(self, reason: str) -> None:
         with self._lock:
@@ -595,10 +636,17 @@ class Context:
         with self._lock:
             before, until = self._quiet_until.get(realm, 0.0), time.monotonic() + seconds
             self._quiet_until[realm] = max(before, until)
+        if self.quiet_file and realm == "api":
+            with suppress(OSError):
+                write_json(self.quiet_file, {"until": time.time() + seconds})
         if until > before + 0.5:
             log.warning("%s: too many requests, all threads wait %.0f s", realm, seconds)
 
     def wait_turn(self, realm: str) -> None:
+        if self.quiet_file and realm == "api" and (said := read_json(self.quiet_file)):
+            rest_sec = min(float(said.get("until", 0)) - time.time(), API_WAIT_MAX_SEC)
+            with self._lock:
+                self._quiet_until[realm] = max(self._quiet_until.get(realm, 0.0), time.monotonic() + rest_sec)
         while (rest := self._quiet_until.get(realm, 0.0) - time.monotonic()) > 0:
             self.sleep(rest)
         self.check()
@@ -809,6 +857,18 @@ class Directory:
                 detail = details.get(device) or details.get(f"{device}.v0") or details.get(f"{device}.a0")
                 if isinstance(detail, dict):
                     self._addresses[device] = read_addresses(detail)
+
+    def known(self, devices: Iterable[str]) -> tuple[dict[str, Addresses], dict[str, tuple[int, int]]]:
+        """Addresses and wanted ranges of `devices`, as far as there are any."""
+        bare = [strip_facet(device) for device in devices]
+        return ({device: self._addresses[device] for device in (*devices, *bare) if device in self._addresses},
+                {device: self.ranges[device] for device in bare if device in self.ranges})  # fmt: skip
+
+    def take(self, addresses: Mapping[str, Addresses], ranges: Mapping[str, tuple[int, int]]) -> None:
+        """What `known` gave in the program that sends clips to workers."""
+        with self._lock:
+            self._addresses = {**addresses, **self._addresses}
+            self.ranges = {**ranges, **self.ranges}
 
     def _once(self, known: dict[str, T], device: str, ask: Callable[[], T]) -> T:
         """What is known of a device, after at most one thread has asked."""
@@ -1504,7 +1564,7 @@ def sync_file(path: Path) -> None:
 class Copier:
     """What the clips of one run share, and the door that every clip goes through. Called from several threads."""
 
-    def __init__(self, api: Api, ledger: Ledger, progress: Progress) -> None:
+    def __init__(self, api: Api, ledger: Ledger, progress: Any) -> None:
         self.settings, self.context, self.ledger, self.progress = api.settings, api.context, ledger, progress
         self.media, self.directory, self.ffmpeg = MediaClient(api), Directory(api), ""
         self.lan_dead: set[str] = set()  # cameras of which no LAN address answered in this run
@@ -2115,6 +2175,7 @@ class Progress:
     def __init__(self, settings: Settings, total: int) -> None:
         self.settings, self.total, self.finished = settings, total, 0
         self.bars: Any = None
+        self.remote: dict[str, Any] = {}  # clip on a worker -> its bar
 
     def __enter__(self) -> Progress:
         if sys.stderr.isatty() and not self.settings.quiet:
@@ -2149,6 +2210,22 @@ class Progress:
             yield tell
         finally:
             self.bars.remove_task(task)
+
+    def hear(self, said: Mapping[str, Any]) -> None:
+        """The progress of a clip on a worker of the cluster."""
+        if not self.bars:
+            return
+        if said["over"]:
+            task = self.remote.pop(said["clip"], None)
+            if task is not None:
+                self.bars.remove_task(task)
+            return
+        if said["clip"] not in self.remote:
+            title = f"{said['name'][:24]} {clock_text(said['start'])[5:16]}"
+            self.remote[said["clip"]] = self.bars.add_task(title, total=None)
+        segments, size_bytes = said["segments"]
+        total = size_bytes / segments * said["count"] if segments else None
+        self.bars.update(self.remote[said["clip"]], completed=size_bytes, total=total)
 
     def report(self, outcome: Outcome) -> None:
         self.finished += 1
@@ -2361,22 +2438,44 @@ def plan_ranges(world: World, settings: Settings) -> list[Clip]:
     return sorted(clips, key=lambda clip: clip.start_sec)  # cameras take turns
 
 
-def copy_all(copier: Copier, clips: Sequence[Clip]) -> list[Outcome]:
-    """Every clip, several side by side. A signal stops the threads within two seconds; parts are kept."""
+def plan_gaps(world: World, settings: Settings) -> list[Clip]:
+    """--fill_gaps: each gap as far as its footage can be there by now, cut into clips; oldest first."""
+    clips = []
+    for uuid, start, end in settings.gaps:
+        device, facet = strip_facet(uuid), uuid.partition(".")[2] or "v0"
+        found = [one for one in world.chosen if (one.uuid, one.facet or "v0") == (device, facet)]
+        if not found and device not in {one.uuid for one in world.chosen}:
+            log.warning("%s: gap at %s not filled, there is no such camera%s", uuid, clock_text(start, settings.zone),
+                        " left by the filters" if settings.cameras or settings.locations else "")  # fmt: skip
+        for camera in found or [one for one in world.chosen if one.uuid == device][:1]:
+            last = min(end, newest_end(camera, settings))
+            clips += [clip_of(camera, begin, stop, settings)
+                      for begin, stop in split_range(start, last, settings.clip_length_sec)]  # fmt: skip
+    return sorted(clips, key=lambda clip: clip.start_sec)
+
+
+def copy_all(copier: Copier, clips: Sequence[Clip], joined: Cluster | None = None) -> list[Outcome]:
+    """Every clip, several side by side, here or on a cluster. A signal stops all within two seconds; parts are kept."""
     outcomes: list[Outcome] = []
+    remote = ClusterCopier(copier, joined) if joined else None
     pool = ThreadPoolExecutor(2 * copier.settings.workers, thread_name_prefix="clip")  # as many download, others finish
-    futures: set[Future[Outcome]] = set()
+    clip_of_future: dict[Future[Outcome], Clip] = {}
     try:
-        futures = {pool.submit(copier.copy, clip) for clip in clips}
+        clip_of_future = {remote.submit(clip) if remote else pool.submit(copier.copy, clip): clip for clip in clips}
+        futures = set(clip_of_future)
         while futures:
             finished, futures = wait_for(futures, return_when=FIRST_COMPLETED)
             for future in finished:
-                outcomes.append(future.result())
+                outcome = outcome_of(future, clip_of_future[future])
+                file = outcome.file and copier.settings.output_dir / outcome.file.name  # as it was asked for
+                outcomes.append(replace(outcome, file=file))
                 copier.progress.report(outcomes[-1])
     except (KeyboardInterrupt, Terminated):
         copier.context.end("stopped by a signal")
+        if joined:
+            joined.sign.unlink(missing_ok=True)  # what makes the workers stop
         pool.shutdown(wait=False, cancel_futures=True)
-        wait_for(futures, timeout=STOP_GRACE_SEC)
+        wait_for(clip_of_future, timeout=STOP_GRACE_SEC)
         log.warning("stopped: %s of %s clips are finished, parts are kept for the next run", len(outcomes), len(clips))
         raise
     finally:
@@ -2402,7 +2501,8 @@ def work(settings: Settings) -> tuple[int, str]:
         taken = catch_up.plan_alerts(taken) if catch_up else taken
         clips = clips_of_alerts(taken, world, settings, notes)
     else:
-        clips = catch_up.plan_ranges(world.chosen) if catch_up else plan_ranges(world, settings)
+        plan = plan_gaps if settings.filling else plan_ranges
+        clips = catch_up.plan_ranges(world.chosen) if catch_up else plan(world, settings)
     if settings.dry_run:
         show_plan([clip for clip in clips if not ledger.find(clip)], settings, ledger)
         return Status.DONE, ""
@@ -2418,6 +2518,126 @@ def work(settings: Settings) -> tuple[int, str]:
     log.log(logging.ERROR if failed else logging.INFO, "%s", summary_text(summary))
     lines = [f"{outcome.clip.stem}: {outcome.state} {outcome.detail}" for outcome in failed]
     return status, "\n".join([summary_text(summary), "", *lines])
+
+
+@dataclass(frozen=True)
+class RemoteJob:
+    """A clip for a worker of the cluster. What its repr shows may stand in the cluster's dashboard and logs."""
+
+    stem: str
+    sign: Path
+    settings: Settings = field(repr=False)
+    clip: Clip = field(repr=False)
+    addresses: dict[str, Addresses] = field(repr=False)
+    ranges: dict[str, tuple[int, int]] = field(repr=False)
+
+
+class RemoteVoice(logging.Handler):
+    """On a worker: log lines, masked, and the progress of clips go to whoever asked for the run, as Dask events."""
+
+    def __init__(self, topic: str) -> None:
+        from distributed import get_worker
+
+        super().__init__()
+        self.topic, self.worker = topic, get_worker()
+        self.setFormatter(MaskingFormatter("%(message)s"))
+        self.addFilter(lambda record: record.name in ("copy_footage", "rhombus_logging"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.worker.log_event(self.topic, {"level": record.levelno, "message": self.format(record)})
+
+    @contextmanager
+    def clip(self, clip: Clip, count: int) -> Iterator[Callable[[int], None]]:
+        """As Progress.clip; told every second, and once at the end."""
+        seen, told_at = [0, 0], time.monotonic()
+
+        def tell(size_bytes: int) -> None:
+            nonlocal told_at
+            seen[0], seen[1] = seen[0] + 1, seen[1] + size_bytes
+            if time.monotonic() - told_at >= REMOTE_TELL_SEC:
+                told_at = time.monotonic()
+                say()
+
+        def say() -> None:
+            event = {"clip": clip.stem, "name": clip.camera.name, "start": clip.start_sec, "segments": list(seen)}
+            self.worker.log_event(self.topic, event | {"count": count, "over": False})
+
+        say()
+        try:
+            yield tell
+        finally:
+            self.worker.log_event(self.topic, {"clip": clip.stem, "over": True})
+
+
+@lru_cache(maxsize=4)
+def remote_copier(sign: Path, settings: Settings) -> Copier:
+    """On a worker: what all clips of one run share in this process; ends when `sign` goes, and hears other workers."""
+    voice = RemoteVoice(sign.name)
+    root, ours = logging.getLogger(), logging.getLogger("copy_footage")
+    root.addHandler(voice)
+    ours.setLevel(logging.INFO)
+    hide_secret(settings.api_key)
+    api = Api(replace(settings, api_key=settings.api_key or os.environ.get("RHOMBUS_API_KEY", "")))
+    api.context.quiet_file = sign.with_suffix(".quiet")
+    ledger = Ledger(settings.output_dir / STATE_FOLDER)
+    copier = Copier(api, ledger, voice)
+    copier.ffmpeg = find_ffmpeg("making MP4 files")
+
+    def watch() -> None:
+        watch_sign(sign, api.context.end)
+        root.removeHandler(voice)
+
+    threading.Thread(target=watch, daemon=True, name="sign").start()
+    return copier
+
+
+def remote_clip(job: RemoteJob) -> Outcome:
+    """On a worker: one clip. A clip that this run has finished before its worker died counts as done by it."""
+    with REMOTE_LOCK:
+        copier = remote_copier(job.sign, job.settings)
+    copier.directory.take(job.addresses, job.ranges)
+    copier.ledger.refresh()
+    outcome, done = copier.copy(job.clip), copier.ledger.find(job.clip)
+    if outcome.state == "already" and done:  # act() has looked before: it was not there when the run began
+        return replace(outcome, state=done.state, detail="")
+    return outcome
+
+
+class ClusterCopier:
+    """In place of Copier.copy in a pool of threads: the same clips, on the workers of a cluster."""
+
+    def __init__(self, copier: Copier, joined: Cluster) -> None:
+        self.copier, self.sign = copier, joined.sign
+        self.executor = joined.client.get_executor(pure=False, retries=0)
+        self.settings = replace(copier.settings, output_dir=copier.settings.output_dir.absolute())
+        workers = joined.client.scheduler_info(n_workers=-1)["workers"]
+        if any(is_open_road(worker) for worker in workers):
+            self.settings = replace(self.settings, api_key="")
+        share = self.settings.bwlimit_bytes_per_sec / max(1, len(workers))
+        self.settings = replace(self.settings, bwlimit_bytes_per_sec=share)
+        joined.client.subscribe_topic(joined.sign.name, self.hear)
+
+    def submit(self, clip: Clip) -> Future[Outcome]:
+        devices = [clip.camera.address, clip.camera.gateway.uuid if clip.camera.gateway else ""]
+        known, ranges = self.copier.directory.known(devices)
+        job = RemoteJob(clip.stem, self.sign, self.settings, clip, known, ranges)
+        future: Future[Outcome] = self.executor.submit(remote_clip, job)
+        return future
+
+    def hear(self, event: tuple[float, Mapping[str, Any]]) -> None:
+        _, said = event
+        if "message" in said:
+            log.log(said["level"], "%s", said["message"])
+        else:
+            self.copier.progress.hear(said)
+
+
+def outcome_of(future: Future[Outcome], clip: Clip) -> Outcome:
+    """What became of a clip, also when its worker did not come to say it."""
+    try:
+        return future.result()
+    except (Exception, CancelledError) as problem:  # noqa: BLE001  whatever Dask raises when its machines are lost
+        return Outcome(clip, "failed", f"the cluster gave no result ({type(problem).__name__}); a rerun goes on")
 
 
 def act(api: Api, ledger: Ledger, clips: Sequence[Clip]) -> list[Outcome]:
@@ -2444,8 +2664,15 @@ def act(api: Api, ledger: Ledger, clips: Sequence[Clip]) -> list[Outcome]:
     devices |= {one.uuid: None for clip in todo if clip.audio and (one := clip.camera.gateway) and one.uuid}
     if len(devices) > 1:
         copier.directory.load_addresses(list(devices))
-    with progress:
-        return outcomes + copy_all(copier, todo)
+    with ExitStack() as stack:
+        joined = None
+        if scheduler := api.settings.scheduler:
+            here = Path(__file__).resolve()
+            modules = [here.with_name(name) for name in ("rhombus_logging.py", "rhombus_mpd_info.py")]
+            state_folder = api.settings.output_dir.absolute() / STATE_FOLDER
+            joined = stack.enter_context(cluster(scheduler, state_folder, [*modules, here], "RHOMBUS_API_KEY"))
+        stack.enter_context(progress)
+        return outcomes + copy_all(copier, todo, joined)
 
 
 def show_list(api: Api, what: str) -> int:
@@ -2589,9 +2816,9 @@ def build_parser() -> argparse.ArgumentParser:
     flag(what, "-ab", "--alert_buffer", metavar="SEC", help="before and after each alert (default: 30)")
     flag(what, "-loc", "--location_uuid", metavar="ID", action="append",
          help="only this location and what is below it: UUID or exact name; repeatable")  # fmt: skip
-    flag(what, "-cam", "--camera_uuid", metavar="ID", action="append",
-         help="only this camera: UUID or exact name; repeatable")  # fmt: skip
+    flag(what, "-cam", "--camera_uuid", metavar="ID", action="append", help="only this camera: as --location_uuid")
     flag(what, "--clip_length", metavar="SEC", help="cut a range into clips of this length (default: 0, one clip)")
+    flag(what, "--fill_gaps", metavar="FILE", help="only the gaps that rtsp_recorder.py gaps --json lists; - is stdin")
     flag(what, "--timezone", metavar="ZONE", help="of times without a zone and of alert names (default: the host's)")
     who = parser.add_argument_group("account")
     flag(who, "-a", "--api_key", metavar="KEY", help="API key; others can see flags, so better RHOMBUS_API_KEY")
@@ -2606,6 +2833,7 @@ def build_parser() -> argparse.ArgumentParser:
     flag(how, "--verify_lan", help="verify the TLS certificates of LAN devices, which are mostly self-signed")
     flag(how, "--workers", metavar="N", type=int, help="clips side by side (default: 4)")
     flag(how, "--segment_workers", metavar="N", type=int, help="requests at once in a clip (default: 0: WAN 8, LAN 2)")
+    flag(how, "--scheduler", metavar="URL", help="copy on the Dask cluster of this scheduler: tcp://host:8786")
     flag(how, "--no_audio", help="video only")
     flag(how, "--audio_offset", metavar="SEC", type=float, help="audio so much later (default: 0)")
     flag(how, "--audio_codec", choices=("copy", "aac"), help="copy keeps Opus, aac suits old players (default: copy)")
@@ -2641,11 +2869,23 @@ def join_identifiers(argv: Sequence[str], parser: argparse.ArgumentParser) -> li
     return words
 
 
+def gaps_of(source: str, config: Path | None) -> tuple[tuple[str, int, int], ...]:
+    """The gaps in the file `source`, or in standard input, of the cameras of config.yaml."""
+    cameras: Any = load_config(config, ("cameras",), Path(__file__).resolve().parent, secrets=False)["cameras"] or []
+    try:
+        lines = sys.stdin.readlines() if source == "-" else Path(source).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise UsageError(f"--fill_gaps {source}: cannot be read: {problem}") from problem
+    return read_gaps(lines, cameras)
+
+
 def settle(arguments: argparse.Namespace, config: Mapping[str, Any]) -> Settings:
     """Flag over environment over config over default, every value checked. Raises UsageError."""
     given = {name: value for name, value in vars(arguments).items() if value not in (None, [])}
     values: dict[str, Any] = {**dict.fromkeys(vars(arguments), False), "duration": 3600, **config, **given}
-    values |= {"now": time.time(), "zone": parse_zone(values["timezone"])}
+    values |= {"now": time.time(), "zone": parse_zone(values["timezone"]), "gaps": (), "filling": False}
+    if values["fill_gaps"]:
+        values |= {"gaps": gaps_of(values["fill_gaps"], arguments.config), "filling": True}
     for name in DURATIONS:
         values[f"{name}_sec"] = None if values[name] is None else parse_duration(values[name], f"--{name}")
     for name in ("start", "after", "before"):
@@ -2690,6 +2930,8 @@ def refuse(settings: Settings, given: Mapping[str, Any]) -> None:
          "--after_time is not before --before_time"),
         *((settings.catch_up and name in given, f"--catch_up decides itself how far it goes; leave out --{name}")
           for name in ("duration", "before_time", "overwrite")),
+        *((settings.filling and name in given, f"--fill_gaps decides itself what to copy; leave out --{name}")
+          for name in ("start_time", "duration", "alerts", "catch_up", "list")),
         (settings.alert_buffer_sec > 86400, "--alert_buffer: more than a day"),
     ]  # fmt: skip
     for is_wrong, sentence in mistakes:
@@ -2732,6 +2974,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     arguments = parser.parse_args(join_identifiers(sys.argv[1:] if argv is None else argv, parser))
     start_logging(arguments)
+    if arguments.scheduler and __name__ == "__main__":  # workers find classes by the name of their module
+        import importlib
+
+        return int(importlib.import_module(Path(__file__).stem).main(argv))
     if arguments.demo:
         return demo(arguments)
     config = load_config(arguments.config, ("rhombus", "notify"), Path(__file__).resolve().parent)

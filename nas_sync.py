@@ -173,7 +173,7 @@ TAKING_OPTIONS = (  # what they take may stand in the next word
 # Those that say how the target is reached; the proof needs them as well.
 CONNECTION_OPTIONS = ("--rsh", "--rsync-path", "--password-file", "--port", "--address", "--sockopts", "--contimeout",
                       "--blocking-io", "--ipv4", "--ipv6", "--protocol", "--iconv", "--remote-option", "--old-args",
-                      "--secluded-args", "--protect-args", "--checksum-choice", "--cc", "--outbuf", "--copy-as")
+                      "--secluded-args", "--protect-args", "--copy-as")
 
 log = logging.getLogger("nas_sync")
 
@@ -483,10 +483,12 @@ def refuse(settings: Settings, required: Sequence[str], config_file: Path) -> No
                              "footage would be deleted before it is archived; remove one of the two")  # fmt: skip
         if not any(retention[name] for name in ("keep_days", "max_bytes", "min_free_bytes")):
             raise UsageError(f"{config_file}: retention.without_archive needs keep_days, max_bytes or min_free_bytes")
-    roots = [folder for folder in (settings.local_dir, settings.ready_dir, settings.clips_dir) if folder]
-    for folder in roots:
-        if any(folder != other and folder.is_relative_to(other) and other != settings.local_dir for other in roots):
-            raise UsageError(f"{config_file}: {folder} lies in another source; give each a folder of its own")
+    ready_dir = settings.ready_dir
+    for folder in (settings.local_dir, settings.clips_dir):
+        if ready_dir and folder and folder.is_relative_to(ready_dir):
+            raise UsageError(f"{config_file}: {folder} lies in nas.ready_for_backup_dir; give each a folder of its own")
+    if settings.nas["timeout"] < 1:
+        raise UsageError(f"{config_file}: nas.timeout: expected 1 second or more")
 
 
 # --- footage -----------------------------------------------------------------------------------------------------
@@ -685,6 +687,14 @@ class Sources:
                 if self.wants(camera):
                     yield Footage(root, relative, camera, kind, status.st_mtime, "mtime", status.st_size,
                                   status.st_mtime_ns, prefix)  # fmt: skip
+
+
+def is_known(camera: str, settings: Settings) -> bool:
+    """Whether the config or a source has a camera of this name; a typo would protect, or archive, nothing."""
+    folders = [entry.name for root in (settings.local_dir, settings.ready_dir) if root for entry in scan(root)]
+    clips = [found[1] for entry in scan(settings.clips_dir) if (found := CLIP_NAME.fullmatch(entry.name))] \
+        if settings.clips_dir else []  # fmt: skip
+    return any(camera.lower() in names_of(name) for name in {*settings.cameras, *folders, *clips})
 
 
 def by_age(footage: Footage) -> tuple[float, int, str]:
@@ -2380,7 +2390,12 @@ class Work:
     def is_recorded(self, footage: Footage, target_id: str) -> bool:
         """Whether what the target has under this name is our own earlier copy; journals grow, footage does not."""
         record = self.synclog.get(footage.recorded, target_id)
-        return record is not None and (record.is_of(footage) or footage.kind == "journal")
+        if record is None or footage.kind == "journal":
+            return record is not None
+        try:
+            return record.is_of(footage) and record.sha256 == self.hashes.of(footage)
+        except (Gone, OSError):
+            return False
 
     def limited(self, found: list[Footage]) -> list[Footage]:
         return found[: self.settings.limit]
@@ -2561,6 +2576,8 @@ def hold(settings: Settings, words: Sequence[str]) -> int:
     wanted = Hold(given[0], parse_time(given[1], "FROM", zone), parse_time(given[2], "TO", zone))
     if wanted.end_sec <= wanted.start_sec:
         raise UsageError("hold: TO is not after FROM")
+    if action == "add" and not is_known(wanted.camera, settings):
+        log.warning("hold: %s: no footage of a camera of this name is here; is it spelled right?", wanted.camera)
     with run_lock(file.with_suffix(".lock"), "hold", HOLD_WAIT_SEC):
         holds = read_holds(file)
         if action == "remove" and wanted not in holds:
@@ -2689,7 +2706,8 @@ def delete(work: Work, batch: Sequence[Footage], targets: Sequence[Target]) -> N
             if not why:
                 one.path.unlink()
         except Gone as problem:
-            why = str(problem)
+            work.tell("cleanup", one, "changed", str(problem))
+            continue
         except OSError as problem:
             work.tell("cleanup", one, "failed", f"cannot be deleted: {problem.strerror}")
             continue
@@ -2709,7 +2727,9 @@ def obstacle(work: Work, footage: Footage, targets: Sequence[Target]) -> str:
     for target in targets:
         proof = work.synclog.proof(footage, target.target_id)
         if not proof or proof.sha256 != work.hashes.of(footage):
-            return f"its content is not what was proven on {target.name}"
+            if proof:  # the name, size and time of other footage: to be looked at anew
+                work.synclog.append([replace(proof, proof=LOST, at_sec=time.time())])
+            raise Gone(f"its content is not what was proven on {target.name}; kept, and looked at anew by the next run")
     return ""
 
 
@@ -3592,6 +3612,9 @@ def one_round(arguments: argparse.Namespace, config: Mapping[str, Any], config_f
         return hold(settings, arguments.words)
     wait_sec = parse_duration(arguments.lock_wait or 0, "--lock_wait")
     check_folders(settings)
+    for name in settings.only:
+        if not is_known(name, settings):
+            log.warning("--camera %s: no footage of a camera of this name is here; is it spelled right?", name)
     with lock_for(settings, wait_sec) as lock_fd:
         work = Work(settings, float(config["recording"]["segment_duration"]), lock_fd)
         try:
@@ -3687,7 +3710,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return one_round(arguments, config, config_file)
     settle(arguments, config, config_file)  # refuse before the first round
     every_sec = parse_duration(arguments.every, "--every") or float(config["upload"]["check_interval"])
-    return service(every_sec, lambda: one_round(arguments, config, config_file))
+    return service(max(1.0, every_sec), lambda: one_round(arguments, config, config_file))
 
 
 if __name__ == "__main__":

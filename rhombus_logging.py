@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import copy
+import errno
+import hashlib
 import json
 import logging
 import os
@@ -21,7 +23,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -33,6 +35,7 @@ from urllib.parse import quote
 
 LOCK_POLL_SEC = 0.2
 NOTIFY_TIMEOUT_SEC = 20
+CLUSTER_CONNECT_SEC, CLUSTER_SIGN_SEC, CLUSTER_LOOK_SEC, CLUSTER_DEAD_SEC = 10, 2.0, 0.5, 30.0
 SHORTEST_SECRET = 4  # shorter values would blank out ordinary words in the log
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 DEBUG_FORMAT = "%(asctime)s %(levelname)s %(threadName)s %(message)s"
@@ -197,6 +200,7 @@ _CAMERA_DEFAULTS = {
 _STREAM = {  # of all cameras in `recording`, of one camera in `cameras`
     "filename": Key(), "container": Key(choices=("mkv", "mp4")), "audio": Key("copy", choices=("copy", "aac", "none")),
     "transport": Key("tcp", choices=("tcp", "udp")), "tls_verify": Key(True, "bool"), "tls_ca_file": Key(),
+    "expected_video": Key(None, "text_or_map"), "expected_audio": Key(None, "text_or_map"),
     "first_frame": Key(75, "number"), "stall": Key(20, "number"), "socket_timeout": Key(10, "number"),
 }  # fmt: skip
 
@@ -220,6 +224,7 @@ CONFIG_KEYS: dict[str, dict[str, Key]] = {
         "smtp_host": Key(), "smtp_port": Key(587, "whole"), "smtp_user": Key(), "smtp_pass": Key(secret=True),
         "alert_to": Key([], "list"), "urls": Key([], "list", secret=True), "ping_url": Key(secret=True),
         "on": Key("failure", choices=("failure", "warning", "always")), "repeat_after": Key(86400, "whole"),
+        "after": Key(60, "number"),
     },
     "storage": {"local_path": Key(), "require_mount": Key(False, "bool"), "reserve_bytes": Key(1_000_000_000, "whole")},
     "cameras": {
@@ -231,6 +236,7 @@ CONFIG_KEYS: dict[str, dict[str, Key]] = {
         "retry_slow": Key(30, "number"), "retry_refused": Key(60, "number"), "fsync_every": Key(2, "number"),
         "clock_step": Key(2, "number"), "stop_wait": Key(2, "number"), "check_bytes": Key(256 << 20, "whole"),
         "defaults": Key({}, "map", keys=_CAMERA_DEFAULTS)},
+    "watch": {"multiplier": Key(2, "number"), "disk_percent": Key(85, "number"), "restart_limit": Key(3, "whole")},
     "nas": {"ready_for_backup_dir": Key(), "nas_target_dir": Key(), "success_log_dir": Key(), "lock_dir": Key(),
             "rsync_options": Key([], "list"), "timeout": Key(120, "whole")},
     "s3": {"access_key_id": Key(secret=True), "secret_access_key": Key(secret=True), "bucket": Key(),
@@ -252,16 +258,21 @@ ENVIRONMENT_OF = {  # environment > config file, for what should not stand in a 
 }  # fmt: skip
 KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "text": ((str, int, float), "text"), "whole": ((int,), "a whole number"), "number": ((int, float), "a number"),
-    "bool": ((bool,), "true or false"), "list": ((list,), "a list"), "map": ((dict,), "a map of keys"),
+    "bool": ((bool,), "true or false"), "list": ((list,), "a list"), "text_or_map": ((str, dict), "text or a map"),
+    "map": ((dict,), "a map of keys"),
 }  # fmt: skip
 
 
-def load_config(path: Path | None, sections: tuple[str, ...], beside: Path, *more: Any) -> dict[str, dict[str, Any]]:
+def load_config(path: Path | None, sections: tuple[str, ...], beside: Path, *more: Any,
+                secrets: bool | tuple[str, ...] = True) -> dict[str, dict[str, Any]]:  # fmt: skip
     """The settings of `sections`, each key filled: environment > `more` (maps of sections) > file > default.
 
     `path` None means config.yaml in the folder `beside`, if it is there. Raises UsageError that names every mistake at
-    once: unknown names anywhere, wrong types, unset ${NAMES} and leftover YOUR_… values in `sections`.
+    once: unknown names anywhere, wrong types, unset ${NAMES} and leftover YOUR_… values in `sections`. A command that
+    needs no password asks without `secrets`, or names the sections that it needs those of: the others are left out,
+    and nothing is expected of them.
     """
+    open_sections = sections if secrets is True else secrets or ()
     file = path or beside / "config.yaml"
     document = _read_yaml(file) if path or file.exists() else {}
     as_written = copy.deepcopy(document)
@@ -274,11 +285,13 @@ def load_config(path: Path | None, sections: tuple[str, ...], beside: Path, *mor
             mistakes.append(f"{section}: there is no such section{_nearest(section, CONFIG_KEYS)}")
             continue
         for values in content if section in LIST_SECTIONS and isinstance(content, list) else [content]:
+            if section not in open_sections:
+                _leave_out_secrets(values, known)
             _check_map(str(section), values, known, section in sections, mistakes)
     if mistakes:
         raise UsageError(f"{file}: " + "; ".join(mistakes))
     _check_permissions(file, as_written)
-    return {section: _fill(section, document.get(section) or {}) for section in sections}
+    return {section: _fill(section, document.get(section) or {}, section in open_sections) for section in sections}
 
 
 def _read_yaml(file: Path) -> dict[Any, Any]:
@@ -318,6 +331,14 @@ def _check_map(where: str, values: Any, known: Mapping[str, Key], used: bool, mi
             values[name] = _checked(f"{where}.{name}", value, key, mistakes)
 
 
+def _leave_out_secrets(values: Any, known: Mapping[str, Key]) -> None:
+    for name in values if isinstance(values, dict) else ():
+        key = known.get(str(name), Key())
+        if key.secret:
+            values[name] = None
+        _leave_out_secrets(values[name], key.keys)
+
+
 def _checked(where: str, value: Any, key: Key, mistakes: list[str]) -> Any:
     if isinstance(value, list) and key.kind == "list":
         return [_checked(where, item, Key(), mistakes) for item in value]
@@ -346,13 +367,13 @@ def _nearest(name: Any, known: Mapping[str, Any]) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
-def _fill(section: str, values: Any) -> Any:
+def _fill(section: str, values: Any, secrets: bool) -> Any:
     if isinstance(values, list):
         return values
     filled = {name: key.default for name, key in CONFIG_KEYS[section].items()}
     filled |= {name: value for name, value in values.items() if value is not None}
     for (owner, name), variable in ENVIRONMENT_OF.items():
-        if owner == section and (text := os.environ.get(variable)):
+        if owner == section and (text := os.environ.get(variable)) and (secrets or not CONFIG_KEYS[owner][name].secret):
             kind = CONFIG_KEYS[section][name].kind
             if kind == "whole" and not text.isdigit():
                 raise UsageError(f"{variable} in the environment: expected a whole number, found {text!r}")
@@ -515,7 +536,7 @@ def notify(settings: Mapping[str, Any], state_file: Path, key: str, status: int,
     lasts is not told at every run. A notification that fails is a warning and never changes the result.
     """
     told = read_json(state_file) or {}
-    before, now, sent = told.pop(key, None), time.time(), True
+    before, now = told.pop(key, None), time.time()
     warned = any(isinstance(one, WarningCount) and one.count for one in logging.getLogger().handlers)
     failed = status in (Status.PARTIAL, Status.CANNOT_START) or (warned and settings["on"] == "warning")
     due = not before or before["status"] != status or now - before["told_at"] >= settings["repeat_after"]
@@ -527,17 +548,20 @@ def notify(settings: Mapping[str, Any], state_file: Path, key: str, status: int,
         event, intro = "recovered", f"failing since {since}, now well again\n\n"
     elif settings["on"] == "always":
         event = "done"
-    try:
-        if event:
-            _send(settings, f"[{key}] {event}: {(report.splitlines() or [''])[0]}", intro + report)
-    except Exception as problem:  # noqa: BLE001  a channel may fail in any way; the result of the run stands
-        log.warning("notification not sent: %s", problem)
-        sent = False
+    results = []
+    for channel in channels(settings).values() if event else ():
+        try:
+            send_message(channel, f"[{key}] {event}: {(report.splitlines() or [''])[0]}", intro + report)
+            results.append(True)
+        except Exception as problem:  # noqa: BLE001  a channel may fail in any way; the result of the run stands
+            log.warning("notification not sent: %s", problem)
+            results.append(False)
+    sent = any(results) or not results  # by one channel is enough: the others would get it again and again
     if failed:
         first = before or {"since": now, "told_at": 0}
         told[key] = {"since": first["since"], "status": status, "told_at": now if due and sent else first["told_at"]}
     else:
-        _ping(settings["ping_url"])
+        ping(settings["ping_url"])
         if before and not sent:
             told[key] = before
     if failed or before:
@@ -548,32 +572,42 @@ def notify(settings: Mapping[str, Any], state_file: Path, key: str, status: int,
             log.warning("%s: not written: %s", state_file, problem.strerror)
 
 
-def _send(settings: Mapping[str, Any], subject: str, body: str) -> None:
+def channels(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """`notify.*` split into settings of one channel each, by a name that holds no secret."""
+    mail = {"mail": {**settings, "urls": []}} if settings["smtp_host"] and settings["alert_to"] else {}
+    others = {f"urls {place}": {**settings, "smtp_host": None, "urls": [url]}
+              for place, url in enumerate(settings["urls"], 1)}  # fmt: skip
+    return mail | others
+
+
+def send_message(settings: Mapping[str, Any], subject: str, body: str) -> None:
+    """One message to everybody in `notify.*`, without secrets; raises when a channel fails."""
     subject, body = mask(subject)[:200], mask(body)
     if settings["smtp_host"] and settings["alert_to"]:
         _send_mail(settings, subject, body)
     if settings["urls"]:
         try:
             import apprise
-        except ImportError:
-            log.warning("notify.urls needs the package apprise: pip install apprise")
-            return
-        channels = apprise.Apprise()
+        except ImportError as problem:
+            raise OSError("notify.urls needs the package apprise: pip install apprise") from problem
+        posts = apprise.Apprise()
         for url in settings["urls"]:
             hide_secret(url)
-            channels.add(url)
-        if not channels.notify(title=subject, body=body):
-            log.warning("notify.urls: at least one channel did not take the message")
+            posts.add(url)
+        if not posts.notify(title=subject, body=body):
+            raise OSError("notify.urls: at least one channel did not take the message")
 
 
 def _send_mail(settings: Mapping[str, Any], subject: str, body: str) -> None:
     import smtplib
     import socket
     import ssl
+    from email import policy
     from email.message import EmailMessage
 
     host, port, user = str(settings["smtp_host"]), int(settings["smtp_port"]), settings["smtp_user"]
-    message = EmailMessage()
+    # Folding would begin the subject with a line break where it has a long path; mail filters would not know it again.
+    message = EmailMessage(policy.default.clone(max_line_length=998) if subject.isascii() else policy.default)
     message["Subject"] = subject
     message["From"] = user if user and "@" in str(user) else f"camera-archive@{socket.gethostname()}"
     message["To"] = ", ".join(settings["alert_to"])
@@ -594,7 +628,7 @@ def _send_mail(settings: Mapping[str, Any], subject: str, body: str) -> None:
         server.send_message(message)
 
 
-def _ping(url: str | None) -> None:
+def ping(url: str | None) -> None:
     """Tell a dead-man's switch that the run ended well; its silence is what raises the alarm."""
     if not url:
         return
@@ -607,6 +641,104 @@ def _ping(url: str | None) -> None:
         urllib.request.urlopen(url, timeout=NOTIFY_TIMEOUT_SEC).close()  # noqa: S310
     except (OSError, ValueError) as problem:
         log.warning("notify.ping_url: not told: %s", problem)
+
+
+# --- many machines -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A connected Dask cluster. `sign` is a file in the shared folder: work goes on only while it is touched."""
+
+    client: Any
+    sign: Path
+
+
+@contextmanager
+def cluster(address: str, folder: Path, modules: Sequence[Path], needs: str = "") -> Iterator[Cluster]:
+    """Connect to the scheduler at `address`, for work on `folder`, which every worker has to see under the same path.
+
+    `modules` are sent to workers that have not the same files, in this order. `needs` names an environment variable
+    that workers must have when the connection to any of them is neither encrypted nor local: a secret is not sent then.
+    Leaving the block, or dying, ends the work on all workers within seconds. Raises CannotStart.
+    """
+    try:
+        from distributed import Client
+    except ImportError as problem:
+        raise CannotStart("--scheduler needs the package distributed: pip install distributed") from problem
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    sign = folder / f"cluster.{os.getpid()}.{time.time_ns():x}.run"
+    connect: Any = Client
+    try:
+        client = connect(address, timeout=CLUSTER_CONNECT_SEC, set_as_default=False)
+    except Exception as problem:  # noqa: BLE001  the library raises what its transport raises
+        raise CannotStart(f"--scheduler {address}: no Dask scheduler there ({type(problem).__name__})") from problem
+    ended = threading.Event()
+    try:
+        sign.touch()
+        threading.Thread(target=_keep_young, args=(sign, ended), daemon=True, name="cluster").start()
+        _check_workers(client, address, sign, modules, needs)
+        yield Cluster(client, sign)
+    finally:
+        ended.set()
+        sign.unlink(missing_ok=True)
+        client.close(timeout=2)
+
+
+def is_open_road(address: str) -> bool:
+    """Whether others on the network could read what is sent to a Dask `address`."""
+    host = address.partition("://")[2].rpartition(":")[0].strip("[]")
+    return not (address.startswith(("tls://", "inproc://")) or host in ("localhost", "::1") or host.startswith("127."))
+
+
+def _keep_young(sign: Path, ended: threading.Event) -> None:
+    while not ended.wait(CLUSTER_SIGN_SEC):
+        with suppress(OSError):
+            os.utime(sign)
+
+
+def _check_workers(client: Any, address: str, sign: Path, modules: Sequence[Path], needs: str) -> None:
+    """Every worker sees `sign`, has `modules` as they are here, and the variable `needs` where it must."""
+    files = {module.stem: hashlib.sha256(module.read_bytes()).hexdigest() for module in modules}
+
+    def look(path: str, names: list[str], variable: str) -> tuple[bool, dict[str, str], bool]:  # sent by value
+        import hashlib
+        import os
+        import sys
+        from pathlib import Path
+
+        has = {name: hashlib.sha256(Path(str(sys.modules[name].__file__)).read_bytes()).hexdigest()
+               for name in names if name in sys.modules}  # fmt: skip
+        return Path(path).exists(), has, variable in os.environ
+
+    found = client.run(look, str(sign), list(files), needs)
+    if not found:
+        raise CannotStart(f"--scheduler {address}: it has no workers; start some with: dask worker {address}")
+    if blind := sorted(worker for worker, (sees, _, _) in found.items() if not sees):
+        raise CannotStart(f"{sign.parent.parent}: not seen by {', '.join(blind)}; --scheduler needs an output folder "
+                          "that all workers share, under the same path")  # fmt: skip
+    bare = sorted(worker for worker, (_, _, has) in found.items() if not has and is_open_road(worker))
+    if needs and bare:
+        raise CannotStart(f"{', '.join(bare)}: {needs} is not set there, and it is not sent over a connection that "
+                          "others can read; set it for the workers, or use tls://")  # fmt: skip
+    if any(has != files for _, has, _ in found.values()):
+        for module in modules:
+            client.upload_file(str(module))
+
+
+def watch_sign(sign: Path, end: Callable[[str], None]) -> None:
+    """On a worker: call `end` with the reason when whoever started the run has ended it, or has died."""
+    seen, last = 0.0, time.monotonic()
+    while True:
+        try:
+            young = sign.stat().st_mtime
+        except OSError:
+            return end("stopped by a signal")
+        if young != seen:
+            seen, last = young, time.monotonic()
+        elif time.monotonic() - last > CLUSTER_DEAD_SEC:
+            return end("the program that asked for it is gone")
+        time.sleep(CLUSTER_LOOK_SEC)
 
 
 # --- end of a run ------------------------------------------------------------------------------------------------
@@ -637,8 +769,13 @@ def run(main: Callable[[], int]) -> int:
     except BrokenPipeError:  # the reader of stdout (head, grep -q) has gone; that is its right
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         status = int(Status.PARTIAL)
-    except Exception:  # noqa: BLE001  the one place where a bug becomes a status
-        log.exception("this is a bug in the program, please report it with the lines below")
+    except Exception as problem:  # noqa: BLE001  the one place where a bug becomes a status
+        if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            log.error("%s: %s: what is done is kept, the rest is for the next run", problem.filename or "state",
+                      problem.strerror)  # fmt: skip
+            log.debug("where it was raised", exc_info=problem)
+        else:
+            log.exception("this is a bug in the program, please report it with the lines below")
         status = int(Status.PARTIAL)
     if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
         logging.shutdown()

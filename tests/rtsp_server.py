@@ -85,6 +85,7 @@ class GstServer:
         self.fps, self.user, self.password, self.tls = fps, user, password, tls
         self._folder = tempfile.TemporaryDirectory(prefix="rtsp_server-")
         self._errors = Path(self._folder.name) / "errors"
+        self.ca_file = Path(self._folder.name) / "ca.pem"  # with tls: who vouches for the server
         self._process: subprocess.Popen[str] | None = None
         try:
             gop_frames = max(1, round(gop_sec * fps))
@@ -152,7 +153,9 @@ class GstServer:
     def _certificate(self) -> str:
         import trustme
 
-        issued = trustme.CA().issue_cert(fake_camera.HOST, "localhost")
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(self.ca_file)
+        issued = authority.issue_cert(fake_camera.HOST, "localhost")
         path = Path(self._folder.name) / "certificate.pem"
         issued.private_key_and_cert_chain_pem.write_to_path(path)
         return str(path)

@@ -49,6 +49,7 @@ DEBIAN_PARTS = (
     DebianPart("rsync", "rsync", "nas_sync.py copies to the NAS with it"),
     DebianPart("openssh-server openssh-client", "sshd", "a NAS that is reached over ssh", "usr/sbin/sshd"),
     DebianPart("faketime", "faketime", "clocks that jump and change to summer time while a recorder runs"),
+    DebianPart("exfat-fuse exfatprogs", "mkfs.exfat", "a disk without hard links, to record on"),
     DebianPart("systemd", "systemd-analyze", "checks the units that rtsp_recorder.py services writes"),
     DebianPart(
         "python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-good glib-networking",

@@ -446,6 +446,7 @@ def test_a_bit_that_flips_on_the_way_is_never_proven(tmp_path):
         heals(site, server.root)
 
 
+@pytest.mark.slow
 def test_an_unknown_module_is_named_and_nothing_is_deleted(tmp_path):
     need("rsync")
     with RsyncDaemon(tmp_path / "server") as server:
@@ -572,6 +573,7 @@ def rsyncs_of(pid: int) -> list[int]:
     return found + [other for one in found for other in rsyncs_of(one)]
 
 
+@pytest.mark.slow
 def test_a_run_that_takes_too_long_stops_and_says_what_waits(site):
     for hour in range(3):
         site.record("Gate", hour, os.urandom(1_000_000))
@@ -701,8 +703,11 @@ def test_footage_that_changed_after_its_proof_is_new_footage(in_place):
     file.write_bytes(b"other" * 1000)
     os.utime(file, ns=(mtime_ns, mtime_ns))  # the same name, size and time
     done = in_place.run("cleanup")
-    assert (done.status, done.states("cleanup")) == (0, {file.name: "kept"})
+    assert (done.status, done.states("cleanup")) == (1, {file.name: "changed"})
+    done = in_place.run("run")
+    assert (done.status, done.states("backup")) == (1, {file.name: "conflict"})
     assert file.read_bytes() == b"other" * 1000
+    assert in_place.archived() == {f"Gate/{file.name}": b"first" * 1000}
 
 
 def test_held_footage_is_spared_until_the_hold_is_removed(site):
@@ -901,3 +906,60 @@ def test_a_line_of_the_checksum_pass_proves_only_identical_content():
     verdicts = {name: nas_sync.judge(items.get(name)) for name in "abcdefg"}
     assert verdicts == {"a": "proven", "b": "proven", "c": "conflict", "d": "missing", "e": "conflict", "f": "missing",
                         "g": "missing"}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_file_that_we_may_not_read_is_named_and_does_not_hold_up_the_others(in_place):
+    file, other = in_place.record("Gate", 1), in_place.record("Gate", 2)
+    file.chmod(0)
+    unprivileged = [need("setpriv"), "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else ["env"]
+    done = in_place.run("run", prefix=unprivileged)
+    assert done.status == 1, done.err
+    assert done.states("backup") == {file.name: "failed", other.name: "proven"}
+    assert (file.exists(), other.exists()) == (True, False)
+    file.chmod(0o600)
+    heals(in_place)
+
+
+def test_a_failing_run_is_told_to_notify_and_a_source_that_is_not_mounted_is_said(site):
+    site.record("Gate", 1)
+    (site.nas / ".nas_sync_target").unlink()
+    assert site.run("run").status == 3
+    told = json.loads((site.ready / ".nas_sync" / "notify.json").read_text())
+    assert told["nas_sync run"]["status"] == 3
+    site.rec.rename(site.folder / "unplugged")
+    done = site.run("run")
+    assert (done.status, "is its disk mounted?" in done.err, site.rec.exists()) == (3, True, False)
+
+
+def test_a_camera_that_nobody_knows_is_said_because_its_hold_would_protect_nothing(site):
+    site.record("Gate", 1)
+    site.clip()
+    for name, known in (("gate", True), ("Door", True), (UUID, True), (f"Door_{UUID}", True), ("Gatte", False)):
+        done = site.call("hold", "add", name, "2026-11-19", "2026-11-20")
+        assert (done.status, "is it spelled right?" in done.err) == (0, not known), name
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"nas": {"timeout": 0}}, "nas.timeout: expected 1 second or more"),
+        ({"retention": {"keep_days": -1}}, "retention.keep_days: must not be negative"),
+        ({"nas": {"ready_for_backup_dir": "/srv"}, "storage": {"local_path": "/srv/rec"}}, "give each a folder"),
+        ({"recording": {"timezone": "Mars/Olympus"}}, "timezone 'Mars/Olympus' is not known"),
+        ({"nas": {"nas_target": "/x"}}, "did you mean nas_target_dir?"),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_is_named_and_nothing_is_touched(sections, words, tmp_path):
+    site = Site(tmp_path, **sections)
+    done = site.call("run")
+    assert (done.status, words in done.err) == (2, True), done.err
+    assert not site.ready.exists()
+
+
+def test_records_around_midnight_go_to_the_log_of_their_own_day_and_are_all_read(tmp_path):
+    records = [some_record(0, at_sec=START_SEC + 86399.0), some_record(1, at_sec=START_SEC + 86400.0)]
+    SyncLog(tmp_path / "synced").append(records)
+    assert sorted(file.name for file in (tmp_path / "synced").iterdir()) == ["2026-11-19.synced", "2026-11-20.synced"]
+    assert list(SyncLog(tmp_path / "synced")) == records
+    assert list(SyncLog(tmp_path / "synced", [records[1].path])) == records[1:]

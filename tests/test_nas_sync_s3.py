@@ -106,7 +106,7 @@ class House:
         return self
 
     def records(self) -> list[nas_sync.Record]:
-        return list(nas_sync.SyncLog(self.state / "synced").records.values())
+        return list(nas_sync.SyncLog(self.state / "synced"))
 
     def proofs(self) -> list[str]:
         return sorted(one.how for one in self.records())

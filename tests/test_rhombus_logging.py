@@ -183,6 +183,28 @@ def test_sections_of_other_programs_are_checked_for_names_but_not_for_values(tmp
         load(tmp_path, "s3: {bucket: YOUR_BUCKET}", "s3")
 
 
+def test_a_command_that_needs_no_secrets_starts_without_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs `gaps` need not have the variables of the cameras' passwords."""
+    monkeypatch.setenv("SMTP_PASS", "hunter2")
+    text = """cameras: [{name: a, rtsp_url: 'rtsp://u:${NOT_SET}@h/1', output_dir: /x}, {name: b, password: YOUR_WORD}]
+recording: {defaults: {user: u, password: '${NOT_SET}'}, segment_duration: 60}
+notify: {urls: ['${NOT_SET}'], smtp_pass: hunter2}"""
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    file.chmod(0o600)
+    sections = ("cameras", "recording", "notify")
+    config = rl.load_config(None, sections, tmp_path, secrets=False)
+    assert config["cameras"] == [{"name": "a", "rtsp_url": None, "output_dir": "/x"}, {"name": "b", "password": None}]
+    assert config["recording"]["defaults"] == {"user": "u", "password": None}
+    assert (config["recording"]["segment_duration"], config["notify"]["urls"], config["notify"]["smtp_pass"]) == (
+        60, [], None)  # fmt: skip
+    with pytest.raises(rl.UsageError, match="NOT_SET.*NOT_SET"):
+        rl.load_config(None, sections, tmp_path)
+    file.write_text(text.replace("output_dir: /x", "output_dir: '${NOT_SET}'"))
+    with pytest.raises(rl.UsageError, match=r"cameras\.output_dir"):
+        rl.load_config(None, sections, tmp_path, secrets=False)
+
+
 def test_a_secret_of_a_wrong_type_is_not_shown(tmp_path: Path) -> None:
     with pytest.raises(rl.UsageError) as refused:
         load(tmp_path, "notify: {smtp_pass: {a: hunter2}}\nrhombus: {api_key: [hunter2]}")
@@ -298,6 +320,7 @@ ENDS = {
     "raise r.CannotStart('no key')": (3, "no key"), "raise r.Busy('held')": (4, "held"),
     "raise KeyboardInterrupt": (130, ""),
     "os.kill(os.getpid(), 15); time.sleep(5)": (143, ""), "os.kill(os.getpid(), 2); time.sleep(5)": (130, ""),
+    "open('/dev/full', 'w').write('x' * 99999)": (1, "No space left on device: what is done is kept"),
     "1 / 0": (1, "bug in the program"), "sys.exit(2)": (2, ""),
     "threading.Thread(target=time.sleep, args=(30,)).start(); return 1": (1, ""),
     "threading.Thread(target=time.sleep, args=(30,)).start(); raise r.Busy('held')": (4, "held"),

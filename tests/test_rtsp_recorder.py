@@ -663,10 +663,10 @@ def test_gaps_tell_the_same_while_recording_and_afterwards(season):
     assert [gap["cause"] for gap in fine] in ([], ["stopped"]), (fine, season.journal("Fine"))
     assert {gap["cause"] for gap in during[:-1] if gap["camera"] == "Locked"} == {"unauthorised"}
     last = season.journal("Fine", "segment")[-1]["end"]
-    done = season.gaps("Wedged", "Fine", "--limit", "12", "--until", str(last))
+    done = season.gaps("Wedged", "Fine", "--max_lost", "12", "--until", str(last))
     assert done.returncode == Status.PARTIAL
     assert "Wedged: more than 12 % is missing" in done.stderr and "Fine: " in done.stdout
-    assert season.gaps("Fine", "--limit", "12", "--until", str(last)).returncode == 0
+    assert season.gaps("Fine", "--max_lost", "12", "--until", str(last)).returncode == 0
     rows = season.gaps("Wedged", "--csv").stdout.splitlines()
     assert rows[0] == "camera,start,end,seconds,cause,basis" and any(row.endswith(",stall,journal") for row in rows)
     assert season.gaps("Nobody").returncode == Status.USAGE
