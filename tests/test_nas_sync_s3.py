@@ -106,7 +106,9 @@ class House:
         return self
 
     def records(self) -> list[nas_sync.Record]:
-        return list(nas_sync.SyncLog(self.state / "synced"))
+        """The last word about each file."""
+        found = [one for file in sorted(self.state.glob("synced/*.synced")) for one in file.read_bytes().splitlines()]
+        return list({one.path: one for one in map(nas_sync.read_record, found) if one}.values())
 
     def proofs(self) -> list[str]:
         return sorted(one.how for one in self.records())
@@ -437,6 +439,18 @@ def test_what_the_bucket_lost_after_its_proof_is_kept_here_and_sent_again(house,
     swift.client().delete_object(Bucket=house.s3["bucket"], Key=KEY)
     house.refuses_to_delete()
     house.heals()
+
+
+def test_what_the_bucket_holds_damaged_is_kept_aside_and_sent_again(house, swift):
+    expected = house.record().read_bytes()
+    assert house.run("upload").status == 0
+    head = swift.client().head_object(Bucket=house.s3["bucket"], Key=KEY)
+    swift.client().put_object(Bucket=house.s3["bucket"], Key=KEY, Body=b"damaged", Metadata=head["Metadata"])
+    house.refuses_to_delete()
+    house.heals()
+    assert content(swift, house) == expected
+    _, aside = keys(swift, house)
+    assert (aside.startswith(f"{KEY}.damaged-"), content(swift, house, aside)) == (True, b"damaged")
 
 
 # --- weak servers ---
