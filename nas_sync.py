@@ -1552,15 +1552,22 @@ class NasTarget:
                           for one in group if one.recorded in brought or not self.settings.time_is_up()}  # fmt: skip
         return found
 
+    def _module(self) -> tuple[str, str]:
+        """Where names are read from, and what stands before each: a daemon of rsync 3.5 lists names below a folder of
+        a module, and then takes each of them for vanished."""
+        found = re.fullmatch(r"(rsync://[^/]+/[^/]+|[^/]*::[^/]+)/(.+)", self.address)
+        return (f"{found[1]}/", f"{found[2]}/") if found else (self._place(""), "")
+
     def bring(self, batch: Sequence[Footage], folder: Path) -> dict[str, Path]:
         limit = self.settings.bwlimit_bytes_per_sec
         more_sec = max(one.size for one in batch) / PROOF_BYTES_PER_SEC
+        source, below = self._module()
         done = self._call(["-t", "--no-links", *([f"--bwlimit={max(1, round(limit / 1024))}"] if limit else []),
-                           "--files-from=-", "--from0", self._place(""), f"{folder}/"],
-                          as_list(one.recorded for one in batch), more_sec=more_sec)  # fmt: skip
+                           "--files-from=-", "--from0", source, f"{folder}/"],
+                          as_list(below + one.recorded for one in batch), more_sec=more_sec)  # fmt: skip
         if done.status:
             log.warning("nas: %s", quotable(explain(done)))
-        there = {one.recorded: folder / one.recorded for one in batch}
+        there = {one.recorded: folder / (below + one.recorded) for one in batch}
         return {recorded: path for recorded, path in there.items() if path.is_file() and not path.is_symlink()}
 
     def close(self) -> None:
@@ -2874,6 +2881,9 @@ def examine(work: Work, records: Sequence[Record], due_before: float) -> None:
     if not settings.targets:
         raise UsageError("verify: no target is configured; set nas.nas_target_dir or s3.bucket")
     work.counts.setdefault("verify", Counter())
+    records = [one for one in records if one.proves and one.at_sec < due_before]
+    if not records:
+        return
     sources = Sources(settings)
     local = {one.recorded: one for one in find_footage(settings)}
     timeline = Timeline(settings, work.segment_sec)
@@ -2884,8 +2894,7 @@ def examine(work: Work, records: Sequence[Record], due_before: float) -> None:
         except CannotStart as problem:
             work.fail_target(problem)
             continue
-        due = sorted((one for one in records if one.target == target_id and one.proves and one.at_sec < due_before),
-                     key=lambda one: one.at_sec)  # fmt: skip
+        due = sorted((one for one in records if one.target == target_id), key=lambda one: one.at_sec)
         plan = [archived(one, local, timeline) for one in due]
         plan = [one for one in plan if sources.wants(one.footage.camera)][: settings.limit]
         plans.append((due[0].at_sec if due else 0.0, name, plan))
