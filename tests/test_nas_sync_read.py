@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from archive_servers import RsyncDaemon, SshServer
 from conftest import need
-from nas_sync_helpers import HOUR_SEC, START_SEC, UUID, Site, contents
+from nas_sync_helpers import HOUR_SEC, START_SEC, UUID, Site, contents, wait_for
 
 import nas_sync
 from nas_sync import Record, SyncLog
@@ -458,6 +458,21 @@ def test_a_fetch_needs_no_lock_and_removes_what_a_killed_one_has_left(site, tmp_
         assert site.call("status").status == 0
     assert {one.name for one in (tmp_path / "back").iterdir()} == {file.name}
     assert file.exists()
+
+
+def test_a_fetch_that_is_ended_leaves_nothing_half_and_can_be_repeated(site, tmp_path):
+    file = site.record("Gate", 1, os.urandom(20_000_000))
+    good = file.read_bytes()
+    assert site.run("run").status == 0
+    folder = tmp_path / "back"
+    words = ("fetch", "Gate", folder, "--at", START_SEC + HOUR_SEC)
+    with site.start(*words, "--bwlimit", "500K") as process:
+        wait_for(lambda: list(folder.glob(f"{nas_sync.FETCH_FOLDER}*/Gate/.*")), "rsync at work")
+        process.terminate()
+        assert process.wait(10) == 143
+    assert list(folder.iterdir()) == []
+    assert site.call(*words).status == 0
+    assert contents(folder) == {file.name: good}
 
 
 # --- export ---
