@@ -159,17 +159,17 @@ THUMBNAIL_WIDTH = 498  # as the older captures have it
 HLS_SEC, HLS_LIST = 2, 5
 HARDWARE_ENCODERS = ("h264_v4l2m2m", "h264_nvenc")  # Raspberry Pi and its like; need no other pixel format
 PROBE_TIMEOUT_SEC = 15
-TICK_SEC = 0.1  # how long a finished still may wait for its name
+CAPTURE_TICK_SEC = 0.1  # how long a finished still may wait for its name
 FIRST_FRAME_SEC = 60  # then FFmpeg is started anew
 STOP_STEP_SEC = 2.0  # TERM, this, TERM, this, KILL
-RETRY_MAX_SEC, RETRY_FAST_FOR_SEC, RETRY_SLOW_SEC, RETRY_REFUSED_SEC = 5.0, 600.0, 30.0, 60.0
+CAPTURE_RETRY_MAX_SEC, RETRY_FAST_FOR_SEC, RETRY_SLOW_SEC, RETRY_REFUSED_SEC = 5.0, 600.0, 30.0, 60.0
 SOUND_RETRY_SEC = 60.0  # how often a sound device that could not be opened is tried
-WATCHDOG_QUIET_SEC = 30  # a thread that is silent so long hangs: systemd is no longer told that all is well
+CAPTURE_QUIET_SEC = 30  # a thread that is silent so long hangs: systemd is no longer told that all is well
 STDERR_LINES = 40
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
 OLDER_NAME = re.compile(r"test_capture_(?!.*_thumbnail\.jpg).*\.jpg")
 UNFINISHED_SEC = 10.0  # a JPEG that has not grown so long and has no end mark stays cut off
-RESCAN_SEC = 1.0
+RENAME_RESCAN_SEC = 1.0
 GAP_SEC = 0.5  # shorter distances between two files are the inaccuracy of their times
 TAIL_SEC = 5.0  # so much older may the recorder's state of one camera be than that of another that records too
 LONGEST_FILE_SEC, DEFAULT_FILE_SEC = 26 * 3600.0, 3600.0  # of recordings that no journal knows
@@ -3154,7 +3154,7 @@ def capture_wait_sec(attempt: int, down_sec: float, said: str) -> float:
     """Seconds until the next attempt; a refused login is asked for rarely, so that no account is locked."""
     if re.search(r"\b40[134]\b|(?i:unauthori[sz]ed)", said):
         return RETRY_REFUSED_SEC
-    return RETRY_SLOW_SEC if down_sec > RETRY_FAST_FOR_SEC else min(RETRY_MAX_SEC, 1.3 ** min(attempt, 20))
+    return RETRY_SLOW_SEC if down_sec > RETRY_FAST_FOR_SEC else min(CAPTURE_RETRY_MAX_SEC, 1.3 ** min(attempt, 20))
 
 
 class Capturer:
@@ -3213,7 +3213,7 @@ class Capturer:
         current = CaptureRun(command, folder, rtsp_text(self.grabber) if self.grabber.kind == "rtsp" else b"")
         ours = None
         try:
-            while current.poll(TICK_SEC) and ours is None:
+            while current.poll(CAPTURE_TICK_SEC) and ours is None:
                 self.publish(folder)
                 ours = self.verdict(current)
             lines = list(current.stderr)  # not what our TERM makes it say
@@ -3365,7 +3365,7 @@ def watch_capturers(capturers: Sequence[Capturer], stopping: threading.Event, li
     while not stopping.wait(0.2):
         if time.monotonic() > until or all(capturer.busy for capturer in capturers):
             stopping.set()
-        if all(time.monotonic() - capturer.beat < WATCHDOG_QUIET_SEC for capturer in capturers):
+        if all(time.monotonic() - capturer.beat < CAPTURE_QUIET_SEC for capturer in capturers):
             tell_systemd("WATCHDOG=1")
     tell_systemd("STOPPING=1")
 
@@ -3516,7 +3516,7 @@ def rename_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> 
             changed.clear()
             rename_round(folders, held, locked, told)
             tell_systemd("WATCHDOG=1")
-            until = time.monotonic() + RESCAN_SEC  # network mounts tell nothing, and events may be missed
+            until = time.monotonic() + RENAME_RESCAN_SEC  # network mounts tell nothing, and events may be missed
             while not stopping.is_set() and not changed.wait(0.1) and time.monotonic() < until:
                 pass
     return Status.SIGINT if signals[:1] == [signal.SIGINT] else Status.DONE
