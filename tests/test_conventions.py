@@ -394,6 +394,13 @@ def test_a_script_keeps_its_size(script):
     assert len(source(script).splitlines()) <= LINES_NOW.get(script, PROGRAM_LINES)
 
 
+def test_the_readme_names_every_file_below_tests():
+    found = subprocess.run(["git", "ls-files", "tests/*.py"], cwd=ROOT, check=False, capture_output=True, text=True)
+    names = found.stdout.split() if found.returncode == 0 else [str(file) for file in (ROOT / "tests").rglob("*.py")]
+    assert names
+    assert [name for name in names if f"{Path(name).name}`" not in readme()] == []
+
+
 @every_script
 def test_no_name_of_a_script_is_given_twice(script):
     """The second would silently take the place of the first, above all after two branches were merged."""
