@@ -1338,7 +1338,16 @@ class NasTarget:
         items = self._compare(batch) if batch else {}
         if batch and self._read_id() != self.target_id:
             raise CannotStart(f"nas: {self.address} was unmounted or replaced; nothing is deleted")
+        self._refuse_same(batch)
         return {path for path, item in items.items() if item[1] == "f" and "+" not in item and item[3] != "s"}
+
+    def _refuse_same(self, batch: Sequence[Footage]) -> None:
+        """Raises CannotStart where a file on a mounted target is the local one: a link, or a folder mounted twice."""
+        for one in batch if self.is_path else ():
+            with suppress(OSError):
+                if os.path.samestat(one.path.lstat(), Path(self.address, one.recorded).stat()):
+                    raise CannotStart(f"nas: {printable(one.recorded)} there and here is one and the same file, not a "
+                                      "copy; nothing is deleted")  # fmt: skip
 
     def close(self) -> None:
         """Nothing stays open between calls."""
@@ -2071,8 +2080,17 @@ class Work:
             with self.watching(name):
                 made = self.make_target(name)
                 made.open()
+                self._refuse_itself(made)
             self.opened[name] = made
         return self.opened[name]
+
+    def _refuse_itself(self, target: Target) -> None:
+        """Raises CannotStart where the target's root is our source, by whatever way: each file would prove itself."""
+        source = self.settings.ready_dir or self.settings.local_dir
+        with suppress(OSError, ValueError):
+            if source and (source / TARGET_FILE).read_text(encoding="ascii").strip() == target.target_id:
+                raise CannotStart(f"{target.name}: the target is the footage itself: {source} holds its {TARGET_FILE}; "
+                                  "give the archive a place of its own, and remove that file from the footage")  # fmt: skip
 
     @contextmanager
     def watching(self, name: str) -> Iterator[None]:

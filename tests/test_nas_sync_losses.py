@@ -1,0 +1,89 @@
+"""nas_sync.py: situations in which footage could be lost, or be believed to be where it is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import need
+from nas_sync_helpers import HOUR_SEC, START_SEC, UUID, Site, contents
+
+import nas_sync
+
+DAY = "2026-11-19"
+UNPRIVILEGED = ["--bounding-set=-dac_override,-dac_read_search"]
+
+
+@pytest.fixture
+def site(tmp_path):
+    need("rsync")
+    made = Site(tmp_path)
+    made.init()
+    return made
+
+
+@pytest.fixture
+def in_place(tmp_path):
+    need("rsync")
+    made = Site(tmp_path, organize=False)
+    made.init()
+    return made
+
+
+def unprivileged() -> list[str]:
+    """Root may read everything; as what stands in front of a command this takes that away."""
+    return [need("setpriv"), *UNPRIVILEGED] if os.geteuid() == 0 else ["env"]
+
+
+# --- the archive is not where it seems to be ---
+
+
+@pytest.mark.parametrize("kind", ["same path", "link", "mount"])
+def test_a_target_that_is_the_footage_folder_itself_is_no_archive(kind, tmp_path):
+    """What is compared there is each file with itself."""
+    need("rsync")
+    site = Site(tmp_path, organize=False)
+    target = site.rec
+    if kind != "same path":
+        target = tmp_path / "other"
+        target.symlink_to(site.rec) if kind == "link" else target.mkdir()
+    if kind == "mount":
+        done = subprocess.run([need("mount"), "--bind", str(site.rec), str(target)], capture_output=True)
+        if done.returncode:
+            pytest.skip("not permitted: mount --bind")
+    try:
+        site.set(nas={"nas_target_dir": str(target)})
+        file = site.record("Gate", 1)
+        site.call("target", "init")
+        done = site.run("run")
+        assert file.exists()
+        assert done.status == 3
+        assert "is the footage itself" in done.err
+    finally:
+        if kind == "mount":
+            subprocess.run(["umount", "-l", str(target)], check=True)
+
+
+def test_a_link_on_the_nas_to_the_local_file_is_no_copy(site):
+    file = site.record("Gate", 1)
+    assert site.run("organize").status == 0
+    [ready] = site.ready.glob("Gate/*/*.mp4")
+    copy = site.nas / "Gate" / DAY / file.name
+    copy.parent.mkdir(parents=True)
+    copy.hardlink_to(ready)
+    done = site.run("run")
+    assert (done.status, ready.exists()) == (3, True)
+    assert "one and the same file" in done.err
+
+
+# --- holds ---
+
+
+# --- one odd thing does not stop the rest ---
+
+
+# --- names and records ---
