@@ -1336,10 +1336,13 @@ class NasTarget:
 
     def present(self, batch: Sequence[Footage]) -> set[str]:
         items = self._compare(batch) if batch else {}
+        touched = [one for one in batch if (item := items.get(one.recorded)) and item[4] == "t" and item[3] != "s"]
+        items |= self._compare(touched, "--checksum") if touched else {}  # another time: written since, or never set
         if batch and self._read_id() != self.target_id:
             raise CannotStart(f"nas: {self.address} was unmounted or replaced; nothing is deleted")
         self._refuse_same(batch)
-        return {path for path, item in items.items() if item[1] == "f" and "+" not in item and item[3] != "s"}
+        return {path for path, item in items.items()
+                if item[1] == "f" and "+" not in item and item[2] != "c" and item[3] != "s"}  # fmt: skip
 
     def _refuse_same(self, batch: Sequence[Footage]) -> None:
         """Raises CannotStart where a file on a mounted target is the local one: a link, or a folder mounted twice."""

@@ -80,6 +80,17 @@ def test_a_link_on_the_nas_to_the_local_file_is_no_copy(site):
     assert "one and the same file" in done.err
 
 
+def test_a_file_of_the_same_size_that_was_put_in_place_of_a_proven_one_is_noticed_before_deleting(site):
+    file = site.record("Gate", 1)
+    assert site.run("organize").status == site.run("backup").status == 0
+    copy = site.nas / "Gate" / DAY / file.name
+    copy.write_bytes(os.urandom(copy.stat().st_size))
+    done = site.run("cleanup")
+    assert (done.status, len(site.local())) == (1, 1), done.err
+    assert site.run("run").status == 0
+    assert site.local() == {}
+
+
 # --- holds ---
 
 
