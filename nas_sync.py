@@ -2497,11 +2497,20 @@ TARGETS: dict[str, Callable[[Settings, Memory, int | None, Callable[[Footage, st
 }
 
 
+def has_records(log_dir: Path) -> bool:
+    """Whether the newest sync log is one of ours; the older scripts wrote bare paths."""
+    newest = max(log_dir.glob("*.synced"), default=None)
+    return bool(newest and read_record(newest.read_bytes().rstrip().rpartition(b"\n")[2]))
+
+
 def check_folders(settings: Settings) -> None:
     """Raises CannotStart: a source that is not there is a disk that is not mounted, not an empty one."""
     for folder in (settings.local_dir, settings.clips_dir):
         if folder and not folder.is_dir():
             raise CannotStart(f"{folder}: there is no such folder; is its disk mounted?")
+    if settings.ready_dir and not settings.state_dir.is_dir() and has_records(settings.log_dir):
+        raise CannotStart(f"{settings.ready_dir}: is its disk mounted? There is a sync log, but no folder {STATE_FOLDER}; "
+                          f"footage would end up below the mount; if it is right: mkdir -p {settings.state_dir}")  # fmt: skip
     try:
         for folder in (settings.state_dir, settings.lock_file.parent):
             folder.mkdir(parents=True, exist_ok=True)

@@ -80,6 +80,28 @@ def test_a_link_on_the_nas_to_the_local_file_is_no_copy(site):
     assert "one and the same file" in done.err
 
 
+def test_a_ready_folder_whose_disk_is_not_mounted_gets_no_footage(site):
+    site.record("Gate", 1)
+    assert site.run("run").status == 0
+    site.ready.rename(site.folder / "unmounted")
+    site.ready.mkdir()
+    file = site.record("Gate", 2)
+    done = site.run("run")
+    assert (done.status, file.exists()) == (3, True), done.err
+    assert "is its disk mounted?" in done.err
+    assert list(site.ready.iterdir()) == []
+
+
+def test_a_first_run_with_the_logs_of_older_scripts_is_not_taken_for_an_unmounted_disk(tmp_path):
+    need("rsync")
+    site = Site(tmp_path)
+    site.write(site.synced / "2026-11-18.synced", b"/data/ready/Gate/2026-11-18/a.mkv\n", START_SEC)
+    site.record("Gate", 1)
+    site.init()
+    assert site.run("run").status == 0
+    assert len(site.archived()) == 1
+
+
 def test_a_file_of_the_same_size_that_was_put_in_place_of_a_proven_one_is_noticed_before_deleting(site):
     file = site.record("Gate", 1)
     assert site.run("organize").status == site.run("backup").status == 0
