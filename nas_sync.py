@@ -568,15 +568,26 @@ class Sources:
                 if midnight_sec is None or not day.is_dir(follow_symlinks=False):
                     self.note("not in a folder CAMERA/YYYY-MM-DD", day.path)
                     continue
-                for entry in scan(Path(day.path)):
+                entries = list(scan(Path(day.path)))
+                told = {entry.name.removesuffix(".json") for entry in entries if entry.name.endswith(".json")}
+                for entry in entries:
                     if (status := self.file(entry)) is None:
                         continue
                     assert root is not None
-                    start_sec = self._within(entry.name, midnight_sec)
+                    start_sec, basis = self._start(Path(entry.path), midnight_sec, told)
                     kind = "clip" if CLIP_NAME.fullmatch(entry.name) else "recording"
                     kind = "sidecar" if entry.name.endswith(".json") else kind  # also X_1.json, beside a namesake
                     yield Footage(root, f"{camera.name}/{day.name}/{entry.name}", camera.name, kind, start_sec,
-                                  "folder", status.st_size, status.st_mtime_ns)  # fmt: skip
+                                  basis, status.st_size, status.st_mtime_ns)  # fmt: skip
+
+    def _start(self, path: Path, midnight_sec: float, told: Collection[str]) -> tuple[float, str]:
+        """When an organized file begins; `told`: the names, without suffix, of which there is a sidecar."""
+        start_sec = clip_start(path, self.settings.zone)[0] if path.stem in told else None
+        if start_sec is not None and 0 <= start_sec - midnight_sec < 86400:
+            return start_sec, "sidecar"
+        found = CLIP_NAME.fullmatch(path.name)  # of an alert with the time of its location, which only a sidecar tells
+        has_time = found[2] if found else name_sec(path.name, self.settings.zone) is not None
+        return self._within(path.name, midnight_sec), "folder" if has_time else "mtime"
 
     def _within(self, name: str, midnight_sec: float) -> float:
         """The time in a name, if it is of that day; the folder knows better."""
@@ -2254,9 +2265,11 @@ def read_holds(file: Path) -> list[Hold]:
 
 
 def is_held(footage: Footage, holds: Sequence[Hold]) -> bool:
-    """Touches a hold. A file ends at the latest when it was last written; an uncertain start counts a day earlier."""
+    """Touches a hold. A file ends at the latest when it was last written, unless that is said to be before its start;
+    an uncertain start counts a day earlier."""
+    written_sec, day_later_sec = footage.mtime_ns / 1e9, footage.start_sec + UNCERTAIN_SEC
     start_sec = footage.start_sec - (UNCERTAIN_SEC if footage.start_basis == "mtime" else 0)
-    end_sec = max(footage.start_sec, min(footage.mtime_ns / 1e9, footage.start_sec + UNCERTAIN_SEC)) + 1
+    end_sec = (min(written_sec, day_later_sec) if written_sec >= footage.start_sec else day_later_sec) + 1
     names = names_of(footage.camera)
     return any(hold.camera.lower() in names and start_sec < hold.end_sec and hold.start_sec < end_sec for hold in holds)
 

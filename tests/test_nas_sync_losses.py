@@ -116,6 +116,37 @@ def test_a_file_of_the_same_size_that_was_put_in_place_of_a_proven_one_is_notice
 # --- holds ---
 
 
+def test_a_hold_counts_by_the_time_in_the_sidecar_and_not_by_a_local_time_in_the_name(site):
+    """An alert at 05:00 UTC has the local time of its location in its name."""
+    content = b"an alert" * 1000
+    name = f"Door_{UUID}_20261119_140000_alert_MOTION_x1_video.mp4"
+    site.write(site.clips / name, content, START_SEC + 90_000)
+    start_ms = (START_SEC + 5 * HOUR_SEC) * 1000
+    about = {"schema": 1, "requested": {"start_ms": start_ms, "end_ms": start_ms + 60_000}}
+    site.write((site.clips / name).with_suffix(".json"), json.dumps(about).encode(), START_SEC + 90_000)
+    assert site.call("hold", "add", "Door", f"{DAY}T05:00Z", f"{DAY}T05:10Z").status == 0
+    assert site.run("run").status == 0
+    assert content in site.local().values()
+
+
+def test_a_file_that_is_older_by_its_time_than_by_its_name_is_held_in_doubt(site):
+    """As after a restore without times, or with a camera's clock that was wrong."""
+    file = site.record("Gate", 9)
+    os.utime(file, (START_SEC - 1000, START_SEC - 1000))
+    assert site.call("hold", "add", "Gate", f"{DAY}T09:30Z", f"{DAY}T09:40Z").status == 0
+    assert site.run("run").status == 0
+    assert len(site.local()) == 1
+
+
+def test_a_file_without_a_time_in_its_name_is_held_in_doubt(site):
+    """It was written until 00:10, so it is in the folder of that day; it began the day before."""
+    site.set(cameras=[{"name": "Gate", "rtsp_url": "rtsp://127.0.0.1/x"}])
+    site.write(site.rec / "Gate" / "first.mp4", b"first" * 100, START_SEC + 600)
+    assert site.call("hold", "add", "Gate", "2026-11-18T23:30Z", "2026-11-18T23:40Z").status == 0
+    assert site.run("run").status == 0
+    assert len(site.local()) == 1
+
+
 # --- one odd thing does not stop the rest ---
 
 
