@@ -2264,6 +2264,16 @@ def read_holds(file: Path) -> list[Hold]:
         raise CannotStart(f"{file}: the list of holds cannot be read; mend it before anything is deleted") from problem
 
 
+def hold_files(settings: Settings) -> list[Path]:
+    """The list of holds, and those from before a ready folder or a recorder's folder came into use."""
+    homes = [settings.state_dir, *(home / STATE_FOLDER for home in (settings.local_dir, settings.clips_dir) if home)]
+    return [home / "holds.json" for home in dict.fromkeys(homes)]
+
+
+def all_holds(settings: Settings) -> list[Hold]:
+    return list(dict.fromkeys(one for file in hold_files(settings) for one in read_holds(file)))
+
+
 def is_held(footage: Footage, holds: Sequence[Hold]) -> bool:
     """Touches a hold. A file ends at the latest when it was last written, unless that is said to be before its start;
     an uncertain start counts a day earlier."""
@@ -2281,7 +2291,7 @@ def hold(settings: Settings, words: Sequence[str]) -> int:
     if (action, len(given)) not in (("add", 3), ("remove", 3), ("list", 0)):
         raise UsageError("hold: say hold add CAMERA FROM TO, hold remove CAMERA FROM TO, or hold list")
     if action == "list":
-        for one in read_holds(file):
+        for one in all_holds(settings):
             text = f"{one.camera}\t{utc_text(one.start_sec)}\t{utc_text(one.end_sec)}"
             print(json.dumps(as_row(one)) if settings.json else text)
         return Status.DONE
@@ -2292,14 +2302,22 @@ def hold(settings: Settings, words: Sequence[str]) -> int:
     if action == "add" and not is_known(wanted.camera, settings):
         log.warning("hold: %s: no footage of a camera of this name is here; is it spelled right?", wanted.camera)
     with run_lock(file.with_suffix(".lock"), "hold", HOLD_WAIT_SEC):
-        holds = read_holds(file)
-        if action == "remove" and wanted not in holds:
+        if action == "remove" and wanted not in all_holds(settings):
             raise UsageError(f"hold: there is no hold of {wanted.camera} with these times; see hold list")
-        kept = [one for one in holds if one != wanted] + ([wanted] if action == "add" else [])
-        write_json(file, {"holds": [as_row(one) for one in kept]})
+        for one in [] if settings.dry_run else hold_files(settings):
+            change_holds(one, wanted, add=action == "add" and one == file)
+    if settings.dry_run:
+        return Status.DONE
     log.info("hold: %s %s to %s %s", wanted.camera, utc_text(wanted.start_sec), utc_text(wanted.end_sec),
              "is spared by cleanup" if action == "add" else "is no longer held")  # fmt: skip
     return Status.DONE
+
+
+def change_holds(file: Path, wanted: Hold, *, add: bool) -> None:
+    before = read_holds(file)
+    kept = [one for one in before if one != wanted] + ([wanted] if add else [])
+    if kept != before:
+        write_json(file, {"holds": [as_row(one) for one in kept]})
 
 
 def as_row(hold: Hold) -> dict[str, Any]:
@@ -2353,7 +2371,7 @@ def cleanup(work: Work) -> None:
     targets = [work.target(name) for name in settings.required]
     found = [one for one in work.look() if one.kind in ("recording", "clip")]
     now, grace_sec = time.time(), float(settings.retention["grace_sec"])
-    holds = read_holds(settings.state_dir / "holds.json")
+    holds = all_holds(settings)
     may_go = finished(found, work.segment_sec) if ring else [
         one for one in found if is_due([work.synclog.proof(one, t.target_id) for t in targets], grace_sec, now)]
     may_go = [one for one in may_go if not is_held(one, holds)]
@@ -2431,7 +2449,7 @@ def delete(work: Work, batch: Sequence[Footage], targets: Sequence[Target]) -> N
 
 def obstacle(work: Work, footage: Footage, targets: Sequence[Target]) -> str:
     """Why a file that is due must stay after all: the last look before it is deleted. Raises Gone, OSError."""
-    if is_held(footage, read_holds(work.settings.state_dir / "holds.json")):
+    if is_held(footage, all_holds(work.settings)):
         return "held"
     if has_writer(footage.path):
         return "it is open for writing"

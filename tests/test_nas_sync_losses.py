@@ -147,7 +147,25 @@ def test_a_file_without_a_time_in_its_name_is_held_in_doubt(site):
     assert len(site.local()) == 1
 
 
+def test_holds_are_still_known_when_a_ready_folder_comes_into_use(in_place):
+    file = in_place.record("Gate", 9)
+    assert in_place.call("hold", "add", "Gate", f"{DAY}T09:30Z", f"{DAY}T09:40Z").status == 0
+    in_place.set(nas={"ready_for_backup_dir": str(in_place.ready)})
+    assert in_place.call("target", "init").status == 0
+    assert in_place.run("run").status == 0
+    assert [Path(name).name for name in in_place.local()] == [file.name]
+    assert "Gate" in in_place.call("hold", "list").out
+    assert in_place.call("hold", "remove", "Gate", f"{DAY}T09:30Z", f"{DAY}T09:40Z").status == 0
+    assert in_place.run("run").status == 0
+    assert in_place.local() == {}
+
+
 # --- one odd thing does not stop the rest ---
 
 
 # --- names and records ---
+
+
+def test_hold_with_dry_run_changes_nothing(site):
+    assert site.call("hold", "add", "Gate", f"{DAY}T09:30Z", f"{DAY}T09:40Z", "--dry_run").status == 0
+    assert site.call("hold", "list").out == ""
