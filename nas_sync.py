@@ -99,6 +99,8 @@ QUIET_MORE_SEC = 3  # rsync's own timeout comes first
 KEEP_ALIVE_BYTES = 1024  # within one timeout; less is no progress
 KILL_AFTER_SEC = 2.0  # from TERM to KILL
 PROOF_BYTES_PER_SEC = 10_000_000  # a target that reads slower than this counts as hanging
+LAST_SEC = 253_370_764_800.0  # 9999-01-01, a year before Python's calendar ends
+LOST_AND_FOUND = "lost+found"  # of a filesystem, for root only
 UNCERTAIN_SEC = 86400  # a file of ours is not longer than a day
 HOLD_WAIT_SEC = 10.0
 FAILURES_TOLD = 50  # in a notification
@@ -439,11 +441,18 @@ def day_sec(day: str) -> float | None:
         return None
 
 
+def as_sec(value: Any) -> float:
+    """Epoch seconds that a calendar knows. Raises ValueError, TypeError."""
+    if not 0 <= (sec := float(value)) < LAST_SEC:
+        raise ValueError(f"{value} is no time")
+    return sec
+
+
 def clip_start(path: Path, zone: tzinfo) -> tuple[float | None, str]:
     """When a clip (or the clip of a sidecar) begins: from its sidecar, else from its name."""
     sidecar = read_json(path.with_suffix(".json")) or {}
     with suppress(KeyError, TypeError, ValueError):
-        return float(sidecar["requested"]["start_ms"]) / 1000, "sidecar"
+        return as_sec(sidecar["requested"]["start_ms"] / 1000), "sidecar"
     found = CLIP_NAME.fullmatch(path.name)
     if found and found[2]:
         return float(found[2]), "name"
@@ -454,11 +463,16 @@ def journal_starts(folder: Path) -> dict[str, float]:
     """File name -> start, of everything that a recorder's journal of one camera tells; torn lines are left out."""
     starts: dict[str, float] = {}
     for file in sorted(folder.glob("????-??-??.jsonl")):
-        for text in file.read_bytes().split(b"\n"):
+        try:
+            content = file.read_bytes()
+        except OSError as problem:
+            log.warning("%s: cannot be read, so names tell the time: %s", file, problem.strerror)
+            continue
+        for text in content.split(b"\n"):
             with suppress(ValueError, TypeError, KeyError):
                 line = json.loads(text)
                 if line["kind"] == "segment":
-                    starts[str(line["file"]).rpartition("/")[2]] = float(line["start"])
+                    starts[str(line["file"]).rpartition("/")[2]] = as_sec(line["start"])
     return starts
 
 
@@ -477,6 +491,7 @@ class Sources:
 
     settings: Settings
     odd: dict[str, list[str]] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)  # sentences
 
     def wants(self, camera: str) -> bool:
         return not self.settings.only or bool(names_of(camera) & {name.lower() for name in self.settings.only})
@@ -504,11 +519,23 @@ class Sources:
     def note(self, reason: str, path: str) -> None:
         self.odd.setdefault(reason, []).append(path)
 
+    def entries(self, folder: Path) -> list[os.DirEntry[str]]:
+        """What lies in a folder; one that cannot be read does not stop the others."""
+        try:
+            return [entry for entry in scan(folder) if entry.name != LOST_AND_FOUND]
+        except OSError as problem:
+            self.miss(problem, folder)
+            return []
+
+    def miss(self, problem: OSError, folder: Path | None = None) -> None:
+        if problem.errno != errno.ENOENT:
+            self.unread.append(f"{printable(folder or problem.filename)}: this folder cannot be read: {problem.strerror}")
+
     def recordings(self) -> Iterator[Footage]:
         """CAMERA/NAME of the recorder."""
         root = self.settings.local_dir
         others = {self.settings.ready_dir, self.settings.clips_dir, self.settings.evidence_dir}
-        for folder in scan(root) if root else ():
+        for folder in self.entries(root) if root else ():
             if folder.name.startswith(".") or not folder.is_dir(follow_symlinks=False) or Path(folder.path) in others:
                 continue
             if not CAMERA_NAME.fullmatch(folder.name):
@@ -519,7 +546,7 @@ class Sources:
 
     def _recordings_of(self, root: Path, folder: os.DirEntry[str]) -> Iterator[Footage]:
         starts: dict[str, float] | None = None
-        for entry in scan(Path(folder.path)):
+        for entry in self.entries(Path(folder.path)):
             if entry.is_dir(follow_symlinks=False) or (status := self.file(entry)) is None:
                 continue
             if not entry.name.lower().endswith(FOOTAGE_SUFFIXES):
@@ -541,7 +568,7 @@ class Sources:
     def clips(self) -> Iterator[Footage]:
         """Clips and sidecars of copy_footage.py; other files in that folder are none of ours."""
         root = self.settings.clips_dir
-        for entry in scan(root) if root else ():
+        for entry in self.entries(root) if root else ():
             found = CLIP_NAME.fullmatch(entry.name)
             if not found or not self.wants(found[1]) or (status := self.file(entry)) is None:
                 continue
@@ -560,15 +587,15 @@ class Sources:
     def organized(self) -> Iterator[Footage]:
         """CAMERA/YYYY-MM-DD/NAME of the ready folder; the folder is the date."""
         root = self.settings.ready_dir
-        for camera in scan(root) if root else ():
+        for camera in self.entries(root) if root else ():
             if camera.name.startswith(".") or not camera.is_dir(follow_symlinks=False) or not self.wants(camera.name):
                 continue
-            for day in scan(Path(camera.path)):
+            for day in self.entries(Path(camera.path)):
                 midnight_sec = day_sec(day.name) if DAY_FOLDER.fullmatch(day.name) else None
                 if midnight_sec is None or not day.is_dir(follow_symlinks=False):
                     self.note("not in a folder CAMERA/YYYY-MM-DD", day.path)
                     continue
-                entries = list(scan(Path(day.path)))
+                entries = self.entries(Path(day.path))
                 told = {entry.name.removesuffix(".json") for entry in entries if entry.name.endswith(".json")}
                 for entry in entries:
                     if (status := self.file(entry)) is None:
@@ -598,10 +625,10 @@ class Sources:
 
     def below(self, root: Path | None, kind: str, prefix: str) -> Iterator[Footage]:
         """Everything below a folder: evidence, and journals."""
-        for folder, names, _ in os.walk(root) if root else ():
-            names[:] = sorted(name for name in names if not name.startswith("."))
+        for folder, names, _ in os.walk(root, onerror=self.miss) if root else ():
+            names[:] = sorted(name for name in names if not name.startswith(".") and name != LOST_AND_FOUND)
             assert root is not None
-            for entry in scan(Path(folder)):
+            for entry in self.entries(Path(folder)):
                 if entry.is_dir(follow_symlinks=False) or (status := self.file(entry)) is None:
                     continue
                 relative = Path(entry.path).relative_to(root).as_posix()
@@ -624,18 +651,21 @@ def by_age(footage: Footage) -> tuple[float, int, str]:
     return footage.start_sec, footage.kind != "sidecar", footage.recorded
 
 
-def find_footage(settings: Settings) -> list[Footage]:
-    """What waits in the sources for a target, oldest first. Odd files are reported once, and left alone."""
+def find_footage(settings: Settings, fail: Callable[[str], None] = log.error) -> list[Footage]:
+    """What waits in the sources for a target, oldest first. Odd files are reported once, and left alone; `fail` is told
+    of folders that cannot be read."""
     sources = Sources(settings)
     found = list(sources.organized()) if settings.ready_dir else [*sources.recordings(), *sources.clips()]
     found += sources.below(settings.evidence_dir, "evidence", EVIDENCE_PREFIX)
     if settings.local_dir:
         found += sources.below(settings.local_dir / RECORDER_JOURNAL, "journal", JOURNAL_PREFIX)
-    report_odd(sources)
+    report_odd(sources, fail)
     return sorted(found, key=by_age)
 
 
-def report_odd(sources: Sources) -> None:
+def report_odd(sources: Sources, fail: Callable[[str], None]) -> None:
+    for words in sources.unread:
+        fail(words)
     for reason, paths in sorted(sources.odd.items()):
         shown = ", ".join(printable(path) for path in paths[:ODD_SHOWN])
         more = f" and {len(paths) - ODD_SHOWN} more" if len(paths) > ODD_SHOWN else ""
@@ -908,7 +938,7 @@ def organize(work: Work) -> None:
         raise UsageError("organize: nas.ready_for_backup_dir is not set; without it files are archived where they are")
     sources = Sources(settings)
     found = sorted([*sources.recordings(), *sources.clips()], key=by_age)
-    report_odd(sources)
+    report_odd(sources, work.fail_once)
     ready = work.limited(finished(found, work.segment_sec))
     if settings.dry_run:
         return work.show_plan("organize", ready)
@@ -2079,7 +2109,7 @@ class Work:
 
     def look(self) -> list[Footage]:
         """The footage as it is now, with what the sync log says of it."""
-        found = find_footage(self.settings)
+        found = find_footage(self.settings, self.fail_once)
         self.synclog = SyncLog(self.settings.log_dir, [one.recorded for one in found])
         return found
 
@@ -2154,6 +2184,11 @@ class Work:
         log.error("%s", words)
         self.failures.append(words)
         self.status = max(self.status, Status.PARTIAL)
+
+    def fail_once(self, words: str) -> None:
+        """Of what meets every step of a run anew."""
+        if words not in self.failures:
+            self.fail(words)
 
     def late(self, step: str, count: int) -> None:
         self.counts.setdefault(step, Counter())["late"] += count

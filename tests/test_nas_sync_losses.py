@@ -163,6 +163,33 @@ def test_holds_are_still_known_when_a_ready_folder_comes_into_use(in_place):
 # --- one odd thing does not stop the rest ---
 
 
+@pytest.mark.parametrize("place", ["ready/lost+found", "rec/Locked", "evidence/private"])
+def test_a_folder_that_we_may_not_read_is_named_and_does_not_stop_the_others(place, site):
+    site.set(analysis={"evidence_dir": str(site.folder / "evidence")})
+    locked = site.folder / place
+    locked.mkdir(parents=True)
+    locked.chmod(0)
+    site.record("Gate", 1)
+    done = site.run("run", prefix=unprivileged())
+    assert "bug" not in done.err
+    assert len(site.archived()) == 1
+    expected = (0, 0) if "lost" in place else (1, 1)  # every new filesystem has one, and it is root's
+    assert (done.status, done.err.count(f"{locked}: this folder cannot be read: Permission denied")) == expected
+
+
+@pytest.mark.parametrize("value", ["1e30", "-1e30", "NaN", "Infinity", '"x"', "null", "[]"])
+def test_a_sidecar_or_a_journal_with_an_impossible_time_costs_nothing_but_itself(value, site):
+    clip, sidecar = site.clip()
+    old_sec = sidecar.stat().st_mtime
+    site.write(sidecar, b'{"requested": {"start_ms": %s}}' % value.encode(), old_sec)
+    file = site.record("Gate", 1)
+    line = f'{{"kind": "segment", "file": "{file.name}", "start": {value}}}\n'
+    site.write(site.rec / nas_sync.RECORDER_JOURNAL / "Gate" / f"{DAY}.jsonl", line.encode(), START_SEC)
+    done = site.run("run")
+    assert done.status == 0, done.err
+    assert {clip.name, file.name} <= {Path(name).name for name in site.archived()}
+
+
 # --- names and records ---
 
 
