@@ -943,7 +943,7 @@ def organize(work: Work) -> None:
     if settings.dry_run:
         return work.show_plan("organize", ready)
     work.counts.setdefault("organize", Counter())
-    synced = SyncLog(settings.log_dir, [organized_name(one) for one in ready])
+    synced = archived_names(settings.log_dir, ready)
     for place, footage in enumerate(ready):
         if settings.time_is_up():
             return work.late("organize", len(ready) - place)
@@ -958,6 +958,17 @@ def organize(work: Work) -> None:
             work.tell("organize", footage, "conflict" if kept else "organized",
                       f"its name is taken by other footage; kept as {printable(moved_to.name)}" if kept else "")
     return None
+
+
+def archived_names(log_dir: Path, files: Sequence[Footage]) -> SyncLog:
+    """What the sync log knows of the names that `files` may get, up to one of each that was never archived."""
+    depth = 1
+    while True:
+        names = [list(islice(other_names(organized_name(one)), depth)) for one in files]
+        known = SyncLog(log_dir, [name for listed in names for name in listed])
+        if not any(known.latest(listed[-1]) for listed in names):
+            return known
+        depth *= 4
 
 
 def move(footage: Footage, ready_dir: Path, archived: SyncLog, hashes: Hashes) -> Path:

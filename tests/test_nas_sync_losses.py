@@ -193,6 +193,16 @@ def test_a_sidecar_or_a_journal_with_an_impossible_time_costs_nothing_but_itself
 # --- names and records ---
 
 
+def test_a_name_that_is_recorded_again_and_again_is_archived_every_time(site):
+    """A host without a clock of its own starts with the same time after every power cut."""
+    for number in range(4):
+        file = site.record("Gate", 1, os.urandom(1000 + number))
+        site.run("run")
+        assert site.local() == {}
+    assert len(site.archived()) == 4
+    assert file.name in {Path(name).name for name in site.archived()}
+
+
 def test_hold_with_dry_run_changes_nothing(site):
     assert site.call("hold", "add", "Gate", f"{DAY}T09:30Z", f"{DAY}T09:40Z", "--dry_run").status == 0
     assert site.call("hold", "list").out == ""
