@@ -99,6 +99,7 @@ QUIET_MORE_SEC = 3  # rsync's own timeout comes first
 KEEP_ALIVE_BYTES = 1024  # within one timeout; less is no progress
 KILL_AFTER_SEC = 2.0  # from TERM to KILL
 PROOF_BYTES_PER_SEC = 10_000_000  # a target that reads slower than this counts as hanging
+HORIZON_SEC = 86400  # a proof from later than this ahead is of a clock that stood wrong, and made anew
 LAST_SEC = 253_370_764_800.0  # 9999-01-01, a year before Python's calendar ends
 LOST_AND_FOUND = "lost+found"  # of a filesystem, for root only
 UNCERTAIN_SEC = 86400  # a file of ours is not longer than a day
@@ -713,7 +714,8 @@ def read_record(line: bytes) -> Record | None:
 
 
 class SyncLog:
-    """`success_log_dir/YYYY-MM-DD.synced`: what is on which target, and how that is known. Append only.
+    """`success_log_dir/YYYY-MM-DD.synced`: what is on which target, and how that is known. Append only, and never to
+    an older file than the newest, so that the order of the files is that of their lines whatever the clock said.
 
     Only what concerns `wanted` paths is kept in memory (None: everything), so that years of logs cost little. The last
     line about a path and a target counts. A line that is not whole counts for nothing, and neither does a bare path as
@@ -722,6 +724,7 @@ class SyncLog:
 
     def __init__(self, folder: Path, wanted: Iterable[str] | None = None) -> None:
         self.folder = folder
+        self.horizon = utc_text(time.time() + HORIZON_SEC).encode()
         self.lines: dict[bytes, bytes] = {}  # "path TAB target" -> its last line; parsed when it is asked for
         self.last: dict[bytes, bytes] = {}  # path -> its last line, whatever the target
         keys = None if wanted is None else {encode_path(path).encode() for path in wanted}
@@ -773,17 +776,20 @@ class SyncLog:
         line = self.lines.get(f"{encode_path(footage.recorded)}\t{target_id}".encode())
         if not line:
             return False
-        _, size, mtime_ns, _, _, proof, *_ = line.split(b"\t")
-        return proof != LOST.encode() and (int(size), int(mtime_ns)) == (footage.size, footage.mtime_ns)
+        _, size, mtime_ns, _, _, proof, at, *_ = line.split(b"\t")
+        return (proof != LOST.encode() and at <= self.horizon
+                and (int(size), int(mtime_ns)) == (footage.size, footage.mtime_ns))  # fmt: skip
 
     def append(self, records: Sequence[Record]) -> None:
         """Durable when this returns. Raises CannotStart where the log cannot be written."""
-        for day in sorted({utc_day(record.at_sec) for record in records}):
+        newest = max((file.stem for file in self.folder.glob("????-??-??.synced")), default="")
+        days = {record: max(utc_day(record.at_sec), newest) for record in records}  # after a clock that stood wrong
+        for day in sorted(set(days.values())):
             file = self.folder / f"{day}.synced"
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 is_new = not file.exists()
-                append_line(file, "\n".join(record_line(one) for one in records if utc_day(one.at_sec) == day))
+                append_line(file, "\n".join(record_line(one) for one in records if days[one] == day))
                 if is_new:
                     fsync_folder(self.folder)
             except OSError as problem:
@@ -812,7 +818,7 @@ class Hashes:
         with open_same(footage) as handle:
             before = identity(os.fstat(handle.fileno()))
             known = self.known.get(key)
-            remembered = str(known[-1]) if known and known[:-1] == before else ""
+            remembered = str(known[-1]) if isinstance(known, list) and known[:-1] == before else ""
             if remembered and not also:
                 return remembered
             digest = hashlib.sha256()
@@ -2144,8 +2150,8 @@ class Work:
         source = self.settings.ready_dir or self.settings.local_dir
         with suppress(OSError, ValueError):
             if source and (source / TARGET_FILE).read_text(encoding="ascii").strip() == target.target_id:
-                raise CannotStart(f"{target.name}: the target is the footage itself: {source} holds its {TARGET_FILE}; "
-                                  "give the archive a place of its own, and remove that file from the footage")  # fmt: skip
+                raise CannotStart(f"{target.name}: the target is the footage itself: {source} holds its "
+                                  f"{TARGET_FILE}; give the archive a place of its own, and remove that file from the footage")  # fmt: skip
 
     @contextmanager
     def watching(self, name: str) -> Iterator[None]:
@@ -2200,6 +2206,14 @@ class Work:
         """Of what meets every step of a run anew."""
         if words not in self.failures:
             self.fail(words)
+
+    def stop(self, problem: CannotStart) -> None:
+        """A target cannot be used; unless it is only that --max_duration left no time to ask it."""
+        if self.settings.time_is_up() and RSYNC_STATUS[TIMED_OUT] in str(problem):
+            return self.fail_once(f"--max_duration is over; the rest waits for the next run: {problem}")
+        self.fail_once(str(problem))
+        self.status = Status.CANNOT_START
+        return None
 
     def late(self, step: str, count: int) -> None:
         self.counts.setdefault(step, Counter())["late"] += count
@@ -2430,10 +2444,12 @@ def cleanup(work: Work) -> None:
         return work.fail(f"cleanup: would delete {len(chosen)} files, {total}; that is "
                          "unusually much, so nothing was deleted; if it is right, run: nas_sync.py cleanup "
                          "--delete_many")  # fmt: skip
+    left = len(chosen)
     for batch in batches(chosen):
         if settings.time_is_up():
-            return work.late("cleanup", len(chosen))
+            return work.late("cleanup", left)
         delete(work, batch, targets)
+        left -= len(batch)
     if short_bytes:
         work.counts["cleanup"]["short"] += 1
         where = " and ".join(settings.required) or "any target"
@@ -2537,9 +2553,7 @@ def run_all(work: Work) -> None:
         try:
             step(work)
         except CannotStart as problem:
-            if str(problem) not in work.failures:
-                work.fail(str(problem))
-            work.status = Status.CANNOT_START
+            work.stop(problem)
 
 
 def prepare_targets(work: Work, words: Sequence[str]) -> None:
@@ -2586,8 +2600,9 @@ def check_folders(settings: Settings) -> None:
         if folder and not folder.is_dir():
             raise CannotStart(f"{folder}: there is no such folder; is its disk mounted?")
     if settings.ready_dir and not settings.state_dir.is_dir() and has_records(settings.log_dir):
-        raise CannotStart(f"{settings.ready_dir}: is its disk mounted? There is a sync log, but no folder {STATE_FOLDER}; "
-                          f"footage would end up below the mount; if it is right: mkdir -p {settings.state_dir}")  # fmt: skip
+        raise CannotStart(f"{settings.ready_dir}: is its disk mounted? There is a sync log, but no "
+                          f"{STATE_FOLDER}; footage would end up below the mount; if it is right: mkdir -p "
+                          f"{settings.state_dir}")  # fmt: skip
     try:
         for folder in (settings.state_dir, settings.lock_file.parent):
             folder.mkdir(parents=True, exist_ok=True)
@@ -2614,8 +2629,7 @@ def one_round(arguments: argparse.Namespace, config: Mapping[str, Any], config_f
             else:
                 COMMANDS[arguments.command][0](work)
         except CannotStart as problem:
-            work.fail(str(problem))
-            work.status = Status.CANNOT_START
+            work.stop(problem)
         finally:
             work.close()
         finish(work, arguments, config)

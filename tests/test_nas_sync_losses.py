@@ -177,7 +177,7 @@ def test_a_folder_that_we_may_not_read_is_named_and_does_not_stop_the_others(pla
     assert (done.status, done.err.count(f"{locked}: this folder cannot be read: Permission denied")) == expected
 
 
-@pytest.mark.parametrize("value", ["1e30", "-1e30", "NaN", "Infinity", '"x"', "null", "[]"])
+@pytest.mark.parametrize("value", ["1e30", "NaN", '"x"'])
 def test_a_sidecar_or_a_journal_with_an_impossible_time_costs_nothing_but_itself(value, site):
     clip, sidecar = site.clip()
     old_sec = sidecar.stat().st_mtime
@@ -203,6 +203,48 @@ def test_a_name_that_is_recorded_again_and_again_is_archived_every_time(site):
     assert file.name in {Path(name).name for name in site.archived()}
 
 
+def test_the_last_record_counts_also_when_the_clock_stood_wrong(tmp_path):
+    """Records of the year 2037 must not outlive those of today, nor today's those of a host that woke up in 1970."""
+    made = nas_sync.Record("Gate/a.mp4", 5, 1, "0" * 64, "nas1", "checksum", START_SEC)
+    for at_sec, proof in ((START_SEC, "checksum"), (START_SEC * 1.2, "checksum"), (1000, nas_sync.LOST),
+                          (START_SEC + 1, "checksum"), (START_SEC + 2, nas_sync.LOST)):  # fmt: skip
+        nas_sync.SyncLog(tmp_path).append([nas_sync.replace(made, at_sec=at_sec, proof=proof)])
+        last = nas_sync.SyncLog(tmp_path).get("Gate/a.mp4", "nas1")
+        assert (last.at_sec, last.proof) == (at_sec, proof)
+
+
+def test_a_proof_that_is_far_in_the_future_is_made_anew_and_then_counts(site):
+    site.set(retention={"grace_sec": 0})
+    site.record("Gate", 1)
+    assert site.run("organize").status == site.run("backup").status == 0
+    [log] = site.synced.glob("*.synced")
+    record = nas_sync.read_record(log.read_bytes().rstrip(b"\n"))
+    log.unlink()
+    nas_sync.SyncLog(site.synced).append([nas_sync.replace(record, at_sec=time.time() + 10 * 365 * 86400)])
+    assert site.run("run").status == 0
+    assert site.local() == {}
+
+
+def test_cleanup_that_takes_too_long_says_what_waits_and_ends_with_status_1(site):
+    for hour in range(3):
+        site.record("Gate", hour)
+    assert site.run("organize").status == site.run("backup").status == 0
+    done = site.run("cleanup", "--max_duration", "0.0001")
+    assert (done.status, len(site.local())) == (1, 3), done.err
+    assert "--max_duration is over" in done.err
+
+
 def test_hold_with_dry_run_changes_nothing(site):
     assert site.call("hold", "add", "Gate", f"{DAY}T09:30Z", f"{DAY}T09:40Z", "--dry_run").status == 0
     assert site.call("hold", "list").out == ""
+
+
+def test_state_that_was_damaged_is_no_bug(site):
+    """Valid JSON of another shape."""
+    site.record("Gate", 1)
+    assert site.run("organize").status == 0
+    [file] = site.ready.glob("Gate/*/*.mp4")
+    (site.ready / ".nas_sync" / "hashes.json").write_text(json.dumps({str(file): 5, "other": {}}))
+    done = site.run("backup")
+    assert done.status == 0, done.err
+    assert contents(site.nas)
