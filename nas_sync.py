@@ -530,7 +530,8 @@ class Sources:
 
     def miss(self, problem: OSError, folder: Path | None = None) -> None:
         if problem.errno != errno.ENOENT:
-            self.unread.append(f"{printable(folder or problem.filename)}: this folder cannot be read: {problem.strerror}")
+            where = printable(folder or problem.filename)
+            self.unread.append(f"{where}: this folder cannot be read: {problem.strerror}")
 
     def recordings(self) -> Iterator[Footage]:
         """CAMERA/NAME of the recorder."""
@@ -2150,8 +2151,8 @@ class Work:
         source = self.settings.ready_dir or self.settings.local_dir
         with suppress(OSError, ValueError):
             if source and (source / TARGET_FILE).read_text(encoding="ascii").strip() == target.target_id:
-                raise CannotStart(f"{target.name}: the target is the footage itself: {source} holds its "
-                                  f"{TARGET_FILE}; give the archive a place of its own, and remove that file from the footage")  # fmt: skip
+                raise CannotStart(f"{target.name}: the target is the footage itself: {source} holds its {TARGET_FILE}; "
+                                  "archive to another place, and remove that file there")  # fmt: skip
 
     @contextmanager
     def watching(self, name: str) -> Iterator[None]:
@@ -2364,8 +2365,8 @@ def hold(settings: Settings, words: Sequence[str]) -> int:
     with run_lock(file.with_suffix(".lock"), "hold", HOLD_WAIT_SEC):
         if action == "remove" and wanted not in all_holds(settings):
             raise UsageError(f"hold: there is no hold of {wanted.camera} with these times; see hold list")
-        for one in [] if settings.dry_run else hold_files(settings):
-            change_holds(one, wanted, add=action == "add" and one == file)
+        for each in [] if settings.dry_run else hold_files(settings):
+            change_holds(each, wanted, add=action == "add" and each == file)
     if settings.dry_run:
         return Status.DONE
     log.info("hold: %s %s to %s %s", wanted.camera, utc_text(wanted.start_sec), utc_text(wanted.end_sec),
