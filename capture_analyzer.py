@@ -4,61 +4,92 @@ Examples:
   capture_analyzer.py frame /srv/captures/capture_20260131120000.jpg     one still: a JSON object
   capture_analyzer.py video /srv/footage --json                          every recording in a folder, as JSON Lines
   capture_analyzer.py video clip.mp4 --precise --metrics clip.csv        every picture looked at, all numbers kept
+  capture_analyzer.py capture 'test||/tmp/yard|5' --monitor              a test pattern, captured and watched
+  capture_analyzer.py report /srv/footage --output report.html           what there is, what is missing, what was found
 
 Needs: numpy and OpenCV (opencv-python-headless); FFmpeg 5.1 or newer (pip brings one) for recordings and sound.
-State: none for `frame` and `video`.
+State: none for `frame` and `video`; `monitor` keeps its own, and incidents, in `.capture_analyzer/` with the captures.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import csv
+import errno
+import glob
+import hashlib
 import heapq
+import importlib
+import itertools
 import json
 import logging
 import math
 import os
+import queue
 import re
 import select
+import selectors
+import shutil
+import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
 import time
+import uuid
 import zlib
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
-from datetime import datetime, timezone, tzinfo
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timedelta, timezone, tzinfo
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
 from queue import SimpleQueue
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
+from urllib.parse import quote, unquote
 
 from rhombus_logging import (
+    Busy,
     CannotStart,
+    ProgramError,
     Status,
     UsageError,
     add_common_flags,
+    channels,
+    cluster,
     find_ffmpeg,
+    hide_secret,
     load_config,
+    lock_file,
+    mask,
     part_file,
     read_json,
     run,
+    run_lock,
+    send_message,
     start_logging,
+    watch_sign,
+    write_json,
 )
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from sqlalchemy import Table
+    from sqlalchemy.engine import Connection
 
     Gray = NDArray[np.uint8]  # HEIGHT rows of WIDTH pixels, 0 black to 255 white
 
 STATE_FOLDER = ".capture_analyzer"
 WIDTH, HEIGHT = 160, 90  # what is measured; exactly an eighth of 720p, which JPEG decoders give away
 CELL_ROWS, CELL_COLUMNS = 8, 20
-STILL_NAME = re.compile(r"capture_(\d{14})\.jpg")
+STILL_NAME = re.compile(r"capture_(\d{14})(?:_\d+)?\.jpg")
 STILL_TIME = "%Y%m%d%H%M%S"  # local time, as the older captures have it
 SEGMENT_PATTERN = "segment_*.ts"
 NAME_AHEAD_SEC = 86400  # a still whose name is further in the future was named by a wrong clock: its mtime counts
@@ -91,7 +122,65 @@ NO_SOUND_DB = -100.0  # what the older analyzer said where there was nothing to 
 CLASSIC_DARK, CLASSIC_BLACK_PERCENT, CLASSIC_FREEZE = 10, 95.0, 0.5
 RECORDINGS = tuple(f".{name}" for name in "mp4 mkv ts mov avi m4v webm flv mpg mpeg m2ts h264 hevc".split())  # noqa: SIM905
 RHOMBUS_NAME = re.compile(r"_(\d{9,11})_(?:video|videoWithAudio|combined)(?:_partial)?$")
+INCIDENT_TYPES = (*TYPES, "no_data")
+INCIDENT_COLUMNS = ("alert_id", "host_name", "device_id", "incident_type", "status", "consecutive_count", "start_time",
+                    "end_time", "metadata")  # fmt: skip
+NO_DATA_INTERVALS = 3  # so many usual distances without a still
+INTERVALS_KEPT = 9  # the median of these is the usual distance: an outage among them does not count
+BACKDATE_SEC, RECENT_KEPT = 15.0, 64  # good samples that a freeze may turn out to have begun with
+NETWORK_FILESYSTEMS = ("nfs", "cifs", "smb", "9p", "ceph", "glusterfs", "afs", "lustre", "davfs", "ncpfs", "fuse.sshfs",
+                       "fuse.rclone", "fuse.s3fs", "fuse.gcsfuse", "fuse.glusterfs", "fuse.ceph", "fuse.davfs",
+                       "fuse.smbnetfs", "fuse.curlftpfs")  # fmt: skip
+HASH_BLOCK_BYTES = 1 << 20
+DATABASE_NAME = "incidents.sqlite3"
+DATABASE_TIMEOUT_SEC = 5
+EVIDENCE_PREFIX = "alerts"  # of the keys that nas_sync.py upload gives to evidence
+STATE_SCHEMA = 1
+TICK_SEC = 0.5  # how long a folder's thread waits for news
+POLL_SEC = 1.0  # network mounts tell nothing
+RESCAN_SEC, RESCAN_SHARE = 30.0, 50  # events may be lost; listing takes at most a fiftieth of the time
+SETTLE_SEC = 2.0  # younger files that cannot be read may still be written
+CLOCK_JUMP_SEC = 10.0
+SOUND_EVERY_SEC = 1.0
+SOUND_GAP_SEC = 10.0  # between segments: longer ones are no run of silence
+SEGMENT_LIES_STILL_SEC = 10.0
+CLIP_BEFORE_SEC, CLIP_SEGMENTS = 5.0, 10
+SAVE_EVERY_SEC, SAVE_AGAIN_SEC, PROGRESS_EVERY_SEC = 10.0, 1.0, 5.0  # state; spares memory cards
+ROWS_EVERY_SEC = 60.0  # active incidents count on in the database
+DELIVER_EVERY_SEC = 0.25
+RETRY_FIRST_SEC, RETRY_MAX_SEC = 1.0, 60.0
+HOLD_MAX_SEC = 7200.0
+KEPT_AWAY_SEC = 5.0  # after a bug in a folder's thread
+WATCHDOG_EVERY_SEC, WATCHDOG_QUIET_SEC = 1.0, 60  # a thread that is silent so long hangs: systemd is no longer told
+STOP_WITHIN_SEC = 3.0
 NAMED_TIME = re.compile(r"(?<!\d)(\d{8})[_T-]?(\d{6})(Z?)(?![\dA-Za-z])")
+
+THUMBNAIL_WIDTH = 498  # as the older captures have it
+HLS_SEC, HLS_LIST = 2, 5
+HARDWARE_ENCODERS = ("h264_v4l2m2m", "h264_nvenc")  # Raspberry Pi and its like; need no other pixel format
+PROBE_TIMEOUT_SEC = 15
+TICK_SEC = 0.1  # how long a finished still may wait for its name
+FIRST_FRAME_SEC = 60  # then FFmpeg is started anew
+STOP_STEP_SEC = 2.0  # TERM, this, TERM, this, KILL
+RETRY_MAX_SEC, RETRY_FAST_FOR_SEC, RETRY_SLOW_SEC, RETRY_REFUSED_SEC = 5.0, 600.0, 30.0, 60.0
+SOUND_RETRY_SEC = 60.0  # how often a sound device that could not be opened is tried
+WATCHDOG_QUIET_SEC = 30  # a thread that is silent so long hangs: systemd is no longer told that all is well
+STDERR_LINES = 40
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
+OLDER_NAME = re.compile(r"test_capture_(?!.*_thumbnail\.jpg).*\.jpg")
+UNFINISHED_SEC = 10.0  # a JPEG that has not grown so long and has no end mark stays cut off
+RESCAN_SEC = 1.0
+GAP_SEC = 0.5  # shorter distances between two files are the inaccuracy of their times
+LONGEST_FILE_SEC, DEFAULT_FILE_SEC = 26 * 3600.0, 3600.0  # of recordings that no journal knows
+STILLS_APART_SEC = 10.0  # stills further apart than this leave a gap
+CURVE_POINTS = 60_000  # of all cameras together on one page; with LINKS_MAX they keep it below 5 MB
+LINKS_MAX = 80_000
+PAGE_THUMBNAILS, PAGE_THUMBNAIL_WIDTH = 150, 160
+THUMBNAILS_SEC, THUMBNAIL_TIMEOUT_SEC = 3.0, 2.0  # no more time goes into pictures: a page is made in seconds
+CAPTURED_NAME = re.compile(r"capture_\d{14}(?:_\d+)?(?:_thumbnail)?\.jpg")
+CLIP_NAME = re.compile(r"_[\w-]{22}(\.v\d)?_\d.*_(video|videoWithAudio|combined)(_partial)?$")  # of copy_footage.py
+NO_FOOTAGE = re.compile(r"segment_|\d{8}T\d{6}Z_[0-9a-f]{8}_(last_good|first_bad|first_good|clip)_")  # evidence
+SEGMENT_NAME = re.compile(r"segment_[^/]*\.ts(?:\.tmp)?")
 
 log = logging.getLogger("capture_analyzer")
 
@@ -272,7 +361,8 @@ def time_of_still(path: Path, now_sec: float) -> float:
     """From the name `capture_YYYYMMDDHHMMSS.jpg` (local time), else when it was written."""
     if found := STILL_NAME.fullmatch(path.name):
         try:
-            named_sec = datetime.strptime(found[1], STILL_TIME).timestamp()
+            text = f"{found[1][:4]}-{found[1][4:6]}-{found[1][6:8]} {found[1][8:10]}:{found[1][10:12]}:{found[1][12:]}"
+            named_sec = datetime.fromisoformat(text).timestamp()  # strptime takes ten times as long
         except (ValueError, OverflowError, OSError):
             named_sec = now_sec + 2 * NAME_AHEAD_SEC
         if named_sec <= now_sec + NAME_AHEAD_SEC:
@@ -719,6 +809,16 @@ class Metrics:
             self.writer.writerows(rows)
 
 
+class KeptMetrics:
+    """The same, kept to be sent on from a worker of a cluster."""
+
+    def __init__(self) -> None:
+        self.rows: list[Sequence[Any]] = []
+
+    def write(self, rows: Iterable[Sequence[Any]]) -> None:
+        self.rows += rows
+
+
 def picture_row(file: Path, one: Picture) -> list[Any]:
     """A line of --metrics: brightness 0 to 255, difference to the start of the run before this picture."""
     values = (one.time_sec, one.mean, one.cell_range, one.spread, one.difference, one.changed, one.since_sec)
@@ -751,7 +851,8 @@ class Scanner:
     settings: Mapping[str, Any]
     precise: bool = False
     threads: int = 0
-    metrics: Metrics | None = None
+    metrics: Metrics | KeptMetrics | None = None
+    stopped: threading.Event | None = None  # on a cluster: nobody waits for the result any more
 
     def scan(self, file: Path) -> Scan:
         """Look at one recording; raises nothing for what lies in it."""
@@ -828,10 +929,66 @@ class Scanner:
         meter = PictureMeter(self.rules, mask)
         for gray, time_sec, is_key in read_pictures(self.ffmpeg, file, keys_only=keys_only, start_sec=start_sec,
                                                     end_sec=end_sec, threads=self.threads):  # fmt: skip
+            if self.stopped and self.stopped.is_set():
+                raise Unreadable("stopped")
             picture = meter.measure(gray, time_sec, is_key=is_key or keys_only)
             if self.metrics:
                 self.metrics.write([picture_row(file, picture)])
             yield picture
+
+
+@dataclass(frozen=True)
+class RemoteScan:
+    """One recording for a worker of a cluster."""
+
+    file: Path
+    sign: Path
+    scanner: Scanner
+    with_metrics: bool
+
+
+@lru_cache(maxsize=4)
+def remote_stop(sign: Path) -> threading.Event:
+    """On a worker: set when the program that asked for the run has ended it, or has died."""
+    stopped = threading.Event()
+    threading.Thread(target=watch_sign, args=(sign, lambda _: stopped.set()), daemon=True, name="sign").start()
+    return stopped
+
+
+def remote_scan(job: RemoteScan) -> tuple[Scan, list[Sequence[Any]]]:
+    """On a worker: look at one recording; with it come its metrics."""
+    kept = KeptMetrics()
+    scanner = replace(job.scanner, ffmpeg=find_ffmpeg("looking at recordings"), stopped=remote_stop(job.sign),
+                      metrics=kept if job.with_metrics else None)  # fmt: skip
+    return scanner.scan(job.file), kept.rows
+
+
+def scan_on_cluster(scheduler: str, scanner: Scanner, files: Sequence[Path]) -> Generator[Scan, None, None]:
+    """As Scanner.scan of each file, in their order, by the workers of a Dask cluster. Raises CannotStart."""
+    if not files:
+        return
+    places = [Path(os.path.abspath(file)) for file in files]  # noqa: PTH100  links stay
+    folder = Path(os.path.commonpath([place.parent for place in places])) / STATE_FOLDER
+    here = Path(__file__).resolve()
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as problem:
+        raise CannotStart(f"{folder}: cannot be made, and --scheduler needs a folder there that all workers see: "
+                          f"{problem.strerror}") from problem  # fmt: skip
+    with cluster(scheduler, folder, [here.with_name("rhombus_logging.py"), here]) as joined:
+        executor = joined.client.get_executor(pure=False)
+        bare = replace(scanner, metrics=None, threads=1)
+        futures = [executor.submit(remote_scan, RemoteScan(place, joined.sign, bare, scanner.metrics is not None))
+                   for place in places]  # fmt: skip
+        for file, future in zip(files, futures, strict=True):
+            try:
+                scan, rows = future.result()
+            except (Exception, CancelledError) as problem:  # noqa: BLE001  whatever Dask raises when machines are lost
+                reason = f"the cluster gave no result ({type(problem).__name__})"
+                scan, rows = Scan(file, camera_of(file), "unknown", "unknown", reason, 0.0), []
+            if scanner.metrics:
+                scanner.metrics.write([str(file), *row[1:]] for row in rows)
+            yield replace(scan, file=file)
 
 
 class Stillness:
@@ -973,6 +1130,28 @@ def camera_of(file: Path) -> str:
     return folder.parent.name if folder.name == "captures" else folder.name
 
 
+def journals_near(file: Path, zone: tzinfo | None) -> list[Path]:
+    """The recorder's journals of the days on which a file may have begun, by its name and its last write."""
+    times = [named_sec(file, zone)]
+    with suppress(OSError):
+        times.append(file.stat().st_mtime)
+    folder = file.parent.parent / ".rtsp_recorder" / "journal" / file.parent.name
+    days = {time.strftime("%Y-%m-%d", time.gmtime(at + near)) for at in times if at is not None
+            for near in (-86400, 0, 86400)}  # fmt: skip
+    return [folder / f"{day}.jsonl" for day in sorted(days)]
+
+
+def named_sec(file: Path, zone: tzinfo | None) -> float | None:
+    """The start in the name of a clip or a recording."""
+    if found := RHOMBUS_NAME.search(file.stem):
+        return float(found[1])
+    if found := NAMED_TIME.search(file.stem):
+        with suppress(ValueError, OverflowError, OSError):
+            named = datetime.strptime("".join(found.group(1, 2)), STILL_TIME)
+            return named.replace(tzinfo=timezone.utc if found[3] else zone).timestamp()
+    return None
+
+
 def start_of_recording(file: Path, zone: tzinfo | None) -> tuple[float, str]:
     """When a recording begins, in epoch seconds, and what says so: sidecar, journal, name or mtime.
 
@@ -982,20 +1161,16 @@ def start_of_recording(file: Path, zone: tzinfo | None) -> tuple[float, str]:
     for part in ("obtained", "requested"):
         with suppress(KeyError, TypeError, ValueError):
             return float(sidecar[part]["start_ms"]) / 1000, "sidecar"
-    for journal in sorted((file.parent.parent / ".rtsp_recorder" / "journal" / file.parent.name).glob("*.jsonl")):
+    for journal in journals_near(file, zone):
         with suppress(OSError):
             for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
                 if json.dumps(file.name)[1:-1] in line:
                     with suppress(KeyError, TypeError, ValueError):
                         entry = json.loads(line)
-                        if entry["kind"] == "segment" and entry["file"] == file.name:
+                        if entry["kind"] == "segment" and PurePosixPath(entry["file"]).name == file.name:
                             return float(entry["start"]), "journal"
-    if found := RHOMBUS_NAME.search(file.stem):
-        return float(found[1]), "name"
-    if found := NAMED_TIME.search(file.stem):
-        with suppress(ValueError, OverflowError, OSError):
-            named = datetime.strptime("".join(found.group(1, 2)), STILL_TIME)
-            return named.replace(tzinfo=timezone.utc if found[3] else zone).timestamp(), "name"
+    if (named := named_sec(file, zone)) is not None:
+        return named, "name"
     try:
         return file.stat().st_mtime, "mtime"
     except OSError:
@@ -1056,8 +1231,10 @@ def video_flags(parser: argparse.ArgumentParser) -> None:
                         "key pictures raise a suspicion")  # fmt: skip
     parser.add_argument("--json", action="store_true", default=None, help="JSON Lines, the last one a summary")
     parser.add_argument("--metrics", metavar="FILE", type=Path, help="everything measured goes there, as CSV")
+    parser.add_argument("--store", action="store_true", help="keep what is found in analysis.database, once")
     parser.add_argument("--fail_on_incident", action="store_true", help="exit 1 when an incident was found")
     parser.add_argument("--workers", metavar="N", type=int, help="files side by side (default: one per CPU core)")
+    parser.add_argument("--scheduler", metavar="URL", help="scan on the Dask cluster of this scheduler: tcp://host:8786")
 
 
 def video_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
@@ -1066,6 +1243,8 @@ def video_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
     at_once = min(arguments.workers or os.cpu_count() or 1, len(files))
     if arguments.workers is not None and arguments.workers < 1:
         raise UsageError("--workers: must be 1 or more")
+    if arguments.store and not config["analysis"]["database"]:
+        raise UsageError("--store: set analysis.database, where the incidents are to be kept")
     rules, zone = rules_of(config["analysis"]), zone_of(config["recording"]["timezone"])
     for camera in config["analysis"]["masks"]:
         mask_of(config["analysis"], camera)
@@ -1079,9 +1258,13 @@ def video_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
         scanner = Scanner(ffmpeg, rules, config["analysis"], arguments.precise, 1 if at_once > 1 else 0, metrics)
         pool = ThreadPoolExecutor(max(at_once, 1))
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # a signal must not wait for a long file
-        for scan in pool.map(scanner.scan, files):
+        remote = scan_on_cluster(arguments.scheduler, scanner, files) if arguments.scheduler else None
+        stack.callback(remote.close) if remote else None
+        for scan in remote or pool.map(scanner.scan, files):
             report = scan_report(scan, zone)
             show_scan(report, as_json=bool(arguments.json))
+            if arguments.store and scan.incidents:
+                failed += store_scan(scan, zone, database_of(config["analysis"], scan.file.parent))
             length_sec += scan.length_sec
             for kind, _ in scan.incidents:
                 counts[kind] += 1
@@ -1117,25 +1300,3246 @@ def zone_of(name: str) -> tzinfo:
 # --- incidents ---------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Patience:
+    """The times of the incident machine, from `analysis`; seconds."""
+
+    alarm_sec: Mapping[str, float]  # of each type: bad for so long before it is an incident
+    bad_share: float  # of the samples within that time
+    clear_sec: float
+    reopen_sec: float
+    no_data_sec: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One verdict on one type: True bad, False good, None unknown. `ref` names what it was seen on."""
+
+    at_sec: float
+    bad: bool | None
+    ref: str = ""
+    since_sec: float | None = None  # a bad sample may know that it began earlier: a freeze, once it has lasted
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Incident:
+    """A verdict with start and end, as a row of the database has it; times in epoch seconds."""
+
+    alert_id: str
+    host_name: str
+    device_id: str
+    incident_type: str
+    status: str  # active or resolved
+    consecutive_count: int  # bad samples
+    start_sec: float
+    end_sec: float | None
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened to an incident, and the stills that show it (empty where there is none)."""
+
+    kind: str  # opened, reopened or resolved
+    incident: Incident
+    last_good: str = ""
+    first_bad: str = ""
+    first_good: str = ""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is known of one type on one camera. JSON carries it over a restart."""
+
+    phase: str = "ok"  # ok, pending, active, clearing
+    known_sec: float | None = None  # the last sample, if its verdict was known: else the timers stand still
+    timer_sec: float = 0.0  # known time within pending or clearing
+    window: tuple[tuple[float, float, bool, str], ...] = ()  # pending: timer, time, bad, ref
+    recent: tuple[tuple[float, str], ...] = ()  # the last good samples, for back-dated starts
+    start_sec: float = 0.0
+    count: int = 0
+    good_sec: float = 0.0  # clearing: first good sample
+    good_ref: str = ""
+    alert_id: str = ""  # of the present incident, or of the last one while it may be reopened
+    ended_sec: float | None = None
+    detail: str = ""
+
+    def refs(self) -> set[str]:
+        """The stills that may yet become evidence."""
+        first = {self.window[0][3]} if self.window else set()
+        return (first | {self.good_ref} | {ref for _at, ref in self.recent}) - {""}
+
+
+def watch_from(values: Mapping[str, Any]) -> Watch:
+    """From JSON, where tuples are lists; a state of another version is forgotten."""
+    try:
+        rows = {name: tuple(tuple(row) for row in values.get(name, ())) for name in ("window", "recent")}
+        return Watch(**{**values, **rows})
+    except TypeError:
+        return Watch()
+
+
+def alert_id_of(host: str, device: str, incident_type: str, start_sec: float) -> str:
+    """The same for the same incident, also when it is found again after a crash: nothing is told or stored twice."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{host}/{device}/{incident_type}/{round(start_sec * 1000)}"))
+
+
+def silent_after_sec(steps: Sequence[float], patience: Patience) -> float:
+    """So long without a sample is `no_data`: three usual distances, and at least `no_data_alarm`."""
+    usual = sorted(steps)[len(steps) // 2] if len(steps) >= 3 else 0.0
+    return max(patience.no_data_sec, NO_DATA_INTERVALS * usual)
+
+
+class IncidentMachine:
+    """The incidents of one camera. Pure: times come in, events come out; it alone decides what is an incident."""
+
+    def __init__(self, host: str, device: str, patience: Patience, state: Mapping[str, Any] | None = None) -> None:
+        self.host, self.device, self.patience = host, device, patience
+        state = state or {}
+        self.watches = {name: watch_from(state.get("watches", {}).get(name, {})) for name in INCIDENT_TYPES}
+        self.last_sec: float | None = state.get("last_sec")
+        self.last_ref = str(state.get("last_ref", ""))
+        self.steps = [float(step) for step in state.get("steps", [])]
+
+    def state(self) -> dict[str, Any]:
+        return {"watches": {name: asdict(watch) for name, watch in self.watches.items()}, "last_sec": self.last_sec,
+                "last_ref": self.last_ref, "steps": self.steps}  # fmt: skip
+
+    def active(self) -> list[Incident]:
+        return [self.incident(name) for name, watch in self.watches.items() if watch.phase in ("active", "clearing")]
+
+    def incident(self, name: str) -> Incident:
+        watch = self.watches[name]
+        is_active = watch.phase in ("active", "clearing")
+        return Incident(watch.alert_id, self.host, self.device, name, "active" if is_active else "resolved",
+                        watch.count, watch.start_sec, None if is_active else watch.ended_sec,
+                        {"detail": watch.detail} if watch.detail else {})  # fmt: skip
+
+    def refs(self) -> set[str]:
+        return set().union(*(watch.refs() for watch in self.watches.values())) | ({self.last_ref} - {""})
+
+    def pause(self) -> None:
+        """Time has passed of which nothing is known (a jump of the clock, a restart): no timer counts it."""
+        self.watches = {name: replace(watch, known_sec=None) for name, watch in self.watches.items()}
+        self.last_sec = None
+
+    def arrived(self, at_sec: float, ref: str = "") -> list[Event]:
+        """A still is there, whatever it shows: ends `no_data`, and finds one that is over already."""
+        events: list[Event] = []
+        if self.last_sec is not None and at_sec > self.last_sec:
+            events += self.silence(at_sec)
+            self.steps = [*self.steps[1 - INTERVALS_KEPT :], at_sec - self.last_sec]
+        watch = self.watches["no_data"]
+        if watch.phase == "active":
+            ended = replace(watch, phase="ok", ended_sec=max(at_sec, watch.start_sec))
+            self.watches["no_data"] = ended
+            events.append(Event("resolved", self.incident("no_data"), first_good=ref))
+        self.last_sec, self.last_ref = at_sec, ref
+        return events
+
+    def silence(self, now_sec: float) -> list[Event]:
+        """Nothing has come since the last sample, and it is `now_sec`."""
+        watch = self.watches["no_data"]
+        if self.last_sec is None or now_sec - self.last_sec < silent_after_sec(self.steps, self.patience):
+            return []
+        if watch.phase == "active":
+            return []
+        self.watches["no_data"] = replace(watch, count=0)
+        return [self.open("no_data", self.last_sec, 1, "", self.last_ref, "")]
+
+    def open(self, name: str, start_sec: float, count: int, detail: str, last_good: str, first_bad: str) -> Event:
+        """The type is an incident from now on: a new one, or the last one once more."""
+        watch = self.watches[name]
+        kind = "opened"
+        if watch.ended_sec is not None and 0 <= start_sec - watch.ended_sec <= self.patience.reopen_sec:
+            kind, start_sec, count = "reopened", watch.start_sec, watch.count + count
+        else:
+            watch = replace(watch, alert_id=alert_id_of(self.host, self.device, name, start_sec))
+        self.watches[name] = replace(watch, phase="active", window=(), timer_sec=0.0, start_sec=start_sec, count=count,
+                                     ended_sec=None, detail=detail)  # fmt: skip
+        return Event(kind, self.incident(name), last_good=last_good, first_bad=first_bad)
+
+    def observe(self, name: str, sample: Sample) -> list[Event]:
+        """Take one verdict on one type; an event when an incident opens or ends."""
+        watch = self.watches[name]
+        if sample.bad is None:
+            self.watches[name] = replace(watch, known_sec=None)
+            return []
+        if watch.phase == "ok" and not sample.bad:  # nearly always
+            recent = kept_recent(watch.recent, sample)
+            self.watches[name] = replace(watch, known_sec=sample.at_sec, timer_sec=0.0, recent=recent)
+            return []
+        step_sec = sample.at_sec - watch.known_sec if watch.known_sec is not None else 0.0
+        if not 0 <= step_sec <= silent_after_sec(self.steps, self.patience):
+            step_sec = 0.0
+        watch = replace(watch, known_sec=sample.at_sec, timer_sec=watch.timer_sec + step_sec)
+        if watch.phase in ("active", "clearing"):
+            return self.observe_active(name, watch, sample)
+        return self.observe_ok(name, watch, sample)
+
+    def observe_active(self, name: str, watch: Watch, sample: Sample) -> list[Event]:
+        if sample.bad:
+            self.watches[name] = replace(watch, phase="active", count=watch.count + 1, good_ref="")
+            return []
+        if watch.phase == "active":
+            watch = replace(watch, phase="clearing", timer_sec=0.0, good_sec=sample.at_sec, good_ref=sample.ref)
+        if watch.timer_sec < self.patience.clear_sec or watch.known_sec == watch.good_sec:
+            self.watches[name] = watch
+            return []
+        first_good = watch.good_ref
+        recent = ((sample.at_sec, sample.ref),)
+        self.watches[name] = replace(watch, phase="ok", timer_sec=0.0, good_ref="", recent=recent,
+                                     ended_sec=max(watch.good_sec, watch.start_sec))  # fmt: skip
+        return [Event("resolved", self.incident(name), first_good=first_good)]
+
+    def observe_ok(self, name: str, watch: Watch, sample: Sample) -> list[Event]:
+        if watch.phase == "ok":
+            watch = begun(watch, sample)
+        window = [*watch.window, (watch.timer_sec, sample.at_sec, bool(sample.bad), sample.ref)]
+        while window and not (window[0][2] and share_of_bad(window) >= self.patience.bad_share):
+            _timer, at_sec, was_bad, ref = window.pop(0)
+            if not was_bad:
+                watch = replace(watch, recent=kept_recent(watch.recent, Sample(at_sec, False, ref)))
+        if not window:
+            self.watches[name] = replace(watch, phase="ok", timer_sec=0.0, window=())
+            return []
+        self.watches[name] = replace(watch, phase="pending", window=tuple(window))
+        if not sample.bad or len(window) < 2 or watch.timer_sec - window[0][0] < self.patience.alarm_sec[name]:
+            return []
+        start_sec, count = window[0][1], sum(entry[2] for entry in window)
+        last_good = next((ref for at_sec, ref in reversed(watch.recent) if at_sec < start_sec), "")
+        return [self.open(name, start_sec, count, sample.detail, last_good, window[0][3])]
+
+
+def share_of_bad(window: Sequence[tuple[float, float, bool, str]]) -> float:
+    return sum(entry[2] for entry in window) / len(window)
+
+
+def kept_recent(recent: tuple[tuple[float, str], ...], sample: Sample) -> tuple[tuple[float, str], ...]:
+    """With `sample`, without what is too long before it; one is always kept."""
+    younger = [entry for entry in recent if 0 <= sample.at_sec - entry[0] <= BACKDATE_SEC]
+    return (*younger[1 - RECENT_KEPT :], (sample.at_sec, sample.ref))
+
+
+def begun(watch: Watch, sample: Sample) -> Watch:
+    """The first bad sample; where it knows that it began earlier, the samples since then were bad as well."""
+    since_sec = sample.at_sec if sample.since_sec is None else min(sample.since_sec, sample.at_sec)
+    early = [(at_sec, ref) for at_sec, ref in watch.recent if since_sec <= at_sec < sample.at_sec]
+    if since_sec < sample.at_sec and (not early or early[0][0] > since_sec):
+        early.insert(0, (since_sec, early[0][1] if early else sample.ref))
+    window = tuple((at_sec - sample.at_sec, at_sec, True, ref) for at_sec, ref in early)
+    good = tuple(entry for entry in watch.recent if entry[0] < since_sec)
+    return replace(watch, timer_sec=0.0, window=window, recent=good)
+
+
 # --- database ----------------------------------------------------------------------------------------------------
+
+
+def filesystem_of(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
+    """The type of the filesystem that holds `path`; empty where the system does not tell."""
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return ""
+    place, best, kind = path.resolve(), -1, ""
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        if not after or len(before.split()) < 5:
+            continue
+        mounted = Path(re.sub(r"\\(\d{3})", lambda found: chr(int(found[1], 8)), before.split()[4]))
+        if len(mounted.parts) >= best and (mounted == place or mounted in place.parents):
+            best, kind = len(mounted.parts), after.split()[0]  # of two on the same place the later one counts
+    return kind
+
+
+def is_network_mount(path: Path) -> bool:
+    """Whether `path` lies on another machine: no inotify there, and SQLite's locks cannot be trusted."""
+    return filesystem_of(path).startswith(NETWORK_FILESYSTEMS)
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether files can be made in `folder`, which is made itself where only that is missing."""
+    try:
+        folder.mkdir(exist_ok=True)
+        probe = folder / f"probe.{os.getpid()}.part"
+        probe.touch()
+        probe.unlink()
+    except OSError as problem:
+        return problem.errno in (errno.ENOSPC, errno.ENOENT)  # full or away now, writable later
+    return True
+
+
+def state_folder(folder: Path) -> Path:
+    """Where what the monitor knows of a capture folder lies: in it, or, where that is no good, on the system's disk."""
+    own = folder / STATE_FOLDER
+    if not is_network_mount(folder) and is_writable(own):
+        return own
+    base = os.environ.get("STATE_DIRECTORY") or os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", str(folder.resolve())).strip("_")
+    elsewhere = Path(base.partition(":")[0]).expanduser() / "capture_analyzer" / name
+    elsewhere.mkdir(parents=True, exist_ok=True)
+    return elsewhere
+
+
+def database_of(settings: Mapping[str, Any], folder: Path) -> str:
+    """`analysis.database` (an address, or the path of an SQLite file), else SQLite beside the captures."""
+    place = str(settings["database"] or "")
+    if not place:
+        beside = folder / STATE_FOLDER / DATABASE_NAME
+        is_there = beside.exists()  # also for somebody who may only read it
+        return str(beside if is_there else state_folder(folder) / DATABASE_NAME)
+    if "://" not in place and is_network_mount(Path(place).parent):
+        raise UsageError(f"analysis.database: {place} lies on a network mount ({filesystem_of(Path(place).parent)}), "
+                         "where SQLite loses data; name a local path, or a PostgreSQL address")  # fmt: skip
+    return place
+
+
+def database_address(place: str) -> str:
+    """What SQLAlchemy wants to hear; PostgreSQL through psycopg, however the address begins."""
+    return re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql+psycopg://", place)
+
+
+def incident_table() -> Table:
+    """One row per incident. That there is at most one active row per host, device and type is the database's rule."""
+    from sqlalchemy import JSON, CheckConstraint, Column, DateTime, Index, Integer, MetaData, String, Table, text
+
+    is_active = text("status = 'active'")
+    return Table(
+        "incidents", MetaData(), Column("alert_id", String(64), primary_key=True),
+        *(Column(name, String(255), nullable=False) for name in ("host_name", "device_id", "incident_type", "status")),
+        Column("consecutive_count", Integer, nullable=False),
+        Column("start_time", DateTime(timezone=True), nullable=False, index=True),
+        Column("end_time", DateTime(timezone=True)), Column("metadata", JSON, nullable=False),
+        CheckConstraint("status IN ('active', 'resolved')"),
+        Index("incidents_one_active", "host_name", "device_id", "incident_type", unique=True, sqlite_where=is_active,
+              postgresql_where=is_active))  # fmt: skip
+
+
+def moment(at_sec: float) -> datetime:
+    return datetime.fromtimestamp(at_sec, timezone.utc)
+
+
+def epoch_sec(stored: datetime) -> float:
+    """SQLite keeps no zone; what we stored is UTC."""
+    return (stored if stored.tzinfo else stored.replace(tzinfo=timezone.utc)).timestamp()
+
+
+def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """`new` over `old`, evidence file by file: acknowledgements and earlier evidence stay."""
+    both = {**old, **new}
+    if "evidence" in old and "evidence" in new:
+        both["evidence"] = {**old["evidence"], **new["evidence"]}
+    return both
+
+
+class Database:
+    """Incidents in SQLite or PostgreSQL. Whatever is stored twice is there once."""
+
+    def __init__(self, place: str) -> None:
+        from sqlalchemy import URL, create_engine, make_url
+        from sqlalchemy.exc import ArgumentError
+        from sqlalchemy.pool import NullPool
+
+        try:
+            own = URL.create("sqlite", database=str(Path(place).expanduser().absolute()))  # a path may hold % and #
+            url = make_url(database_address(place)) if "://" in place else own
+        except ArgumentError as problem:
+            raise UsageError(f"analysis.database: {mask(place)!r} is no database address and no path") from problem
+        hide_secret(url.password)
+        is_file = url.get_backend_name() == "sqlite"
+        self.path = Path(url.database) if is_file and url.database else None
+        self.shown = str(self.path or url.render_as_string(hide_password=True))
+        patience = {"timeout": DATABASE_TIMEOUT_SEC} if is_file else {"connect_timeout": DATABASE_TIMEOUT_SEC}
+        try:
+            self.engine = create_engine(url, poolclass=NullPool, connect_args=patience)
+        except ImportError as problem:
+            raise CannotStart(f"{self.shown}: needs a package: pip install 'psycopg[binary]'") from problem
+        self.table = incident_table()
+        self.is_ready = False
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        if not self.is_ready:
+            if self.path:
+                self.path.parent.mkdir(exist_ok=True)  # only this one: a capture folder that is away stays away
+            self.table.metadata.create_all(self.engine)
+            self.is_ready = True
+        try:
+            with self.engine.begin() as connection:
+                yield connection
+        except BaseException:
+            self.is_ready = False  # the file may have gone with its folder
+            raise
+
+    def store(self, incident: Incident) -> bool:
+        """Insert or bring up to date; True for a new row. Another active row of its kind ends where this begins."""
+        from sqlalchemy import insert, select, update
+
+        table, key = self.table, self.table.c.alert_id == incident.alert_id
+        row = {"host_name": incident.host_name, "device_id": incident.device_id, "status": incident.status,
+               "incident_type": incident.incident_type, "consecutive_count": incident.consecutive_count,
+               "start_time": moment(incident.start_sec),
+               "end_time": None if incident.end_sec is None else moment(incident.end_sec)}  # fmt: skip
+        with self.transaction() as connection:
+            if incident.status == "active":
+                self.end_others(connection, incident)
+            found = connection.execute(select(table.c.metadata).where(key)).first()
+            if found is None:
+                connection.execute(insert(table).values(alert_id=incident.alert_id, metadata=incident.metadata, **row))
+            else:
+                values = {**row, "metadata": merged(found[0], incident.metadata)}
+                connection.execute(update(table).where(key).values(values))
+        return found is None
+
+    def end_others(self, connection: Connection, incident: Incident) -> None:
+        """What a lost state left active: its end was never seen."""
+        from sqlalchemy import select, update
+
+        columns = self.table.c
+        same = (columns.host_name == incident.host_name, columns.device_id == incident.device_id,
+                columns.incident_type == incident.incident_type, columns.status == "active",
+                columns.alert_id != incident.alert_id)  # fmt: skip
+        for row in connection.execute(select(self.table).where(*same)).mappings():
+            end_sec = max(epoch_sec(row["start_time"]), incident.start_sec)
+            connection.execute(update(self.table).where(columns.alert_id == row["alert_id"]).values(
+                {"status": "resolved", "end_time": moment(end_sec),
+                 "metadata": merged(row["metadata"], {"superseded_by": incident.alert_id})}))  # fmt: skip
+
+    def add_metadata(self, alert_id: str, values: Mapping[str, Any]) -> bool:
+        """Merge `values` into an incident's metadata; False when there is no such incident."""
+        from sqlalchemy import select, update
+
+        key = self.table.c.alert_id == alert_id
+        with self.transaction() as connection:
+            found = connection.execute(select(self.table.c.metadata).where(key)).first()
+            if found is not None:
+                connection.execute(update(self.table).where(key).values({"metadata": merged(found[0], values)}))
+        return found is not None
+
+    def read(self, since_sec: float | None = None, until_sec: float | None = None) -> list[Incident]:
+        """The incidents that touch the time, in the order of their start."""
+        from sqlalchemy import or_, select
+
+        if self.path and not self.path.exists():
+            return []
+        columns = self.table.c
+        query = select(self.table).order_by(columns.start_time)
+        if since_sec is not None:
+            query = query.where(or_(columns.end_time.is_(None), columns.end_time >= moment(since_sec)))
+        if until_sec is not None:
+            query = query.where(columns.start_time < moment(until_sec))
+        with self.transaction() as connection:
+            rows = connection.execute(query).mappings().all()
+        return [Incident(row["alert_id"], row["host_name"], row["device_id"], row["incident_type"], row["status"],
+                         row["consecutive_count"], epoch_sec(row["start_time"]),
+                         None if row["end_time"] is None else epoch_sec(row["end_time"]), row["metadata"])
+                for row in rows]  # fmt: skip
+
+
+def read_incidents(place: str, since_sec: float | None = None, until_sec: float | None = None) -> list[Incident]:
+    """The incidents of a database, for `report` and `incidents`; CannotStart when it cannot be read."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    database = Database(place)
+    try:
+        return database.read(since_sec, until_sec)
+    except SQLAlchemyError as problem:
+        raise CannotStart(f"{database.shown}: cannot be read: {first_line(problem)}") from problem
+
+
+def store_scan(scan: Scan, zone: tzinfo | None, place: str) -> int:
+    """Store what `video` found in one recording; 1 when the database did not take it."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    digest = hashlib.sha256()
+    try:
+        with scan.file.open("rb") as handle:
+            while block := handle.read(HASH_BLOCK_BYTES):
+                digest.update(block)
+        base_sec, _basis = start_of_recording(scan.file, zone)
+        new = store_video_incidents(place, scan.file, digest.hexdigest(), scan.camera, base_sec, scan.incidents)
+    except (OSError, SQLAlchemyError) as problem:
+        log.error("%s: incidents not stored: %s", scan.file, first_line(problem))
+        return 1
+    log.info("%s: %d of %d incidents are new in the database", scan.file, new, len(scan.incidents))
+    return 0
+
+
+def store_video_incidents(place: str, file: Path, sha256: str, device: str, base_sec: float,
+                          found: Iterable[tuple[str, Interval]]) -> int:  # fmt: skip
+    """Store what `video` found as (type, interval in the file); how many are new. A rescan of the same bytes adds none.
+
+    `base_sec` is the epoch time of the file's beginning.
+    """
+    database, host, new = Database(place), host_name(), 0
+    for incident_type, (start_sec, end_sec) in found:
+        key = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{sha256}/{incident_type}/{round(start_sec * 1000)}"))
+        new += database.store(Incident(key, host, device, incident_type, "resolved", 1, base_sec + start_sec,
+                                       base_sec + end_sec, {"file": str(file), "sha256": sha256}))  # fmt: skip
+    return new
+
+
+def first_line(problem: BaseException) -> str:
+    """A database's complaint without the statement and its values."""
+    cause = getattr(problem, "orig", None) or problem
+    return mask((str(cause).splitlines() or [type(cause).__name__])[0])
 
 
 # --- evidence and alerts -----------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Letter:
+    """Something that has to arrive: a row, a message, a piece of evidence. The same key replaces what waits."""
+
+    channel: str  # database, evidence, mail, or the name of a notify.urls
+    key: str
+    payload: dict[str, Any]
+    not_before_sec: float = 0.0
+    tries: int = 0
+
+
+class Outbox:
+    """What has to arrive from one capture folder. Lies in its state file, so it outlasts this process.
+
+    Used by the folder's thread and by those that deliver; a failed delivery never reaches the detection.
+    """
+
+    def __init__(self) -> None:
+        self.letters: dict[tuple[str, str], Letter] = {}
+        self.lock = threading.Lock()
+        self.is_changed = False
+
+    def restore(self, stored: Iterable[Mapping[str, Any]]) -> None:
+        """What an earlier run could not deliver, before what there is by now."""
+        with self.lock:
+            letters = [Letter(**values) for values in stored]
+            self.letters = {(letter.channel, letter.key): letter for letter in letters} | self.letters
+
+    def put(self, letter: Letter) -> None:
+        with self.lock:
+            self.letters[letter.channel, letter.key] = letter
+            self.is_changed = True
+
+    def cancel(self, channel: str, key: str) -> bool:
+        with self.lock:
+            self.is_changed = True
+            return self.letters.pop((channel, key), None) is not None
+
+    def due(self, channel: str, now_sec: float) -> list[Letter]:
+        """What can be tried now. Messages keep their order; of the rest, what failed before comes last, so that one
+        that can never arrive holds up no other, and evidence after the row of its incident.
+
+        A clock that was set back holds nothing up.
+        """
+        with self.lock:
+            waiting = [letter for letter in self.letters.values() if letter.channel == channel]
+        ready = [letter for letter in waiting
+                 if letter.not_before_sec <= now_sec or letter.not_before_sec - now_sec > HOLD_MAX_SEC]  # fmt: skip
+        if channel in ("database", "evidence"):
+            ready.sort(key=lambda letter: (letter.key.startswith("evidence"), letter.tries))
+        return ready
+
+    def delivered(self, letter: Letter) -> None:
+        """Forget it, unless a newer one has taken its place meanwhile."""
+        with self.lock:
+            if self.letters.get((letter.channel, letter.key)) is letter:
+                del self.letters[letter.channel, letter.key]
+                self.is_changed = True
+
+    def failed(self, letter: Letter) -> None:
+        with self.lock:
+            if self.letters.get((letter.channel, letter.key)) is letter:
+                self.letters[letter.channel, letter.key] = replace(letter, tries=letter.tries + 1)
+
+    def waiting(self, channel: str | None = None) -> list[Letter]:
+        with self.lock:
+            return [letter for letter in self.letters.values() if channel in (None, letter.channel)]
+
+
+def split_ref(ref: str) -> tuple[str, int]:
+    """`NAME@MTIME_NS`: capture programs use names again, and then the picture is another one."""
+    name, _, mtime_ns = ref.rpartition("@")
+    return name, int(mtime_ns)
+
+
+def evidence_letters(event: Event, clip: Sequence[str]) -> list[Letter]:
+    """What to copy for an event, as TYPE/DEVICE/… below the evidence folder."""
+    incident = event.incident
+    stem = f"{moment(incident.start_sec):%Y%m%dT%H%M%SZ}_{incident.alert_id[:8]}"
+    roles = {"last_good": event.last_good, "first_bad": event.first_bad, "first_good": event.first_good}
+    sources = {role: [ref] for role, ref in roles.items() if ref}
+    if clip and event.kind != "resolved":
+        sources["clip"] = list(clip)
+    letters = []
+    for role, refs in sources.items():
+        source = Path(split_ref(refs[0])[0])
+        target = f"{incident.incident_type}/{incident.device_id}/{stem}_{role}_{source.name}"
+        payload = {"alert_id": incident.alert_id, "role": role, "sources": refs, "target": target}
+        letters.append(Letter("evidence", target, payload))
+    return letters
+
+
+def copy_evidence(folder: Path, evidence_dir: Path, payload: Mapping[str, Any]) -> bool:
+    """Copy the sources, one after the other, into the target; False when none of them is there any more.
+
+    MPEG-TS segments may simply follow each other in a file.
+    """
+    target, parts = evidence_dir / payload["target"], []
+    if not folder.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "the capture folder is away", str(folder))
+    for ref in payload["sources"]:
+        name, mtime_ns = split_ref(ref)
+        source = folder / name
+        try:
+            if source.stat().st_mtime_ns == mtime_ns:
+                parts.append(source.read_bytes())
+        except FileNotFoundError:
+            continue
+    if not parts:
+        return bool(target.exists())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with part_file(target) as part:
+        part.write_bytes(b"".join(parts))
+    return True
+
+
+def local_text(at_sec: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(at_sec))
+
+
+def message_of(event: Event, evidence: Sequence[Letter]) -> dict[str, Any]:
+    """Subject, text and identity of an alert."""
+    incident = event.incident
+    where = f"{incident.incident_type} on {incident.device_id}"
+    lines = [f"host: {incident.host_name}", f"since: {local_text(incident.start_sec)}"]
+    if event.kind == "resolved" and incident.end_sec is not None:
+        subject = f"{where}: over after {incident.end_sec - incident.start_sec:.0f} s"
+        lines.append(f"until: {local_text(incident.end_sec)}")
+    else:
+        subject = f"{where}: {'again' if event.kind == 'reopened' else 'since ' + local_text(incident.start_sec)}"
+    if detail := incident.metadata.get("detail"):
+        lines.append(f"detail: {detail}")
+    lines += [f"evidence: {letter.payload['target']}" for letter in evidence]
+    return {"subject": f"[{incident.host_name}] {subject}", "body": "\n".join([*lines, f"id: {incident.alert_id}"]),
+            "message_id": f"{event.kind}.{incident.consecutive_count}.{incident.alert_id}"}  # fmt: skip
+
+
+def post(event: Event, outbox: Outbox, channels: Sequence[str], evidence: Sequence[Letter], hold_sec: float) -> None:
+    """Put into the outbox what an event makes necessary.
+
+    The end of an incident is told only when it can no longer be reopened, so that one that comes and goes is told once.
+    """
+    incident = event.incident
+    outbox.put(Letter("database", f"row {incident.alert_id}", asdict(incident)))
+    for letter in evidence:
+        outbox.put(letter)
+    end_key, message = f"resolved {incident.alert_id}", message_of(event, evidence)
+    for channel in channels:
+        if event.kind == "resolved":
+            outbox.put(Letter(channel, end_key, message, time.time() + hold_sec))
+        elif not outbox.cancel(channel, end_key):
+            outbox.put(Letter(channel, f"{event.kind} {incident.alert_id}", message))
+
+
 # --- monitor -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all watched folders have in common."""
+
+    host: str
+    rules: Rules
+    patience: Patience
+    settings: Mapping[str, Any]  # section analysis
+    notify: Mapping[str, Any]
+    channels: tuple[str, ...]
+    ears: threading.BoundedSemaphore  # so many FFmpeg at once, over all folders
+
+    @property
+    def hold_sec(self) -> float:
+        """After this an incident that has ended can no longer be reopened."""
+        return self.patience.reopen_sec + max(self.patience.alarm_sec.values())
+
+
+def patience_of(settings: Mapping[str, Any]) -> Patience:
+    """The machine's times; UsageError for what cannot be meant."""
+    names = [f"{name}_alarm_sec" for name in TYPES] + ["clear_sec", "reopen_sec", "no_data_alarm_sec"]
+    if wrong := [name for name in names if settings[name] < 0]:
+        raise UsageError(f"analysis.{wrong[0]}: {settings[wrong[0]]} is less than 0")
+    if not 50 < settings["alarm_percent"] <= 100:
+        raise UsageError(f"analysis.alarm_percent: {settings['alarm_percent']} is not from 51 to 100")
+    if settings["no_data_alarm_sec"] < 1:
+        raise UsageError("analysis.no_data_alarm_sec: must be at least 1")
+    return Patience({name: settings[f"{name}_alarm_sec"] for name in TYPES}, settings["alarm_percent"] / 100,
+                    settings["clear_sec"], settings["reopen_sec"], settings["no_data_alarm_sec"])  # fmt: skip
+
+
+def host_name() -> str:
+    return os.environ.get("HOST_NAME") or os.environ.get("USER") or socket.gethostname()
+
+
+def device_names(folders: Sequence[Path]) -> list[str]:
+    """What each capture folder's device is called: `capture1` for `/srv/capture1/captures`; more where that repeats."""
+    parts = [[part for part in folder.parts if part not in ("/", "captures")] or ["captures"] for folder in folders]
+    for used in range(1, max(map(len, parts), default=1) + 1):
+        names = [re.sub(r"[^A-Za-z0-9._-]", "_", "_".join(part[-used:])) for part in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def moment_of_still(path: Path, mtime_sec: float, now_sec: float) -> float:
+    """The time in the name; in the hour that DST repeats, the one that is nearer to when the file was written."""
+    named_sec = time_of_still(path, now_sec)
+    again_sec = datetime.fromtimestamp(named_sec).replace(fold=1).timestamp()
+    return min(named_sec, again_sec, key=lambda at_sec: abs(at_sec - mtime_sec))
+
+
+class Seen:
+    """Which files were dealt with, by name and mtime: names are used again, and clocks jump.
+
+    Over a restart: everything up to the mtime of the last one, and by name what has a later one.
+    """
+
+    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
+        state = state or {}
+        self.cursor_ns = int(state.get("cursor_ns", -1))
+        self.names: dict[str, int] = dict(state.get("ahead", {}))
+        self.before_ns = self.cursor_ns  # of an earlier process
+
+    def has(self, name: str, mtime_ns: int) -> bool:
+        return self.names.get(name) == mtime_ns or (mtime_ns < self.before_ns and name not in self.names)
+
+    def add(self, name: str, mtime_ns: int) -> None:
+        self.names[name] = mtime_ns
+        self.cursor_ns = mtime_ns
+
+    def keep(self, listed: Mapping[str, int]) -> None:
+        """Forget what is no longer there; of an earlier process, know by name from now on what it had seen."""
+        self.names = {name: mtime_ns for name, mtime_ns in listed.items() if self.has(name, mtime_ns)}
+        self.before_ns = -1
+
+    def state(self) -> dict[str, Any]:
+        ahead = {name: mtime_ns for name, mtime_ns in self.names.items() if mtime_ns >= self.cursor_ns}
+        return {"cursor_ns": self.cursor_ns, "ahead": ahead}
+
+
+def is_finished(segment: Path, mtime_ns: int, playlists: Sequence[tuple[str, int]], newest_ns: int) -> bool:
+    """Whether FFmpeg is done with a segment: a later playlist names it, a later one exists, or it lies still."""
+    if any(segment.name in text and written_ns >= mtime_ns for text, written_ns in playlists):
+        return True
+    if playlists:
+        return mtime_ns < newest_ns and time.time_ns() - mtime_ns > SEGMENT_LIES_STILL_SEC * 1e9
+    return mtime_ns < newest_ns or time.time_ns() - mtime_ns > SEGMENT_LIES_STILL_SEC * 1e9
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What was measured on one segment: its levels, or why there are none."""
+
+    path: Path
+    mtime_ns: int
+    levels: list[float] | None
+    reason: str = ""
+    verdict: bool | None = None  # where there are no levels
+
+
+def judge_sound(levels: Sequence[float], rules: Rules) -> tuple[bool | None, float]:
+    """Whether sound is lost at the end of `levels`, and for how long; None while they are too few to tell."""
+    lasted_sec = 0.0
+    for limit_db, least_sec in ((rules.quiet_db, rules.quiet_sec), (rules.silence_db, rules.silence_sec)):
+        run = next((place for place, level in enumerate(reversed(levels)) if level >= limit_db), len(levels))
+        if run * SOUND_WINDOW_SEC >= least_sec:
+            lasted_sec = max(lasted_sec, run * SOUND_WINDOW_SEC)
+    if lasted_sec:
+        return True, lasted_sec
+    is_quiet = all(level < rules.quiet_db for level in levels)
+    return (None if is_quiet else False), 0.0
+
+
+class Waker:
+    """Takes watchdog's events: names of files that may be new."""
+
+    def __init__(self) -> None:
+        self.names: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.wake = threading.Event()
+
+    def dispatch(self, event: Any) -> None:
+        if event.event_type in ("closed", "moved", "created"):
+            path = os.fsdecode(event.dest_path if event.event_type == "moved" else event.src_path)
+            self.names.put(os.path.basename(path))  # noqa: PTH119  Path() of every event would cost more
+            self.wake.set()
+
+    def take(self) -> set[str]:
+        """The names that have come."""
+        names: set[str] = set()
+        self.wake.clear()
+        with suppress(queue.Empty):
+            while True:
+                names.add(self.names.get_nowait())
+        return names
+
+
+class CaptureFolder:
+    """One capture folder: whatever is new in it goes through the machine, once and in order."""
+
+    def __init__(self, folder: Path, device: str, setup: Setup, stopping: threading.Event) -> None:
+        self.folder, self.device, self.setup, self.stopping = folder, device, setup, stopping
+        self.held = ExitStack()
+        self.own = folder / STATE_FOLDER
+        self.state_file = state_folder(folder) / "monitor.json"
+        self.database = database_of(setup.settings, folder)
+        configured = setup.settings["evidence_dir"]
+        self.evidence_dir = Path(str(configured)).expanduser() if configured else self.own / "evidence"
+        self.outbox = Outbox()
+        self.is_missing = not folder.exists()
+        self.restore()
+        self.reader = StillReader(setup.rules, mask_of(setup.settings, device))
+        self.levels: list[float] = []
+        self.sound_sec = -math.inf
+        self.heard: queue.SimpleQueue[Heard] = queue.SimpleQueue()
+        self.listened: dict[str, int] = {}
+        self.listed_segments: dict[str, int] | None = None
+        self.ffmpeg = self.deaf = ""
+        self.waker = Waker()
+        self.beat = self.arrived_mono = time.monotonic()
+        self.is_live = False
+        self.first_sec: float | None = None
+        self.is_urgent = True
+        self.again_mono = self.saved_mono = self.noted_mono = self.scan_mono = self.rows_mono = -math.inf
+        self.scan_took_sec = 0.0
+        self.is_polled = True
+        self.sound_folder: Path | None = None
+        self.trouble = ""
+        self.opened = 0
+
+    def restore(self) -> None:
+        """Go on where the last run left off."""
+        state = read_json(self.state_file)
+        if state is None and self.state_file.exists():
+            log.warning("%s: is damaged; begun anew", self.state_file)
+        state = state if state is not None and state.get("schema") == STATE_SCHEMA else {}
+        self.machine = IncidentMachine(self.setup.host, self.device, self.setup.patience, state.get("machine"))
+        self.stills, self.segments = Seen(state.get("stills")), Seen(state.get("segments"))
+        self.outbox.restore(state.get("outbox", ()))
+
+    def take_lock(self) -> None:
+        """Busy when another run has it. Taken anew when the folder is another one than before."""
+        self.held.close()
+        lock = (self.own if is_writable(self.own) else self.state_file.parent) / "monitor.lock"
+        try:
+            self.held.enter_context(run_lock(lock, str(self.folder)))
+        except OSError as problem:
+            raise CannotStart(f"{lock}: cannot be made: {problem.strerror}") from problem
+
+    # --- pictures
+
+    def scan(self) -> list[tuple[int, str]]:
+        """What is new in the folder, in the order of writing."""
+        begun, listed, has_segments = time.monotonic(), {}, False
+        with os.scandir(self.folder) as entries:
+            for entry in entries:
+                if STILL_NAME.fullmatch(entry.name):
+                    with suppress(FileNotFoundError):
+                        listed[entry.name] = entry.stat().st_mtime_ns
+                has_segments = has_segments or (entry.name.startswith("segment_") and entry.name.endswith(".ts"))
+        new = sorted((mtime_ns, name) for name, mtime_ns in listed.items() if not self.stills.has(name, mtime_ns))
+        if not self.is_live:
+            last = split_ref(self.machine.last_ref)[0] if self.machine.last_ref else ""
+            if new and last not in listed:  # what came after it may have been removed: nothing is known of that time
+                self.machine.pause()
+        self.stills.keep(listed)
+        self.sound_folder = self.folder if has_segments else self.folder.parent
+        self.scan_mono = time.monotonic()
+        self.scan_took_sec = self.scan_mono - begun
+        return new
+
+    def find_new(self) -> list[tuple[int, str]]:
+        names = self.waker.take()
+        every_sec = POLL_SEC if self.is_polled else max(RESCAN_SEC, RESCAN_SHARE * self.scan_took_sec)
+        if time.monotonic() - self.scan_mono >= every_sec:
+            return self.scan()
+        new = []
+        for name in names:
+            with suppress(FileNotFoundError):
+                if STILL_NAME.fullmatch(name):
+                    mtime_ns = (self.folder / name).stat().st_mtime_ns
+                    if not self.stills.has(name, mtime_ns):
+                        new.append((mtime_ns, name))
+        return sorted(new)
+
+    def take_still(self, name: str, mtime_ns: int) -> bool:
+        """Look at one still; False when it is still being written and has to wait, and all later ones with it."""
+        path, now_sec = self.folder / name, time.time()
+        at_sec = moment_of_still(path, mtime_ns / 1e9, now_sec)
+        still = self.reader.read(path, at_sec)
+        if still.quality != "ok":
+            if not path.exists():
+                return True
+            if -SETTLE_SEC < now_sec - mtime_ns / 1e9 < SETTLE_SEC:
+                return False
+        self.note_clock(at_sec)
+        ref = f"{name}@{mtime_ns}"
+        if still.reason:
+            log.debug("%s: %s", path, still.reason)
+        events = self.machine.arrived(at_sec, ref)
+        events += self.machine.observe("blackscreen", Sample(at_sec, still.blackscreen, ref))
+        frozen = self.settled_freeze(still)
+        events += self.machine.observe("freeze", Sample(at_sec, frozen, ref, still.freeze_since_sec))
+        self.stills.add(name, mtime_ns)
+        self.tell(events)
+        return True
+
+    def settled_freeze(self, still: Still) -> bool | None:
+        """After a start nothing is known until the picture changes, or has stood still for long enough."""
+        if still.picture is None or still.freeze:
+            return still.freeze
+        if self.first_sec is None:
+            self.first_sec = still.picture.since_sec
+        return None if still.picture.since_sec == self.first_sec else still.freeze
+
+    def note_clock(self, at_sec: float) -> None:
+        """Pause the machine where the stills' time went on, but ours did not: the clock was set, or the host slept."""
+        now_mono, last_sec = time.monotonic(), self.machine.last_sec
+        if self.is_live and last_sec is not None:
+            jump_sec = (at_sec - last_sec) - (now_mono - self.arrived_mono)
+            if jump_sec > CLOCK_JUMP_SEC or at_sec < last_sec - CLOCK_JUMP_SEC:
+                log.warning("%s: the time of the stills jumped by %+.0f s", self.device, jump_sec)
+                self.machine.pause()
+        self.arrived_mono = now_mono
+
+    # --- sound
+
+    def listen(self) -> None:
+        """Measure the segments that are finished and new. In a thread of its own: pictures never wait for sound."""
+        place = self.sound_folder
+        if place is None:
+            return
+        listed: dict[str, int] = {}
+        playlists: list[tuple[str, int]] = []
+        with os.scandir(place) as entries:
+            for entry in entries:
+                with suppress(OSError):
+                    if entry.name.startswith("segment_") and entry.name.endswith(".ts"):
+                        listed[entry.name] = entry.stat().st_mtime_ns
+                    elif entry.name.endswith(".m3u8"):
+                        playlists.append((Path(entry.path).read_text("utf-8", "replace"), entry.stat().st_mtime_ns))
+        newest_ns = max(listed.values(), default=0)
+        for mtime_ns, name in sorted((mtime_ns, name) for name, mtime_ns in listed.items()):
+            path = place / name
+            if self.stopping.is_set():
+                return
+            if self.segments.has(name, mtime_ns) or self.listened.get(name) == mtime_ns:
+                continue
+            if is_finished(path, mtime_ns, playlists, newest_ns):
+                self.heard.put(self.hear(path, mtime_ns))
+                self.listened[name] = mtime_ns
+                self.waker.wake.set()
+        self.listened = {name: mtime_ns for name, mtime_ns in self.listened.items() if name in listed}
+        self.listed_segments = listed
+
+    def hear(self, path: Path, mtime_ns: int) -> Heard:
+        self.ffmpeg = self.ffmpeg or find_ffmpeg("sound")
+        try:
+            with self.setup.ears:
+                return Heard(path, mtime_ns, measure_sound(self.ffmpeg, path.read_bytes()))
+        except NoStream:
+            return Heard(path, mtime_ns, None, "there is no audio stream", self.setup.rules.audio_required or None)
+        except (OSError, Unreadable, CannotStart) as problem:
+            return Heard(path, mtime_ns, None, str(problem))
+
+    def take_sound(self) -> None:
+        """Judge what was measured meanwhile."""
+        with suppress(queue.Empty):
+            while True:
+                self.take_segment(self.heard.get_nowait())
+        if self.listed_segments is not None:
+            self.segments.keep(self.listed_segments)
+            self.listed_segments = None
+
+    def take_segment(self, heard: Heard) -> None:
+        """One sample per segment, at its end; runs of silence may have begun in the segments before."""
+        at_sec, rules, bad, lasted_sec = heard.mtime_ns / 1e9, self.setup.rules, heard.verdict, 0.0
+        if heard.levels is None or not 0 <= at_sec - self.sound_sec <= SOUND_GAP_SEC:
+            self.levels = []
+        if heard.levels is not None:
+            kept = math.ceil(max(rules.silence_sec, rules.quiet_sec, SOUND_GAP_SEC) / SOUND_WINDOW_SEC)
+            self.levels = [*self.levels, *heard.levels][-kept:]
+            bad, lasted_sec = judge_sound(self.levels, rules)
+        if heard.reason and heard.reason != self.deaf:
+            log.warning("%s: nothing is known of the sound: %s: %s", self.device, heard.path, heard.reason)
+        self.sound_sec, self.deaf = at_sec, heard.reason
+        log.debug("%s: sound is lost: %s", heard.path, bad)
+        ref = f"{os.path.relpath(heard.path, self.folder)}@{heard.mtime_ns}"
+        self.segments.add(heard.path.name, heard.mtime_ns)
+        sample = Sample(at_sec, bad, ref, at_sec - lasted_sec, heard.reason)
+        self.tell(self.machine.observe("audio_loss", sample))
+
+    def clip(self, start_sec: float) -> list[str]:
+        """The segments around the start of an incident, as far as they still exist."""
+        place, found = self.sound_folder, []
+        if place is None:
+            return []
+        with suppress(OSError):
+            for path in place.glob(SEGMENT_PATTERN):
+                mtime_ns = path.stat().st_mtime_ns
+                if mtime_ns / 1e9 >= start_sec - CLIP_BEFORE_SEC and self.segments.has(path.name, mtime_ns):
+                    found.append((mtime_ns, f"{os.path.relpath(path, self.folder)}@{mtime_ns}"))
+        return [ref for _mtime_ns, ref in sorted(found)[:CLIP_SEGMENTS]]
+
+    # --- what comes of it
+
+    def tell(self, events: Sequence[Event]) -> None:
+        """Log the events and put what they make necessary into the outbox."""
+        for event in events:
+            incident = event.incident
+            level = logging.INFO if event.kind == "resolved" else logging.WARNING
+            log.log(level, "%s: %s %s, since %s", self.device, incident.incident_type, event.kind,
+                    local_text(incident.start_sec))  # fmt: skip
+            letters = evidence_letters(event, self.clip(incident.start_sec) if event.kind != "resolved" else ())
+            post(event, self.outbox, self.setup.channels, letters, self.setup.hold_sec)
+            self.opened += event.kind == "opened"
+            self.is_urgent = True
+
+    def look_for_silence(self) -> None:
+        """No still has come for too long; by our own clock, so that a jump of the system's is no outage."""
+        if self.machine.last_sec is None:
+            self.machine.last_sec, self.arrived_mono = time.time(), time.monotonic()
+        elif not self.is_live:  # since when nothing has come, only the clock can tell
+            self.arrived_mono = time.monotonic() - max(0.0, time.time() - self.machine.last_sec)
+        self.tell(self.machine.silence(self.machine.last_sec + time.monotonic() - self.arrived_mono))
+
+    def round(self) -> None:
+        """Everything once: new stills, sound, silence, state."""
+        try:
+            new = self.find_new()
+            if self.trouble:
+                log.info("%s: is there again", self.folder)
+            self.trouble = ""
+        except OSError as problem:
+            new = []
+            self.scan_mono = -math.inf
+            if not self.trouble:
+                self.trouble = problem.strerror or "cannot be read"
+                log.warning("%s: %s; waiting for it", self.folder, self.trouble)
+        for mtime_ns, name in new:
+            self.beat = time.monotonic()
+            if self.stopping.is_set():
+                break
+            if not self.take_still(name, mtime_ns):
+                self.scan_mono = -math.inf  # look again soon
+                break
+            self.save_if_due()
+        else:
+            self.take_sound()
+            self.look_for_silence()
+            self.is_live = self.is_live or not self.trouble
+        self.save_if_due()
+
+    def save_if_due(self) -> None:
+        """State at once when something happened, else every few seconds; then what others read."""
+        now_mono = time.monotonic()
+        if now_mono - self.rows_mono >= ROWS_EVERY_SEC:
+            self.rows_mono = now_mono
+            for incident in self.machine.active():
+                self.outbox.put(Letter("database", f"row {incident.alert_id}", asdict(incident)))
+        is_due = self.is_urgent or self.outbox.is_changed or now_mono - self.saved_mono >= SAVE_EVERY_SEC
+        if is_due and now_mono >= self.again_mono:
+            is_told, self.is_urgent, self.saved_mono = self.is_urgent, False, now_mono
+            try:
+                self.save()
+                if is_told or self.machine.active():
+                    write_json(self.folder / "incidents.json", self.for_others())
+            except OSError as problem:  # full or away: all of it stays in memory, and is delivered from there
+                log.debug("%s: state not written: %s", self.folder, problem)
+                self.again_mono = now_mono + SAVE_AGAIN_SEC
+        if now_mono - self.noted_mono >= PROGRESS_EVERY_SEC:
+            self.noted_mono = now_mono
+            try:
+                write_json(self.own / "progress.json", self.progress())
+            except OSError as problem:
+                log.debug("%s: progress not written: %s", self.folder, problem)
+
+    def save(self) -> None:
+        self.outbox.is_changed = False
+        state = {"schema": STATE_SCHEMA, "machine": self.machine.state(), "stills": self.stills.state(),
+                 "segments": self.segments.state(),
+                 "outbox": [asdict(letter) for letter in self.outbox.waiting()]}  # fmt: skip
+        try:
+            self.state_file.parent.mkdir(parents=False, exist_ok=True)
+            write_json(self.state_file, state)
+        except OSError:
+            self.outbox.is_changed = True
+            raise
+
+    def for_others(self) -> dict[str, Any]:
+        """`incidents.json`, with the older names."""
+        now_text = moment(time.time()).isoformat(timespec="milliseconds")
+        return {"active_incidents": {
+            incident.incident_type: {"alert_id": incident.alert_id, "consecutive_count": incident.consecutive_count,
+                                     "start_time": moment(incident.start_sec).isoformat(timespec="milliseconds"),
+                                     "last_updated": now_text} for incident in self.machine.active()}}  # fmt: skip
+
+    def progress(self) -> dict[str, Any]:
+        """For `clean`: up to which mtime everything was looked at, and which files are needed longer."""
+        waiting = {ref for letter in self.outbox.waiting("evidence") for ref in letter.payload["sources"]}
+        names = {Path(split_ref(ref)[0]).name for ref in self.machine.refs() | waiting}
+        until_sec = max(self.stills.cursor_ns, 0) / 1e9
+        return {"schema": 1, "analysed_until_sec": until_sec, "awaiting": sorted(names)}
+
+
+# --- what has to arrive
+
+
+def deliver(place: CaptureFolder, letter: Letter) -> None:
+    """Take one letter where it belongs; raises when that failed."""
+    if letter.channel == "database":
+        payload = letter.payload
+        database = Database(place.database)
+        if "status" in payload:
+            database.store(Incident(**payload))
+        elif not database.add_metadata(payload["alert_id"], payload["metadata"]):
+            raise CannotStart(f"{database.shown}: incident {payload['alert_id']} is not there yet")
+    elif letter.channel == "evidence":
+        payload = letter.payload
+        if copy_evidence(place.folder, place.evidence_dir, payload):
+            key = f"{EVIDENCE_PREFIX}/{payload['target']}"  # as nas_sync.py upload names it
+            metadata = {"evidence": {payload["role"]: key}, "evidence_dir": str(place.evidence_dir)}
+            place.outbox.put(Letter("database", f"evidence {payload['target']}",
+                                    {"alert_id": payload["alert_id"], "metadata": metadata}))  # fmt: skip
+        else:
+            log.warning("%s: evidence lost, the capture has been removed: %s", place.device, payload["target"])
+    else:
+        channel = channels(place.setup.notify).get(letter.channel)
+        if channel is None:
+            raise OSError("is no longer configured")
+        send_message(channel, **letter.payload)
+
+
+class Courier:
+    """Delivers the letters of one channel from all folders. A channel that is down holds up nothing but itself."""
+
+    def __init__(self, channel: str, places: Sequence[CaptureFolder], stopping: threading.Event) -> None:
+        self.channel, self.places, self.stopping = channel, places, stopping
+        self.failures = dict.fromkeys(places, 0)
+        self.again_mono = dict.fromkeys(places, 0.0)
+
+    def work(self) -> None:
+        while not self.stopping.wait(DELIVER_EVERY_SEC):
+            for place in self.places:
+                if time.monotonic() >= self.again_mono[place] and not place.is_urgent:  # the state is saved first
+                    self.deliver_due(place)
+
+    def deliver_due(self, place: CaptureFolder) -> bool:
+        """False at the first failure: the rest would most likely fail too."""
+        for letter in place.outbox.due(self.channel, time.time()):
+            if self.stopping.is_set():
+                break
+            try:
+                deliver(place, letter)
+            except Exception as problem:  # noqa: BLE001  drivers and servers fail in any way; the letter stays
+                self.note_failure(place, letter, problem)
+                return False
+            place.outbox.delivered(letter)
+            place.waker.wake.set()
+            if self.failures[place]:
+                log.info("%s: %s works again", place.device, self.channel)
+            self.failures[place] = 0
+        return True
+
+    def note_failure(self, place: CaptureFolder, letter: Letter, problem: Exception) -> None:
+        place.outbox.failed(letter)
+        self.failures[place] += 1
+        wait_sec = min(RETRY_MAX_SEC, RETRY_FIRST_SEC * 2 ** (self.failures[place] - 1))
+        self.again_mono[place] = time.monotonic() + wait_sec
+        level = logging.WARNING if self.failures[place] == 1 else logging.DEBUG
+        log.log(level, "%s: %s does not take %s: %s; %d wait, tried again and again", place.device, self.channel,
+                letter.key, first_line(problem), len(place.outbox.waiting(self.channel)))  # fmt: skip
+
+
+# --- the service
+
+
+class FolderWatch:
+    """The loop of one folder, in a thread of its own: a folder that hangs holds up no other."""
+
+    def __init__(self, place: CaptureFolder, observer: Any) -> None:
+        self.place, self.observer = place, observer
+        self.identity = None if place.is_missing else self.identify()
+        self.is_attached = False
+        self.watch: Any = None
+
+    def identify(self) -> tuple[int, int] | None:
+        try:
+            found = self.place.folder.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def attach(self) -> None:
+        """Have inotify tell of new files; after the folder came back, anew. The lock is in the folder, so it too."""
+        from watchdog.events import FileClosedEvent, FileCreatedEvent, FileMovedEvent
+
+        identity = self.identify()
+        if identity == self.identity and self.is_attached:
+            return
+        if self.watch is not None:
+            with suppress(Exception):
+                self.observer.unschedule(self.watch)
+        self.watch, self.place.is_polled, self.is_attached = None, True, identity is not None
+        is_back, self.identity = identity != self.identity, identity or self.identity
+        if identity is None:
+            self.place.scan_mono = -math.inf  # which says so
+            return
+        if is_back or self.place.is_missing:
+            self.is_attached = False
+            self.place.take_lock()
+            self.is_attached = True
+        if self.place.is_missing:
+            self.place.is_missing = False
+            self.place.restore()
+        self.place.scan_mono = -math.inf
+        if is_network_mount(self.place.folder):
+            log.info("%s: a network mount, looked at every %g s", self.place.folder, POLL_SEC)
+            return
+        try:
+            told = [FileClosedEvent, FileCreatedEvent, FileMovedEvent]  # not what we read ourselves
+            self.watch = self.observer.schedule(self.place.waker, str(self.place.folder), event_filter=told)
+            self.place.is_polled = False
+        except OSError as problem:
+            log.warning("%s: inotify: %s; looked at every %g s", self.place.folder, problem.strerror, POLL_SEC)
+
+    def work(self) -> None:
+        place = self.place
+        while not place.stopping.is_set():
+            try:
+                self.attach()
+                place.round()
+            except Busy as problem:
+                log.warning("%s; this folder is left to it", problem)
+                return
+            except CannotStart as problem:
+                log.warning("%s; tried again", problem)
+                place.stopping.wait(KEPT_AWAY_SEC)
+            except Exception:
+                log.exception("%s: this is a bug in the program, going on", place.folder)
+                place.stopping.wait(KEPT_AWAY_SEC)
+            place.beat = time.monotonic()
+            place.waker.wake.wait(TICK_SEC)
+        place.is_urgent = True
+        place.save_if_due()
+
+    def listen(self) -> None:
+        """The second thread of the folder."""
+        while not self.place.stopping.wait(SOUND_EVERY_SEC):
+            try:
+                self.place.listen()
+            except OSError as problem:  # away; the first thread says so
+                log.debug("%s: %s", self.place.folder, problem)
+            except Exception:
+                log.exception("%s: this is a bug in the program, going on", self.place.folder)
+                self.place.stopping.wait(KEPT_AWAY_SEC)
+
+
+def watched_folders(given: Sequence[Path], settings: Mapping[str, Any]) -> list[Path]:
+    """The folders of the call, else those that match `analysis.capture_dirs`; CannotStart when there is none."""
+    if given:
+        found = list(dict.fromkeys(Path(os.path.abspath(folder)) for folder in given))  # noqa: PTH100
+    else:
+        patterns = [str(Path(str(pattern)).expanduser()) for pattern in settings["capture_dirs"]]
+        found = sorted({Path(name) for pattern in patterns for name in glob.glob(pattern)})  # noqa: PTH207
+        if not found:
+            raise CannotStart(f"no folder matches analysis.capture_dirs ({', '.join(patterns) or 'empty'}); name one")
+    if files := [folder for folder in found if folder.exists() and not folder.is_dir()]:
+        raise UsageError(f"{files[0]}: is no folder")
+    if not any(folder.is_dir() for folder in found):
+        raise CannotStart(f"{found[0]}: there is no such folder")
+    return found
+
+
+def make_setup(config: Mapping[str, Any]) -> Setup:
+    settings = config["analysis"]
+    return Setup(host_name(), rules_of(settings), patience_of(settings), settings, config["notify"],
+                 tuple(channels(config["notify"])), threading.BoundedSemaphore(os.cpu_count() or 1))  # fmt: skip
+
+
+@contextmanager
+def taken(folders: Sequence[Path], setup: Setup, stopping: threading.Event) -> Iterator[list[CaptureFolder]]:
+    """Those folders that nobody else watches, locked. With none left, Busy."""
+    busy = None
+    with ExitStack() as held:
+        places = []
+        for folder, device in zip(folders, device_names(folders), strict=True):
+            place = CaptureFolder(folder, device, setup, stopping)
+            held.callback(place.held.close)
+            try:
+                if not place.is_missing:
+                    place.take_lock()
+                    place.restore()  # what the one before has written last
+                places.append(place)
+            except Busy as problem:
+                busy = problem
+                if len(folders) > 1:
+                    log.warning("%s", problem)
+        if not places and busy:
+            raise busy
+        yield places
+
+
+def monitor_folders(folders: Sequence[Path], config: Mapping[str, Any], stopping: threading.Event) -> int:
+    """Watch capture folders until `stopping` is set; for `monitor`, and for `capture --monitor`."""
+    from watchdog.observers import Observer
+
+    logging.getLogger("watchdog").setLevel(logging.INFO)  # it logs each event
+    setup = make_setup(config)
+    with taken(folders, setup, stopping) as places:
+        observer = Observer()
+        observer.daemon = True
+        observer.start()
+        watches = [FolderWatch(place, observer) for place in places]
+        works = [watch.work for watch in watches] + [watch.listen for watch in watches]
+        works += [Courier(channel, places, stopping).work for channel in ("database", "evidence", *setup.channels)]
+        threads = [threading.Thread(target=work, daemon=True, name=f"monitor {number}")
+                   for number, work in enumerate(works)]  # fmt: skip
+        for thread in threads:
+            thread.start()
+        log.info("watching %s", ", ".join(f"{place.device} ({place.folder})" for place in places))
+        tell_systemd("READY=1")
+        while not stopping.wait(WATCHDOG_EVERY_SEC):
+            if not any(thread.is_alive() for thread in threads[: len(places)]):
+                raise Busy("every folder is watched by another run")
+            if all(time.monotonic() - place.beat < WATCHDOG_QUIET_SEC for place in places):
+                tell_systemd("WATCHDOG=1")
+        tell_systemd("STOPPING=1")
+        deadline = time.monotonic() + STOP_WITHIN_SEC
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        observer.stop()
+    return Status.DONE
+
+
+def monitor_once(folders: Sequence[Path], config: Mapping[str, Any], stopping: threading.Event) -> int:
+    """Look at what is new, deliver what is due, end: for cron. What could not be delivered waits for the next run."""
+    setup, failed = make_setup(config), False
+    with taken(folders, setup, stopping) as places:
+        for place in places:
+            deadline = time.monotonic() + 2 * SETTLE_SEC
+            while not place.is_live and not stopping.is_set() and time.monotonic() < deadline:
+                place.round()
+                if not place.is_live:
+                    time.sleep(TICK_SEC)
+            with suppress(OSError):
+                place.listen()
+            place.take_sound()
+        for channel in ("evidence", "database", *setup.channels):  # the row of an incident names its evidence
+            courier = Courier(channel, places, stopping)
+            for place in places:
+                failed = not courier.deliver_due(place) or failed
+        for place in places:
+            place.is_urgent, place.noted_mono = True, -math.inf
+            place.save_if_due()
+            failed = failed or bool(place.trouble)
+    opened, active = sum(place.opened for place in places), sum(len(place.machine.active()) for place in places)
+    log.info("%d incident%s opened, %d active", opened, "" if opened == 1 else "s", active)
+    return Status.PARTIAL if failed else Status.DONE
+
+
+def tell_systemd(message: str) -> None:
+    """sd_notify: one datagram to the socket that systemd names, nothing without it."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
+        try:
+            notifier.connect("\0" + address[1:] if address.startswith("@") else address)
+            notifier.sendall(message.encode())
+        except OSError as problem:
+            log.debug("systemd was not told %s: %s", message, problem)
+
+
+def monitor_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", nargs="*", type=Path,
+                        help="capture folders (default: analysis.capture_dirs)")  # fmt: skip
+    parser.add_argument("--once", action="store_true", help="look at what is new, then end (for cron)")
+
+
+def monitor_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
+    """SIGTERM and SIGHUP are the ordinary end of a service, SIGINT is 130."""
+    signals: list[int] = []
+    stopping = threading.Event()
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        signals.append(number)
+        stopping.set()
+
+    for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(one) is not signal.SIG_IGN:  # nohup
+            signal.signal(one, stop)
+    folders = watched_folders(arguments.folder, config["analysis"])
+    status = (monitor_once if arguments.once else monitor_folders)(folders, config, stopping)
+    return Status.SIGINT if signal.SIGINT in signals else status
+
+
+# --- incidents on the command line
+
+
+def incidents_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("list", "show", "ack", "export"),
+                        help="list, show or acknowledge incidents, or export them all as CSV")  # fmt: skip
+    parser.add_argument("alert_id", metavar="ID", nargs="*", help="show, ack: which; the beginning of the id will do")
+    parser.add_argument("--since", metavar="TIME", help="from when on (default: the first)")
+    parser.add_argument("--until", metavar="TIME", help="until when (default: now)")
+    parser.add_argument("--json", action="store_true", default=None, help="JSON Lines, the last one a summary")
+
+
+def parse_moment(text: str | None, flag: str) -> float | None:
+    """Epoch seconds, ISO 8601 or words such as "2 hours ago"; without a zone in the host's."""
+    if text is None:
+        return None
+    if re.fullmatch(r"\d{9,11}(\.\d+)?", text):
+        return float(text)
+    from dateutil.parser import isoparse
+
+    try:
+        found: datetime | None = isoparse(text)
+    except ValueError:
+        import dateparser
+
+        found = dateparser.parse(text, settings={"PREFER_DATES_FROM": "past"})
+    if found is None:
+        raise UsageError(f"{flag}: {text!r} is no time; say 2026-01-31T12:00, epoch seconds or '2 hours ago'")
+    return found.timestamp()
+
+
+def databases(config: Mapping[str, Any]) -> list[str]:
+    """The configured one, else those beside the captures."""
+    settings = config["analysis"]
+    folders = [] if settings["database"] else watched_folders([], settings)
+    return list(dict.fromkeys(database_of(settings, folder) for folder in folders or [Path()]))
+
+
+def row_of(incident: Incident) -> dict[str, Any]:
+    """As the table has it, with times that can be read."""
+    values = asdict(incident)
+    values["start_time"] = moment(values.pop("start_sec")).isoformat()
+    end_sec = values.pop("end_sec")
+    values["end_time"] = None if end_sec is None else moment(end_sec).isoformat()
+    values["metadata"] = values.pop("metadata")
+    return values
+
+
+def chosen(found: Sequence[tuple[str, Incident]], wanted: Sequence[str]) -> list[tuple[str, Incident]]:
+    """Those that `wanted` names by id or by its beginning; UsageError for one that is not there, or not clear."""
+    result = []
+    for text in wanted:
+        matching = [pair for pair in found if pair[1].alert_id.startswith(text)]
+        if len(matching) != 1:
+            raise UsageError(f"{text}: {'no' if not matching else 'more than one'} incident has this id")
+        result += matching
+    return result
+
+
+def incidents_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
+    since_sec, until_sec = parse_moment(arguments.since, "--since"), parse_moment(arguments.until, "--until")
+    found = [(place, incident) for place in databases(config)
+             for incident in read_incidents(place, since_sec, until_sec)]  # fmt: skip
+    found.sort(key=lambda pair: pair[1].start_sec)
+    if arguments.action in ("show", "ack"):
+        if not arguments.alert_id:
+            raise UsageError(f"incidents {arguments.action}: name at least one id")
+        found = chosen(found, arguments.alert_id)
+    if arguments.action == "ack":
+        values = {"acknowledged_at": moment(time.time()).isoformat(timespec="seconds"), "acknowledged_by": host_name()}
+        for place, incident in found:
+            acknowledge(place, incident, values)
+        return Status.DONE
+    show_incidents([incident for _place, incident in found], arguments)
+    return Status.DONE
+
+
+def acknowledge(place: str, incident: Incident, values: Mapping[str, Any]) -> None:
+    from sqlalchemy.exc import SQLAlchemyError
+
+    database = Database(place)
+    try:
+        database.add_metadata(incident.alert_id, values)
+    except SQLAlchemyError as problem:
+        raise CannotStart(f"{database.shown}: cannot be written: {first_line(problem)}") from problem
+    log.info("%s acknowledged", incident.alert_id)
+
+
+def show_incidents(incidents: Sequence[Incident], arguments: argparse.Namespace) -> None:
+    """To stdout: a table, all there is about each, CSV, or JSON Lines."""
+    rows = [row_of(incident) for incident in incidents]
+    if arguments.json:
+        for row in rows:
+            print(json.dumps(row, ensure_ascii=False))
+        active = sum(incident.status == "active" for incident in incidents)
+        print(json.dumps({"summary": {"incidents": len(rows), "active": active}}))
+    elif arguments.action == "export":
+        writer = csv.DictWriter(sys.stdout, INCIDENT_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**row, "metadata": json.dumps(row["metadata"], ensure_ascii=False)} for row in rows)
+    elif arguments.action == "show":
+        print("\n".join(json.dumps(row, indent=1, ensure_ascii=False) for row in rows))
+    else:
+        for incident in incidents:
+            end = "active" if incident.end_sec is None else f"{incident.end_sec - incident.start_sec:.0f} s"
+            seen = "acknowledged" if "acknowledged_at" in incident.metadata else ""
+            print(f"{incident.alert_id[:8]}  {local_text(incident.start_sec)}  {end:>8}  {incident.incident_type:<11}  "
+                  f"{incident.device_id}  {seen}".rstrip())  # fmt: skip
 
 
 # --- capture -----------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Grabber:
+    """A v4l2/ALSA capture device, or what stands in for it. `video` may hold a password and is shown nowhere."""
+
+    name: str
+    kind: str  # device, rtsp, file or test
+    video: str = field(repr=False)
+    audio: str  # ALSA device, empty for the sound that comes with the video, none for no sound
+    folder: Path  # of output.m3u8 and segment_*.ts; stills are in captures/ below it
+    fps: float
+    stills_per_sec: float
+    stall_sec: float
+    bitrate: str
+    size: str  # WIDTHxHEIGHT that the device is asked for, empty for its own
+    input_format: str  # that the device is asked for, such as mjpeg
+
+    @property
+    def captures(self) -> Path:
+        return self.folder / "captures"
+
+    @property
+    def staging(self) -> Path:
+        return self.captures / STATE_FOLDER / "staging"
+
+
+def kind_of_source(video: str) -> str:
+    if re.match(r"(?i)rtsps?://", video):
+        return "rtsp"
+    if video == "test" or video.startswith("/dev/"):
+        return "test" if video == "test" else "device"
+    return "file"
+
+
+def with_login(address: str) -> str:
+    """An RTSP address with a percent-encoded login: its own, else RTSP_USER and RTSP_PASSWORD; hides the password."""
+    scheme, _, rest = address.partition("://")
+    login, _, place = rest.rpartition("@")
+    user, _, password = login.partition(":")
+    user = unquote(user) or os.environ.get("RTSP_USER", "")
+    password = unquote(password) or os.environ.get("RTSP_PASSWORD", "")
+    hide_secret(password)
+    login = quote(user, safe="") + (f":{quote(password, safe='')}" if password else "")
+    return f"{scheme.lower()}://{login}{'@' if login else ''}{place}"
+
+
+def settle_grabber(given: Any, settings: Mapping[str, Any]) -> Grabber:
+    """One entry of `capture.grabbers`: a map of keys, or the older "video_device|audio_device|capture_dir|fps"."""
+    if not isinstance(given, Mapping):
+        parts = str(given).rsplit("|", 3)
+        if len(parts) != 4:
+            raise UsageError(f"grabber {mask(str(given))!r}: expected video_device|audio_device|capture_dir|fps")
+        given = dict(zip(("video_device", "audio_device", "capture_dir", "fps"), parts, strict=True))
+    own = {name: str(value).strip() for name, value in given.items() if value is not None}
+    if not own.get("capture_dir") or not own.get("video_device"):
+        missing = "video_device" if own.get("capture_dir") else "capture_dir"
+        raise UsageError(f"grabber {own.get('name') or mask(own.get('video_device', '?'))}: it has no {missing}")
+    folder = Path(os.path.abspath(Path(own["capture_dir"]).expanduser()))  # noqa: PTH100  links stay as they are
+    folder = folder.parent if folder.name == "captures" else folder
+    name, kind = own.get("name") or folder.name, kind_of_source(own["video_device"])
+    where, numbers = f"grabber {name}", {}
+    for key, text in (("fps", own.get("fps") or "25"), ("stills_per_sec", str(settings["stills_per_sec"]))):
+        try:
+            numbers[key] = float(text)
+        except ValueError as problem:
+            raise UsageError(f"{where}: {key} {text!r} is no number") from problem
+    if not 1 <= numbers["fps"] <= 240:
+        raise UsageError(f"{where}: fps {numbers['fps']:g} is not from 1 to 240")
+    if not 0 < numbers["stills_per_sec"] <= numbers["fps"]:
+        raise UsageError(f"{where}: capture.stills_per_sec is not more than 0 and at most fps")
+    if settings["stall"] <= 0:
+        raise UsageError(f"capture.stall: {settings['stall']} is not more than 0")
+    if own.get("size") and not re.fullmatch(r"\d+x\d+", own["size"]):
+        raise UsageError(f"{where}: size {own['size']!r} is not of the form 1280x720")
+    if not re.fullmatch(r"\d+[kM]?", str(settings["bitrate"])):
+        raise UsageError(f"capture.bitrate: {settings['bitrate']!r} is not of the form 2M or 800k")
+    if kind == "file" and not Path(own["video_device"]).expanduser().is_file():
+        raise UsageError(f"{where}: {own['video_device']}: is no device, no file, no rtsp:// address and not 'test'")
+    video = with_login(own["video_device"]) if kind == "rtsp" else own["video_device"]
+    video = os.path.abspath(Path(video).expanduser()) if kind == "file" else video  # noqa: PTH100
+    return Grabber(name=name, kind=kind, video=video, audio=own.get("audio_device", ""), folder=folder,
+                   fps=numbers["fps"], stills_per_sec=numbers["stills_per_sec"],
+                   stall_sec=float(settings["stall"]), bitrate=str(settings["bitrate"]),
+                   size=own.get("size", ""), input_format=own.get("input_format", ""))  # fmt: skip
+
+
+def settle_grabbers(wanted: Sequence[str], settings: Mapping[str, Any]) -> list[Grabber]:
+    """All grabbers of the config, or those wanted: by name, or described in the older form with `|`."""
+    known = [settle_grabber(entry, settings) for entry in settings["grabbers"]]
+    chosen = []
+    for text in wanted:
+        named = [grabber for grabber in known if grabber.name == text]
+        if not named and "|" not in text:
+            names = ", ".join(grabber.name for grabber in known) or "none"
+            raise UsageError(f"{text}: no such grabber in capture.grabbers; there is {names}")
+        if "|" in text and re.match(r"(?i)rtsps?://[^|]*:[^|@]*@", text):
+            hide_secret(text.partition("@")[0].rpartition(":")[2])
+            log.warning("a password on the command line can be seen by others; better set RTSP_PASSWORD")
+        chosen += named or [settle_grabber(text, settings)]
+    chosen = chosen or known
+    if not chosen:
+        raise UsageError("no grabber: set capture.grabbers, or try it with 'test||/tmp/capture1|5'")
+    places = [str(one.folder) for one in chosen]
+    for what, values in (("name", [one.name for one in chosen]), ("capture_dir", places)):
+        if twice := sorted({value for value in values if values.count(value) > 1}):
+            raise UsageError(f"capture.grabbers: two have the {what} {', '.join(twice)}")
+    return chosen
+
+
+def source_options(grabber: Grabber, with_sound: bool) -> list[str]:
+    """What FFmpeg reads. An RTSP address stands in the text on its stdin: on the command line all could see it."""
+    asked = [("-input_format", grabber.input_format), ("-video_size", grabber.size), ("-framerate", f"{grabber.fps:g}")]
+    device = ["-f", "v4l2", "-thread_queue_size", "256", *(word for pair in asked if pair[1] for word in pair)]
+    pattern = f"testsrc2=size={grabber.size or '1280x720'}:rate={grabber.fps:g}[out0];sine=sample_rate=48000[out1]"
+    video = {
+        "device": [*device, "-i", grabber.video],
+        "rtsp": ["-f", "concat", "-safe", "0", "-protocol_whitelist", "pipe,file,fd,rtsp,rtp,tcp,udp,tls",
+                 "-i", "pipe:0"],
+        "file": ["-re", "-stream_loop", "-1", "-i", f"file:{grabber.video}"],
+        "test": ["-re", "-f", "lavfi", "-i", pattern],
+    }[grabber.kind]  # fmt: skip
+    has_own = with_sound and is_alsa(grabber)
+    return [*video, *(["-f", "alsa", "-thread_queue_size", "1024", "-i", grabber.audio] if has_own else [])]
+
+
+def is_alsa(grabber: Grabber) -> bool:
+    return grabber.audio not in ("", "none", "test")
+
+
+def ffmpeg_capture(ffmpeg: str, grabber: Grabber, encoder: str, *, with_sound: bool) -> list[str]:
+    """One FFmpeg for HLS, stills and thumbnails, started in a staging folder that the stills are written into.
+
+    A still is the first picture of each second of the host's clock (`time(0)`), whatever the rate of the source, and
+    whichever way the clock is set meanwhile.
+    """
+    every = f"floor(time(0)*{grabber.stills_per_sec:g})"
+    graph = (f"[0:v:0]split=2[all][some];[all]fps={grabber.fps:g},format=yuv420p[hls];"
+             f"[some]select='if(eq({every},ld(0)),0,st(0,{every});1)',split=2[still][large];"
+             f"[large]scale={THUMBNAIL_WIDTH}:-2[thumbnail]")  # fmt: skip
+    software = ["-preset", "veryfast", "-tune", "zerolatency", "-crf", "23", "-maxrate", grabber.bitrate,
+                "-bufsize", grabber.bitrate]  # fmt: skip
+    coded = ["-c:v", encoder, *(software if encoder == "libx264" else ["-b:v", grabber.bitrate])]
+    sound = [] if grabber.audio == "none" else ["-map", "1:a:0" if is_alsa(grabber) else "0:a:0?"]
+    folder = str(grabber.folder).replace("%", "%%")
+    # With more than one thread the encoder gives a still out only when the next one comes, a second later.
+    as_stills = ["-fps_mode", "passthrough", "-threads", "1", "-q:v", "3", "-f", "image2", "-atomic_writing", "1"]
+    return [
+        ffmpeg, "-hide_banner", "-loglevel", "level+warning", "-nostats", "-stats_period", "0.5", "-progress", "pipe:1",
+        *([] if grabber.kind == "rtsp" else ["-nostdin"]), *source_options(grabber, with_sound),
+        "-filter_complex", graph, "-map", "[hls]", *(sound if with_sound else []), *coded,
+        "-g", f"{math.ceil(grabber.fps * HLS_SEC)}", "-force_key_frames", f"expr:gte(t,n_forced*{HLS_SEC})",
+        "-c:a", "aac", "-f", "hls", "-hls_time", str(HLS_SEC), "-hls_list_size", str(HLS_LIST),
+        "-hls_flags", "append_list+omit_endlist+temp_file", "-hls_start_number_source", "epoch",
+        "-hls_segment_filename", f"{folder}/segment_%d.ts", f"{grabber.folder}/output.m3u8",
+        "-map", "[still]", *as_stills, "%d.jpg", "-map", "[thumbnail]", *as_stills, "%d_thumbnail.jpg",
+    ]  # fmt: skip
+
+
+def rtsp_text(grabber: Grabber) -> bytes:
+    """For FFmpeg's stdin: the address, TCP, and 10 s of patience with a silent connection."""
+    address = grabber.video.replace("'", r"'\''")
+    return (f"ffconcat version 1.0\nfile '{address}'\noption rtsp_transport tcp\noption timeout 10000000\n"
+            "option use_wallclock_as_timestamps 1\n").encode()  # fmt: skip
+
+
+def encodes(ffmpeg: str, encoder: str) -> bool:
+    """Whether an encoder really makes frames here: that FFmpeg lists it says nothing about the hardware."""
+    command = [ffmpeg, "-hide_banner", "-nostdin", "-loglevel", "quiet", "-progress", "pipe:1", "-f", "lavfi",
+               "-i", "testsrc2=size=640x480:rate=25", "-frames:v", "5", "-pix_fmt", "yuv420p", "-c:v", encoder,
+               "-f", "null", "-"]  # fmt: skip
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+                              timeout=PROBE_TIMEOUT_SEC, start_new_session=True)  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0 and "frame=5" in done.stdout.replace(" ", "")
+
+
+def choose_encoder(ffmpeg: str, wanted: str) -> str:
+    """`capture.encoder`; with auto the first of the hardware encoders that works, else libx264."""
+    if wanted != "auto":
+        if not encodes(ffmpeg, wanted):
+            raise CannotStart(f"capture.encoder {wanted}: {ffmpeg} cannot encode with it here")
+        return wanted
+    return next((one for one in HARDWARE_ENCODERS if encodes(ffmpeg, one)), "libx264")
+
+
+def device_nodes(grabber: Grabber) -> list[Path]:
+    """The files below /dev that stand for its devices; of ALSA names only those with numbers tell them."""
+    found = re.search(r"hw:(\d+)(?:,(\d+))?", grabber.audio)
+    sound = [Path(f"/dev/snd/pcmC{found[1]}D{found[2] or 0}c")] if found else []
+    return [*([Path(grabber.video)] if grabber.kind == "device" else []), *sound]
+
+
+def holders_of(path: Path) -> list[tuple[int, str]]:
+    """(process, its name) of who has a file or device open; those of other users are seen by root only."""
+    found = []
+    try:
+        wanted = path.stat()
+    except OSError:
+        return []
+    for process in (entry for entry in Path("/proc").iterdir() if entry.name.isdigit()):
+        with suppress(OSError):  # it has ended, or is another user's
+            for handle in (process / "fd").iterdir():
+                with suppress(OSError):
+                    one = handle.stat()
+                    is_same = (one.st_dev, one.st_ino) == (wanted.st_dev, wanted.st_ino)
+                    is_device = stat.S_ISCHR(wanted.st_mode) and stat.S_ISCHR(one.st_mode)
+                    if is_same or (is_device and one.st_rdev == wanted.st_rdev):
+                        name = (process / "comm").read_text(encoding="utf-8", errors="replace").strip()
+                        found.append((int(process.name), name))
+    return sorted({(process, name) for process, name in found if process != os.getpid()})
+
+
+def busy_sentence(grabber: Grabber, lines: Sequence[str]) -> str | None:
+    """Who holds a device that FFmpeg could not open; None when nobody does."""
+    for node in device_nodes(grabber):
+        if held := holders_of(node):
+            names = ", ".join(f"{name} (process {process})" for process, name in held)
+            return f"{grabber.name}: {node} is in use by {names}; end that, or leave this grabber out"
+    if any("Device or resource busy" in line for line in lines):
+        return f"{grabber.name}: {grabber.video} is in use by a process that this user cannot see"
+    return None
+
+
+def writers_in(staging: Path) -> list[int]:
+    """FFmpegs of a capture that was killed: they were started in a folder below `staging`, so they are ours."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            folder = (entry / "cwd").readlink()
+            if folder.parent == staging and b"_thumbnail.jpg" in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+    return found
+
+
+def end_writers(staging: Path) -> None:
+    for what in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
+        if not (processes := writers_in(staging)):
+            return
+        log.warning("%s: ending FFmpeg %s of a capture that was killed", staging, processes[0])
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.kill(process, what)
+        until = time.monotonic() + STOP_STEP_SEC
+        while time.monotonic() < until and writers_in(staging):
+            time.sleep(0.05)
+
+
+def still_names(taken_sec: float) -> Iterator[str]:
+    """`capture_YYYYMMDDHHMMSS`, then with _1, _2, ...: for a second that has a still, the hour that comes twice too."""
+    stem = f"capture_{datetime.fromtimestamp(math.floor(taken_sec)).strftime(STILL_TIME)}"
+    return (f"{stem}_{number}" if number else stem for number in itertools.count())
+
+
+def publish_still(still: Path, thumbnail: Path | None, folder: Path, taken_sec: float) -> Path:
+    """Give a finished still the first free name, its thumbnail first; never overwrites a still.
+
+    A crash at any instant may be followed by the same call. Without links (exFAT, SMB) it is a rename.
+    """
+    for final in (folder / f"{stem}.jpg" for stem in still_names(taken_sec)):
+        if final.exists() and not final.samefile(still):
+            continue
+        if thumbnail and thumbnail.exists():
+            thumbnail.replace(thumbnail_of(final))
+        try:
+            os.link(still, final)
+        except FileExistsError:
+            if not final.samefile(still):
+                continue
+        except OSError as problem:
+            if problem.errno not in NO_LINKS:
+                raise
+            still.rename(final)
+        still.unlink(missing_ok=True)
+        return final
+    raise AssertionError("names do not end")
+
+
+class CaptureRun:
+    """One FFmpeg from its start to its end, and what it said meanwhile."""
+
+    def __init__(self, command: Sequence[str], folder: Path, text: bytes) -> None:
+        self.folder = folder
+        self.last_rise = time.monotonic()
+        self.frames = 0
+        self.stderr: deque[str] = deque(maxlen=STDERR_LINES)
+        self._rest: dict[int, bytes] = {}
+        self._selector = selectors.DefaultSelector()
+        self.process = subprocess.Popen(command, cwd=folder, stdin=subprocess.PIPE if text else subprocess.DEVNULL,
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+                                        env={**os.environ, "AV_LOG_FORCE_NOCOLOR": "1"})  # fmt: skip
+        assert self.process.stdout and self.process.stderr
+        self.pipes = (self.process.stdout, self.process.stderr)
+        for pipe, take in zip(self.pipes, (self._take_progress, self._take_stderr), strict=True):
+            os.set_blocking(pipe.fileno(), False)
+            self._selector.register(pipe.fileno(), selectors.EVENT_READ, take)
+        if self.process.stdin:
+            with suppress(BrokenPipeError):  # it has ended already; its stderr says why
+                self.process.stdin.write(text)
+                self.process.stdin.close()
+
+    def _take_progress(self, line: str) -> None:
+        name, _, value = line.partition("=")
+        if name == "frame" and value.strip().isdigit() and int(value) > self.frames:
+            self.frames, self.last_rise = int(value), time.monotonic()
+
+    def _take_stderr(self, line: str) -> None:
+        if line.strip() and "deprecated pixel format" not in line:
+            self.stderr.append(mask(line.strip()))
+
+    def poll(self, timeout_sec: float) -> bool:
+        """Read what FFmpeg says; False once it has ended and everything is read."""
+        for key, _ in self._selector.select(timeout_sec) if self._selector.get_map() else []:
+            data = os.read(key.fd, 65536)
+            if not data:
+                self._selector.unregister(key.fd)
+            *lines, rest = (self._rest.get(key.fd, b"") + data).split(b"\n")
+            self._rest[key.fd] = rest[-65536:]
+            for line in lines:
+                key.data(line.decode("utf-8", "replace"))
+        return bool(self._selector.get_map())
+
+    def stop(self) -> None:
+        """TERM lets FFmpeg finish its files; one that waits for its source needs the second; then KILL."""
+        for what in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
+            if self.process.poll() is not None:
+                break
+            self.process.send_signal(what)
+            until = time.monotonic() + STOP_STEP_SEC
+            while self.process.poll() is None and time.monotonic() < until:
+                self.poll(0.05)
+        self.process.wait()
+        while self.poll(0):
+            pass
+        self._selector.close()
+        for pipe in self.pipes:
+            pipe.close()
+
+
+def quotable(line: str) -> str:
+    """What FFmpeg said, for a log line that is no ERROR: people search logs for that word."""
+    return re.sub("(?i)error", "failure", re.sub(r"\[[^\]]*\] ", "", line))
+
+
+def capture_wait_sec(attempt: int, down_sec: float, said: str) -> float:
+    """Seconds until the next attempt; a refused login is asked for rarely, so that no account is locked."""
+    if re.search(r"\b40[134]\b|(?i:unauthori[sz]ed)", said):
+        return RETRY_REFUSED_SEC
+    return RETRY_SLOW_SEC if down_sec > RETRY_FAST_FOR_SEC else min(RETRY_MAX_SEC, 1.3 ** min(attempt, 20))
+
+
+class Capturer:
+    """Keeps one grabber captured until it is told to stop. `work` is the whole life of its thread."""
+
+    def __init__(self, grabber: Grabber, ffmpeg: str, encoder: str, stopping: threading.Event) -> None:
+        self.grabber, self.ffmpeg, self.encoder, self.stopping = grabber, ffmpeg, encoder, stopping
+        self.beat = time.monotonic()
+        self.busy: str | None = None  # as long as it has never captured: who has the device
+        self.stills = 0
+        self.with_sound = True
+        self.sound_due = math.inf
+        self.down_since = time.monotonic()
+        self.said = ""
+        self.attempt = 0
+        self.runs = itertools.count(1)
+
+    def work(self) -> None:
+        steps = [self.take_over, self.one_run]
+        while not self.stopping.is_set():
+            try:
+                problem = steps[0]()
+                steps = steps[-1:]
+            except OSError as failure:
+                problem = f"{failure.filename or self.grabber.folder}: {failure.strerror}"
+            except Exception:  # noqa: BLE001  a bug must not end the capture of a grabber for ever
+                log.exception("%s: this is a bug in the program", self.grabber.name)
+                problem = "a bug in the program"
+            if self.stopping.is_set():
+                return
+            down_sec = time.monotonic() - self.down_since
+            wait_sec = capture_wait_sec(self.attempt, down_sec, problem) if problem else 0.0
+            self.attempt += 1
+            if problem and problem != self.said:
+                log.warning("%s: not capturing: %s; trying again", self.grabber.name, problem)
+                self.said = problem
+            until = time.monotonic() + wait_sec
+            while time.monotonic() < until and not self.stopping.wait(0.2):
+                self.beat = time.monotonic()
+
+    def take_over(self) -> str:
+        """Stills that a killed capture left are published; an FFmpeg of it that still runs is ended first."""
+        self.grabber.staging.mkdir(parents=True, exist_ok=True)
+        end_writers(self.grabber.staging)
+        for folder in sorted(self.grabber.staging.iterdir()):
+            self.publish(folder)
+            self.tidy(folder)
+        return ""
+
+    def one_run(self) -> str:
+        """One FFmpeg from start to end; what went wrong, empty when there is nothing to wait for."""
+        stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+        folder = self.grabber.staging / f"{stamp}-{os.getpid()}-{next(self.runs)}"
+        folder.mkdir(parents=True)
+        command = ffmpeg_capture(self.ffmpeg, self.grabber, self.encoder, with_sound=self.with_sound)
+        current = CaptureRun(command, folder, rtsp_text(self.grabber) if self.grabber.kind == "rtsp" else b"")
+        ours = None
+        try:
+            while current.poll(TICK_SEC) and ours is None:
+                self.publish(folder)
+                ours = self.verdict(current)
+            lines = list(current.stderr)  # not what our TERM makes it say
+        finally:
+            current.stop()
+            self.publish(folder)
+            self.tidy(folder)
+        if ours is not None:
+            return ours
+        return self.explain(current, lines)
+
+    def tidy(self, folder: Path) -> None:
+        """Remove what an FFmpeg that has ended did not finish; nobody else writes there, the lock is ours."""
+        shutil.rmtree(folder, ignore_errors=True)
+        for segment in self.grabber.folder.glob("segment_*.ts*"):
+            with suppress(OSError):
+                if segment.suffix == ".tmp" or not segment.stat().st_size:
+                    segment.unlink()
+
+    def verdict(self, current: CaptureRun) -> str | None:
+        """Why the running FFmpeg has to end now, None while all is well."""
+        self.beat = now = time.monotonic()
+        if self.stopping.is_set():
+            return ""
+        if current.frames and self.said != "capturing":
+            log.info("%s: capturing to %s, %s%s", self.grabber.name, self.grabber.folder, self.encoder,
+                     "" if self.with_sound else ", without sound")  # fmt: skip
+            self.said = "capturing"
+        if current.frames:
+            self.down_since, self.busy, self.attempt = current.last_rise, None, 0
+        silent_sec = now - current.last_rise
+        if silent_sec > (self.grabber.stall_sec if current.frames else FIRST_FRAME_SEC):
+            return f"no picture for {silent_sec:.0f} s"
+        if now > self.sound_due:
+            self.sound_due = now + SOUND_RETRY_SEC
+            if self.sound_works():
+                self.with_sound, self.sound_due = True, math.inf
+                return ""
+        return None
+
+    def explain(self, current: CaptureRun, lines: Sequence[str]) -> str:
+        """Of an FFmpeg that ended by itself; sound that cannot be opened is left out from now on."""
+        told = [line for line in lines if re.search(r"\[(error|fatal)\]", line)] or [*lines[-1:]] or ["FFmpeg ended"]
+        held = None if current.frames else busy_sentence(self.grabber, lines)
+        sound = [line for line in lines if re.search(r"\[alsa|'alsa'", line)]
+        if sound and self.with_sound and is_alsa(self.grabber) and not current.frames:
+            log.warning("%s: going on without sound: %s", self.grabber.name, held or quotable(sound[0]))
+            self.with_sound, self.sound_due = False, time.monotonic() + SOUND_RETRY_SEC
+            return ""
+        if held:
+            self.busy = None if self.stills else held
+            return held.partition(": ")[2]
+        return quotable(told[-1])
+
+    def sound_works(self) -> bool:
+        command = [self.ffmpeg, "-hide_banner", "-nostdin", "-loglevel", "quiet", "-f", "alsa", "-i",
+                   self.grabber.audio, "-t", "0.1", "-f", "null", "-"]  # fmt: skip
+        try:
+            return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False,
+                                  timeout=STOP_STEP_SEC, start_new_session=True).returncode == 0  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return False
+
+    def publish(self, folder: Path) -> None:
+        """Stills whose thumbnail is there as well get their names; the time is that of their writing."""
+        names = {entry.name for entry in os.scandir(folder)}
+        numbers = sorted(int(name[:-4]) for name in names if name[:-4].isdigit() and name.endswith(".jpg"))
+        for number in numbers:
+            if f"{number}_thumbnail.jpg" in names:
+                still = folder / f"{number}.jpg"
+                publish_still(still, folder / f"{number}_thumbnail.jpg", self.grabber.captures, still.stat().st_mtime)
+                self.stills += 1
+
+
+def check_devices(ffmpeg: str, grabbers: Sequence[Grabber]) -> None:
+    """CannotStart when this FFmpeg was built without what a grabber needs."""
+    if all(grabber.kind != "device" and not is_alsa(grabber) for grabber in grabbers):
+        return
+    done = subprocess.run([ffmpeg, "-hide_banner", "-devices"], stdin=subprocess.DEVNULL, capture_output=True,
+                          text=True, check=False, timeout=PROBE_TIMEOUT_SEC)  # fmt: skip
+    for grabber in grabbers:
+        needs = [*(["v4l2"] if grabber.kind == "device" else []), *(["alsa"] if is_alsa(grabber) else [])]
+        for device in needs:
+            if not re.search(rf"(?m)^ D.*\b{device}\b", done.stdout):
+                raise CannotStart(f"{grabber.name}: {ffmpeg} was built without {device}; install your system's ffmpeg")
+
+
+def capture_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("grabber", metavar="GRABBER", nargs="*",
+                        help="names of capture.grabbers (default: all), or video_device|audio_device|capture_dir|fps "
+                             "with a file, an rtsp:// address or 'test' in place of the device")  # fmt: skip
+    parser.add_argument("--monitor", action="store_true", help="also run the monitor on what is captured")
+    parser.add_argument("--max_duration", metavar="SEC", help="end after so long (default: 0, no limit)")
+
+
+def capture_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
+    """Capture until a signal: SIGTERM and SIGHUP are the ordinary end of a service, SIGINT is 130."""
+    limit_sec = duration_sec(arguments.max_duration)
+    grabbers = settle_grabbers(arguments.grabber, config["capture"])
+    ffmpeg = find_ffmpeg("capturing")
+    check_devices(ffmpeg, grabbers)
+    encoder = choose_encoder(ffmpeg, str(config["capture"]["encoder"]))
+    with ExitStack() as held:
+        for grabber in grabbers:
+            try:
+                grabber.staging.mkdir(parents=True, exist_ok=True)
+            except OSError as problem:
+                raise CannotStart(f"{grabber.name}: {problem.filename}: {problem.strerror}") from problem
+            held.enter_context(run_lock(grabber.captures / STATE_FOLDER / "capture.lock", grabber.name))
+        stopping = threading.Event()
+        capturers = [Capturer(grabber, ffmpeg, encoder, stopping) for grabber in grabbers]
+        works: list[Callable[[], object]] = [capturer.work for capturer in capturers]
+        failures: list[ProgramError] = []
+        if arguments.monitor:
+            works.append(lambda: failures.extend(monitor_beside(grabbers, config, stopping)))
+        threads = [threading.Thread(target=work, daemon=True) for work in works]
+        for thread in threads:
+            thread.start()
+        with signals_as(stopping) as signals:
+            watch_capturers(capturers, stopping, limit_sec)
+        for thread in threads:
+            thread.join(4 * STOP_STEP_SEC)
+    if failures:
+        raise failures[0]
+    if all(capturer.busy for capturer in capturers) and not signals:
+        raise Busy("; ".join(str(capturer.busy) for capturer in capturers))
+    return Status.SIGINT if signals[:1] == [signal.SIGINT] else Status.DONE
+
+
+def monitor_beside(grabbers: Sequence[Grabber], config: Mapping[str, Any],
+                   stopping: threading.Event) -> list[ProgramError]:  # fmt: skip
+    """The monitor in a thread of its own; what it cannot go on with ends the capture too, and is not swallowed."""
+    try:
+        monitor_folders([grabber.captures for grabber in grabbers], config, stopping)
+    except ProgramError as problem:
+        return [problem]
+    except Exception:  # noqa: BLE001  a bug in a thread must be seen
+        log.exception("the monitor ended: this is a bug in the program")
+        return [CannotStart("the monitor ended; see above")]
+    finally:
+        stopping.set()
+    return []
+
+
+def watch_capturers(capturers: Sequence[Capturer], stopping: threading.Event, limit_sec: float) -> None:
+    """Until the end: tell systemd that all is well; with every device in use by others there is nothing to do."""
+    until = time.monotonic() + limit_sec if limit_sec else math.inf
+    tell_systemd("READY=1")
+    while not stopping.wait(0.2):
+        if time.monotonic() > until or all(capturer.busy for capturer in capturers):
+            stopping.set()
+        if all(time.monotonic() - capturer.beat < WATCHDOG_QUIET_SEC for capturer in capturers):
+            tell_systemd("WATCHDOG=1")
+    tell_systemd("STOPPING=1")
+
+
+@contextmanager
+def signals_as(stopping: threading.Event) -> Iterator[list[int]]:
+    """Within the block a signal sets the event, and is noted in the list."""
+    noted: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        noted.append(number)
+        stopping.set()
+
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    for one, handler in before.items():
+        if handler is not signal.SIG_IGN:  # nohup
+            signal.signal(one, note)
+    try:
+        yield noted
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def duration_sec(text: str | None) -> float:
+    """Seconds, or text such as 90m, 1h30m; 0 without."""
+    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", str(text or 0).strip())
+    if not found:
+        raise UsageError(f"{text!r} is no duration; expected seconds, or text such as 90m or 1h30m")
+    days, hours, minutes, seconds = (float(part or 0) for part in found.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
 # --- rename ------------------------------------------------------------------------------------------------------
+
+
+def waiting_stills(folder: Path, now_sec: float) -> tuple[list[Path], list[str]]:
+    """(finished `test_capture_*.jpg`, oldest first; sentences about those that never will be finished)."""
+    ready, broken = [], []
+    for entry in os.scandir(folder):
+        if not OLDER_NAME.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
+            continue
+        with suppress(FileNotFoundError):  # its maker replaced it meanwhile
+            data, written = Path(entry.path).read_bytes(), entry.stat().st_mtime
+            if data[:2] == b"\xff\xd8" and not is_cut(data):
+                ready.append((written, entry.name))
+            elif now_sec - written > UNFINISHED_SEC:
+                broken.append(f"{entry.path}: left as it is: {'is cut off' if data else 'is empty'}")
+    return [folder / name for _, name in sorted(ready)], broken
+
+
+def make_thumbnail(still: Path, thumbnail: Path) -> None:
+    """498 pixels wide. Raises Unreadable for what no decoder takes."""
+    import cv2
+    import numpy as np
+
+    try:
+        picture = cv2.imdecode(np.frombuffer(still.read_bytes(), np.uint8), cv2.IMREAD_REDUCED_COLOR_2)
+        if picture is None:
+            raise Unreadable(f"{still}: left as it is: this is no picture")
+        height = max(1, round(picture.shape[0] * THUMBNAIL_WIDTH / picture.shape[1]))
+        small = cv2.resize(picture, (THUMBNAIL_WIDTH, height), interpolation=cv2.INTER_AREA)
+        done, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])
+    except cv2.error as problem:  # more pixels than OpenCV takes
+        raise Unreadable(f"{still}: left as it is: no decoder takes it") from problem
+    assert done
+    thumbnail.write_bytes(data.tobytes())
+
+
+def rename_stills(folder: Path, now_sec: float, told: set[str]) -> int:
+    """Give every finished `test_capture_*.jpg` the name of when it was written; how many could not be, each told once.
+
+    The thumbnail is made in our own folder first, so that the still never appears without it.
+    """
+    own = folder / STATE_FOLDER
+    own.mkdir(exist_ok=True)
+    ready, broken = waiting_stills(folder, now_sec)
+    for still in ready:
+        thumbnail = own / f"{still.stem}.{os.getpid()}.part"
+        try:
+            make_thumbnail(still, thumbnail)
+            final = publish_still(still, thumbnail, folder, still.stat().st_mtime)
+            log.debug("%s: renamed to %s", still, final.name)
+        except Unreadable as problem:
+            broken.append(str(problem))
+        except FileNotFoundError:
+            log.debug("%s: has gone meanwhile", still)
+        finally:
+            thumbnail.unlink(missing_ok=True)
+    for sentence in broken:
+        if sentence not in told:
+            log.warning("%s", sentence)
+            told.add(sentence)
+    if ready:
+        log.info("%s: %d stills renamed", folder, len(ready) - sum(str(still) in " ".join(broken) for still in ready))
+    return len(broken)
+
+
+@contextmanager
+def woken(folders: Sequence[Path]) -> Iterator[threading.Event]:
+    """An event that is set when something appears in a folder; where inotify cannot tell, it just stays."""
+    from watchdog.observers import Observer
+
+    waker = Waker()
+    observer: Any = Observer()
+    for folder in folders:
+        try:
+            observer.schedule(waker, str(folder))
+        except OSError as problem:
+            log.debug("%s: looked at once a second: %s", folder, problem)
+    observer.start()
+    try:
+        yield waker.wake
+    finally:
+        observer.stop()
+        observer.join()
+
+
+def rename_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", nargs="*", type=Path,
+                        help="capture folders (default: analysis.capture_dirs)")  # fmt: skip
+    parser.add_argument("--watch", action="store_true", help="go on with new ones until SIGTERM")
+
+
+def rename_round(folders: Sequence[Path], held: ExitStack, locked: set[Path], told: set[str]) -> int:
+    """How many stills could not be renamed. A folder is locked once it is there: one that is away is not made."""
+    left = 0
+    for folder in folders:
+        with each_folder(folder, told):
+            if folder not in locked and folder.is_dir():
+                held.enter_context(run_lock(folder / STATE_FOLDER / "rename.lock", str(folder)))
+                locked.add(folder)
+            left += rename_stills(folder, time.time(), told)
+    return left
+
+
+def rename_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
+    """Once, or as a service that ends 0 on SIGTERM; a folder that is away is looked for again."""
+    folders = watched_folders(arguments.folder, config["analysis"])
+    told, locked, stopping = set[str](), set[Path](), threading.Event()
+    with ExitStack() as held:
+        if not arguments.watch:
+            return Status.PARTIAL if rename_round(folders, held, locked, told) or told else Status.DONE
+        changed = held.enter_context(woken(folders))
+        signals = held.enter_context(signals_as(stopping))
+        tell_systemd("READY=1")
+        while not stopping.is_set():
+            changed.clear()
+            rename_round(folders, held, locked, told)
+            tell_systemd("WATCHDOG=1")
+            until = time.monotonic() + RESCAN_SEC  # network mounts tell nothing, and events may be missed
+            while not stopping.is_set() and not changed.wait(0.1) and time.monotonic() < until:
+                pass
+    return Status.SIGINT if signals[:1] == [signal.SIGINT] else Status.DONE
+
+
+@contextmanager
+def each_folder(folder: Path, told: set[str]) -> Iterator[None]:
+    """A folder that is away or full is told once, and does not stop the others."""
+    try:
+        yield
+        told.discard(str(folder))
+    except OSError as problem:
+        if str(folder) not in told:
+            log.warning("%s: %s; trying again", folder, problem.strerror)
+            told.add(str(folder))
 
 
 # --- clean -------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Litter:
+    """A file of a capture that could be removed."""
+
+    path: Path
+    size: int
+    written_sec: float
+    analysed: bool  # or nobody analyses
+    needed: bool = False  # a running monitor has yet to copy it as evidence
+
+
+@dataclass(frozen=True)
+class Tidiness:
+    """How much of a capture is kept; each a key of `capture`."""
+
+    clean_after: float
+    clean_max_bytes: int
+    clean_wait: float
+
+
+def litter_of(folder: Path, now_sec: float) -> list[Litter]:
+    """Stills and thumbnails in a capture folder, segments in the folder above; nothing else is ever looked at."""
+    progress = read_json(folder / STATE_FOLDER / "progress.json") or {}
+    has_monitor = is_held(folder / STATE_FOLDER / "monitor.lock")
+    until_sec = float(progress.get("analysed_until_sec") or 0) if has_monitor else math.inf
+    awaiting = {str(name) for name in progress.get("awaiting") or []}  # also of a monitor that is being restarted
+    found = []
+    for place, pattern in ((folder, CAPTURED_NAME), (folder.parent, SEGMENT_NAME)):
+        for entry in os.scandir(place):
+            if not pattern.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
+                continue
+            with suppress(FileNotFoundError):
+                about = entry.stat(follow_symlinks=False)
+                still = Path(place, entry.name.replace("_thumbnail.jpg", ".jpg"))
+                taken_sec = time_of_still(still, now_sec) if place == folder else about.st_mtime
+                awaited = bool({entry.name, still.name} & awaiting)
+                analysed = max(taken_sec, about.st_mtime) <= until_sec and not awaited
+                found.append(Litter(Path(place, entry.name), about.st_size, about.st_mtime, analysed,
+                                    awaited and has_monitor))  # fmt: skip
+    return found
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a running process has a lock."""
+    try:
+        with lock.open("rb") as handle:
+            return not lock_file(handle)
+    except OSError:
+        return False
+
+
+def listed_segments(folder: Path) -> set[str]:
+    """The segments that the playlists above a capture folder offer at present."""
+    names: set[str] = set()
+    for playlist in folder.parent.glob("*.m3u8"):
+        with suppress(OSError):
+            lines = playlist.read_text(encoding="utf-8", errors="replace").splitlines()
+            names |= {line.strip() for line in lines if line and not line.startswith("#")}
+    return names
+
+
+def plan_cleaning(litter: Sequence[Litter], listed: set[str], rules: Tidiness, now_sec: float) -> list[Path]:
+    """What to remove: what is too old, then the oldest until the rest fits into the bytes.
+
+    What awaits its analysis stays for `clean_wait` more, what is needed as evidence until it has been copied; a segment
+    that a playlist offers goes by age only.
+    """
+    removed: list[Litter] = []
+    kept: list[Litter] = []
+    for one in sorted(litter, key=lambda one: (one.written_sec, one.path)):
+        age_sec = now_sec - one.written_sec
+        too_old = age_sec > rules.clean_after + (0 if one.analysed else rules.clean_wait)
+        (removed if too_old and not one.needed else kept).append(one)
+    surplus = sum(one.size for one in kept) - rules.clean_max_bytes if rules.clean_max_bytes else 0
+    for one in kept:
+        if surplus <= 0:
+            break
+        if one.analysed and one.path.name not in listed:
+            removed.append(one)
+            surplus -= one.size
+    return [one.path for one in removed]
+
+
+def refuse_to_clean(folder: Path, config: Mapping[str, Any]) -> None:
+    """UsageError where footage or evidence lies: only nas_sync.py cleanup removes that, and only on proof."""
+    place = folder.resolve()
+    for section, key in (("storage", "local_path"), ("rhombus", "output_dir"), ("analysis", "evidence_dir")):
+        given = config[section][key]
+        kept = Path(str(given)).expanduser().resolve() if given and str(given) != "." else None
+        if kept and (place == kept or kept in place.parents):
+            raise UsageError(f"{folder}: is in {section}.{key}; clean removes captures, not footage or evidence")
+
+
+def clean_folders(folders: Sequence[Path], rules: Tidiness, told: set[str], *, dry_run: bool) -> int:
+    """One round; how many files could not be removed."""
+    failed = 0
+    for folder in folders:
+        with each_folder(folder, told):
+            now_sec = time.time()
+            litter = litter_of(folder, now_sec)
+            plan = plan_cleaning(litter, listed_segments(folder), rules, now_sec)
+            for path in plan:
+                if dry_run:
+                    sys.stdout.write(f"{path}\n")
+                    continue
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as problem:
+                    failed += 1
+                    log.warning("%s: not removed: %s", path, problem.strerror)
+            if plan:
+                log.info("%s: %d of %d files %s", folder, len(plan), len(litter),
+                         "would be removed" if dry_run else "removed")  # fmt: skip
+    return failed
+
+
+def clean_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", nargs="*", type=Path,
+                        help="capture folders (default: analysis.capture_dirs)")  # fmt: skip
+    parser.add_argument("--every", metavar="SEC", help="again after so long, until SIGTERM (default: once)")
+    parser.add_argument("--dry_run", action="store_true", default=None, help="print what would be removed")
+
+
+def clean_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
+    """Once, or every so often as a service that ends 0 on SIGTERM."""
+    folders = watched_folders(arguments.folder, config["analysis"])
+    for folder in folders:
+        refuse_to_clean(folder, config)
+    rules = Tidiness(**{name: config["capture"][name] for name in Tidiness.__dataclass_fields__})
+    for name in Tidiness.__dataclass_fields__:
+        if getattr(rules, name) < 0:
+            raise UsageError(f"capture.{name}: must not be less than 0")
+    every_sec, stopping, told = duration_sec(arguments.every), threading.Event(), set[str]()
+    if not every_sec:
+        failed = clean_folders(folders, rules, told, dry_run=bool(arguments.dry_run))
+        return Status.PARTIAL if failed or told else Status.DONE
+    with signals_as(stopping) as signals:
+        tell_systemd("READY=1")
+        while not stopping.is_set():
+            clean_folders(folders, rules, told, dry_run=bool(arguments.dry_run))
+            until = time.monotonic() + every_sec
+            while not stopping.wait(0.2) and time.monotonic() < until:
+                tell_systemd("WATCHDOG=1")
+    return Status.SIGINT if signals[:1] == [signal.SIGINT] else Status.DONE
+
+
 # --- report ------------------------------------------------------------------------------------------------------
+
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="@POLICY@">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>Footage report</title>
+<style>@STYLE@</style></head>
+<body><main id="page"><noscript>This page draws its timelines with a script, which is switched off.</noscript></main>
+<div id="tip" hidden></div>
+<script type="application/json" id="data">@DATA@</script>
+<script>@SCRIPT@</script></body></html>
+"""
+
+PAGE_STYLE = """
+:root { --paper: #fff; --ink: #1c2127; --soft: #5d6670; --line: #d5dade; --empty: #eef0f2; --here: #5aa897;
+  --gone: #b7d9d0; --camera: #d1495b; --host: #8f5fb5; --off: #9aa1a8; --lost: #e0912f; --unknown: #4a4f55;
+  --blackscreen: #14181c; --freeze: #2f7ed8; --audio_loss: #b8860b; --no_data: #d1495b; --other: #8f5fb5;
+  --alert: #d9a400; --curve: #2f6f9f; }
+@media (prefers-color-scheme: dark) { :root { --paper: #14171a; --ink: #e6e9ec; --soft: #9aa4ae; --line: #363d44;
+  --empty: #22272c; --here: #3f8f7e; --gone: #28504a; --camera: #ef6f7f; --host: #b58ae0; --off: #767f88;
+  --lost: #eda94f; --unknown: #c4cad0; --blackscreen: #f4f6f8; --freeze: #67a9f0; --audio_loss: #e0b84a;
+  --no_data: #ef6f7f; --other: #b58ae0; --alert: #f2c833; --curve: #7db6e0; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.45 system-ui, sans-serif; }
+main { max-width: 1280px; margin: 0 auto; padding: 1rem 1rem 7rem; }
+h1 { font-size: 1.35rem; margin: 0; } h2 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
+.soft, caption { color: var(--soft); } p { margin: .2rem 0; }
+.figures { display: flex; flex-wrap: wrap; gap: .3rem 2rem; margin: .9rem 0; }
+.figures b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
+.legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin: .6rem 0; font-size: .85rem; }
+.legend i { display: inline-block; width: .8em; height: .8em; margin-right: .4em; border-radius: 2px; }
+details { border-top: 1px solid var(--line); } details[open] { padding-bottom: 1.2rem; }
+summary, .axis { display: grid; grid-template-columns: 11rem 1fr 5rem; gap: .6rem; align-items: center;
+  padding: .2rem 0; }
+summary { cursor: pointer; list-style: none; } summary::-webkit-details-marker { display: none; }
+summary:focus-visible { outline: 2px solid var(--freeze); }
+.name { overflow-wrap: anywhere; line-height: 1.2; } .name::before { content: "\\25b8"; color: var(--soft);
+  display: inline-block; width: 1em; } details[open] .name::before { content: "\\25be"; }
+.share { text-align: right; font-variant-numeric: tabular-nums; font-size: .85rem; }
+.axis { position: sticky; top: 0; background: var(--paper); z-index: 1; }
+canvas { display: block; width: 100%; } .days canvas, summary canvas { cursor: pointer; }
+.pictures { display: flex; flex-wrap: wrap; gap: .5rem; } .pictures a { color: var(--soft); font-size: .75rem;
+  text-decoration: none; } .pictures img { display: block; width: 160px; border-radius: 3px; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
+td, th { text-align: left; padding: .15rem 1.2rem .15rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
+a { color: var(--freeze); }
+#tip { position: fixed; left: 0; right: 0; bottom: 0; padding: .6rem 1rem; background: var(--paper);
+  border-top: 1px solid var(--line); box-shadow: 0 -2px 12px #0003; font-size: .9rem; overflow-wrap: anywhere; }
+@media (max-width: 640px) { main { padding: .7rem .7rem 7rem; } summary, .axis { grid-template-columns: 1fr auto; }
+  summary canvas, .axis canvas { grid-column: 1 / -1; } summary .share { grid-row: 1; grid-column: 2; }
+  .axis span { display: none; } .pictures img { width: 104px; } }
+"""
+
+PAGE_SCRIPT = """
+"use strict";
+const data = JSON.parse(document.getElementById("data").textContent);
+const page = document.getElementById("page"), tip = document.getElementById("tip");
+const DAY = 86400, length = data.length, MANY = 200;
+const SHOWN_INCIDENTS = ["blackscreen", "freeze", "audio_loss", "no_data", "alert"];
+const GAP_WORDS = {camera: "gap: camera or network", host: "gap: this host", off: "gap: not recorded on purpose",
+  lost: "gap: lost", unknown: "gap: cause unknown"};
+
+function make(tag, properties, ...children) {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children);
+  return element;
+}
+function colour(name) { return getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim(); }
+function kindOf(mark) { return SHOWN_INCIDENTS.includes(mark[2]) ? mark[2] : "other"; }
+function offset(t) {
+  let found = data.offsets[0][1];
+  for (const [from, seconds] of data.offsets) if (from <= t) found = seconds;
+  return found;
+}
+function local(t) { return new Date((data.start + t + offset(t)) * 1000); }
+function clock(t) { return local(t).toISOString().slice(11, 19); }
+function date(t) { return local(t).toISOString().slice(0, 10); }
+function when(t) { return date(t) + " " + clock(t); }
+function lasts(seconds) {
+  const s = Math.round(seconds), d = Math.floor(s / DAY), h = Math.floor(s / 3600) % 24, m = Math.floor(s / 60) % 60;
+  if (d) return d + " d " + h + " h";
+  if (h) return h + " h " + m + " min";
+  return m ? m + " min " + (s % 60) + " s" : s + " s";
+}
+function lower(count, isBelow) {  // how many of the first are below, by halving
+  let low = 0, high = count;
+  while (low < high) { const middle = (low + high) >> 1; if (isBelow(middle)) low = middle + 1; else high = middle; }
+  return low;
+}
+function fileAt(camera, t) {
+  for (let place = lower(camera.files.length, i => camera.files[i][0] <= t) - 1; place >= 0; place--) {
+    const [start, end, folder, name] = camera.files[place];
+    if (end >= t) {
+      const path = (camera.folders[folder] ? camera.folders[folder] + "/" : "") + name;
+      return {path, link: path + "#t=" + Math.max(0, Math.round(t - start))};
+    }
+    if (t - start > 2 * DAY) break;
+  }
+  return null;
+}
+function fit(canvas, height) {
+  const ratio = window.devicePixelRatio || 1, width = canvas.clientWidth;
+  canvas.style.height = height + "px";
+  canvas.width = Math.round(width * ratio);
+  canvas.height = Math.round(height * ratio);
+  const pen = canvas.getContext("2d");
+  pen.scale(ratio, ratio);
+  pen.font = "11px system-ui, sans-serif";
+  return [pen, width];
+}
+function ticks(from, to, width) {  // [seconds, text] at local days, months or even hours
+  const room = Math.max(2, Math.floor(width / 64)), span = to - from, found = [];
+  const step = [300, 900, 1800, 3600, 7200, 10800, 21600, 43200].find(s => span / s <= room);
+  if (step) {
+    for (let d = 0; d + 1 < data.days.length; d++)
+      for (let t = data.days[d]; t < data.days[d + 1]; t += step)
+        if (t >= from && t <= to) {
+          const text = clock(t).slice(0, 5);
+          found.push([t, text === "00:00" && span > DAY * 1.5 ? date(t).slice(5) : text]);
+        }
+    return found;
+  }
+  const days = data.days.filter(t => t >= from && t <= to);
+  const months = days.filter(t => date(t).endsWith("-01"));
+  if (days.length > 3 * room && months.length > 2) {
+    const every = Math.ceil(months.length / room);
+    return months.filter((_, place) => place % every === 0).map(t => [t, date(t).slice(0, 7)]);
+  }
+  const every = Math.ceil(days.length / room);
+  return days.filter((_, place) => place % every === 0).map(t => [t, date(t).slice(5)]);
+}
+function axis(canvas, from, to) {
+  const [pen, width] = fit(canvas, 16);
+  pen.fillStyle = colour("soft");
+  for (const [t, text] of ticks(from, to, width)) {
+    const x = (t - from) / (to - from) * width;
+    pen.fillRect(x, 12, 1, 4);
+    pen.fillText(text, Math.min(x + 3, width - pen.measureText(text).width), 10);
+  }
+}
+function bars(pen, pairs, from, to, width, y, height, least) {
+  const scale = width / (to - from);
+  for (let i = 0; i < pairs.length; i += 2) {
+    if (pairs[i + 1] < from || pairs[i] > to) continue;
+    const x = Math.max(0, (pairs[i] - from) * scale);
+    pen.fillRect(x, y, Math.max(least, Math.min(width, (pairs[i + 1] - from) * scale) - x), height);
+  }
+}
+function strip(pen, camera, from, to, left, width, y, height) {  // one line of time
+  const lane = Math.max(2, Math.round(height * .3)), band = height - lane;
+  pen.save();
+  pen.translate(left, y);
+  pen.fillStyle = colour("empty");
+  bars(pen, [Math.max(from, 0), Math.min(to, length)], from, to, width, 0, height, 0);
+  pen.fillStyle = colour("gone");
+  bars(pen, camera.gone, from, to, width, 0, band, .5);
+  pen.fillStyle = colour("here");
+  bars(pen, camera.here, from, to, width, 0, band, .5);
+  for (const gap of camera.gaps) {
+    if (gap[1] < from || gap[0] > to) continue;
+    pen.fillStyle = colour(gap[3]);
+    bars(pen, gap, from, to, width, 0, band, 1.5);
+  }
+  for (const [pairs, name] of [[camera.gone, "gone"], [camera.here, "here"]]) {  // a clip within a long gap
+    pen.fillStyle = colour(name);
+    for (let i = 0; i < pairs.length; i += 2)
+      if ((pairs[i + 1] - pairs[i]) / (to - from) * width < 2)
+        bars(pen, pairs.slice(i, i + 2), from, to, width, 0, band, 1.5);
+  }
+  for (const mark of camera.marks) {
+    if (mark[1] < from || mark[0] > to) continue;
+    pen.fillStyle = colour(kindOf(mark));
+    bars(pen, mark, from, to, width, band, lane, 2.5);
+  }
+  pen.restore();
+}
+function describe(camera, t, slack) {  // what is at a time, and where it leads
+  const hit = one => one[0] - slack <= t && one[1] + slack >= t, words = [];
+  for (const mark of camera.marks.filter(hit).slice(0, 4))
+    words.push(mark[2] + " " + mark[3] + " at " + clock(mark[0]) + " for " + lasts(mark[1] - mark[0]));
+  const gap = camera.gaps.find(hit);
+  if (gap) words.push("no footage: " + gap[2] + ", " + when(gap[0]) + " for " + lasts(gap[1] - gap[0]));
+  const found = fileAt(camera, t);
+  if (!gap && !found) {
+    const inside = list => list.some((start, i) => i % 2 === 0 && start <= t && list[i + 1] >= t);
+    words.push(inside(camera.here) ? "footage" : inside(camera.gone) ? "recorded, no longer here" : "nothing known");
+  }
+  return {words, found};
+}
+function linked(found) {
+  return make("a", {href: found.link, textContent: decodeURIComponent(found.path), target: "_blank", rel: "noopener"});
+}
+function show(camera, t, slack) {
+  const {words, found} = describe(camera, t, slack);
+  tip.replaceChildren(make("b", {textContent: camera.name + "  " + when(t)}), "  " + words.join("; ") + " ");
+  if (found) tip.append(linked(found));
+  tip.hidden = false;
+  return found;
+}
+function listen(canvas, camera, timeOf) {
+  const at = event => {
+    const box = canvas.getBoundingClientRect();
+    return timeOf(event.clientX - box.left, event.clientY - box.top, box.width);
+  };
+  canvas.addEventListener("pointermove", event => { const hit = at(event); if (hit) show(camera, hit[0], hit[1]); });
+  canvas.addEventListener("click", event => {
+    event.preventDefault();
+    const hit = at(event), found = hit && show(camera, hit[0], hit[1]);
+    if (found && event.pointerType === "mouse") window.open(found.link, "_blank", "noopener");
+  });
+}
+const drawings = [];
+function drawn(canvas, paint) { drawings.push([canvas, paint]); watcher.observe(canvas); return canvas; }
+function repaint(canvas) {
+  for (const [one, paint] of drawings) if (one === canvas && canvas.clientWidth) paint(canvas);
+}
+const watcher = new ResizeObserver(entries => requestAnimationFrame(() => {
+  for (const {target} of entries)
+    if (target.clientWidth !== target.paintedAt) { target.paintedAt = target.clientWidth; repaint(target); }
+}));
+
+function line(camera, height) {
+  const canvas = drawn(make("canvas", {role: "img", ariaLabel: "timeline of " + camera.name}), canvas => {
+    const [pen, width] = fit(canvas, height);
+    strip(pen, camera, 0, length, 0, width, 0, height);
+  });
+  listen(canvas, camera, (x, y, width) => [x / width * length, 3 / width * length]);
+  return canvas;
+}
+function dayRows(camera) {  // a row for every day, so that a short gap can be seen in a year
+  const rows = data.days.length - 1, height = rows > 100 ? 8 : rows > 40 ? 12 : 18, left = 76;
+  const canvas = drawn(make("canvas", {role: "img", ariaLabel: "days of " + camera.name}), canvas => {
+    const [pen, width] = fit(canvas, rows * height + 18), wide = width - left;
+    pen.fillStyle = colour("soft");
+    for (let hour = 0; hour < 24; hour += wide < 420 ? 6 : 3)
+      pen.fillText(String(hour).padStart(2, "0") + ":00", left + hour / 24 * wide, 10);
+    let named = -99;
+    for (let row = 0; row < rows; row++) {
+      const from = data.days[row], y = 16 + row * height;
+      strip(pen, camera, from, data.days[row + 1], left, wide, y, height - 1);
+      if (y - named >= 14 && (height >= 18 || date(from).endsWith("-01") || rows <= 100 || row === 0)) {
+        pen.fillStyle = colour("soft");
+        pen.fillText(date(from), 0, y + Math.max(height - 1, 9) - 1);
+        named = y;
+      }
+    }
+  });
+  listen(canvas, camera, (x, y, width) => {
+    const row = Math.floor((y - 16) / height), share = (x - left) / (width - left);
+    if (row < 0 || row >= rows || share < 0) return null;
+    const from = data.days[row], to = data.days[row + 1], t = from + share * (to - from);
+    return t < 0 || t > length ? null : [t, 3 / (width - left) * (to - from)];
+  });
+  return make("div", {className: "days"}, canvas);
+}
+function curve(camera, kind) {
+  const {step, values} = camera.curves[kind], known = values.filter(v => v !== null);
+  const low = kind === "sound" ? Math.min(...known) : 0, high = Math.max(...known, low + 1), height = 64;
+  const unit = {brightness: "of 255", motion: "difference", sound: "dB"}[kind];
+  const canvas = drawn(make("canvas", {role: "img", ariaLabel: kind + " of " + camera.name}), canvas => {
+    const [pen, width] = fit(canvas, height);
+    pen.fillStyle = colour("empty");
+    pen.fillRect(0, 0, width, height);
+    pen.fillStyle = colour("curve");
+    const bar = Math.max(1, step / length * width);
+    values.forEach((value, place) => {
+      if (value === null) return;
+      const top = (height - 3) * (1 - (value - low) / (high - low));
+      pen.fillRect(place * step / length * width, top, bar, height - top);
+    });
+  });
+  const words = kind + ", " + low.toFixed(0) + " to " + high.toFixed(0) + " " + unit;
+  return [make("p", {className: "soft", textContent: words}), canvas];
+}
+function table(heads, rows) {
+  const head = make("tr", {}, ...heads.map(text => make("th", {textContent: text})));
+  const body = rows.map(cells => make("tr", {}, ...cells.map(cell => make("td", {}, cell))));
+  return make("div", {className: "scroll"}, make("table", {}, make("thead", {}, head), make("tbody", {}, ...body)));
+}
+function detail(camera) {
+  const parts = [];
+  if (length > 1.6 * DAY) parts.push(make("h2", {textContent: "Day by day"}), dayRows(camera));
+  if (camera.pictures.length) parts.push(make("h2", {textContent: "Pictures"}), make("div", {className: "pictures"},
+    ...camera.pictures.map(([t, link, picture]) => make("a", {href: link, target: "_blank", rel: "noopener"},
+      make("img", {src: picture, alt: camera.name + " at " + when(t)}),
+      length > DAY ? when(t).slice(0, 16) : clock(t)))));
+  const kinds = ["brightness", "motion", "sound"].filter(kind => camera.curves[kind]);
+  if (kinds.length) {
+    const canvas = drawn(make("canvas"), canvas => axis(canvas, 0, length));
+    parts.push(make("h2", {textContent: "Brightness, motion and sound"}), canvas,
+      ...kinds.flatMap(kind => curve(camera, kind)));
+  }
+  if (camera.marks.length) {
+    const latest = camera.marks.slice(-MANY), file = t => fileAt(camera, t);
+    const opened = t => file(t) ? linked(file(t)) : "";
+    const seen = link => link ? make("a", {href: link, textContent: "picture", target: "_blank", rel: "noopener"}) : "";
+    parts.push(make("h2", {textContent: "Incidents and alerts"}), table(["start", "lasted", "what", "footage", ""],
+      latest.map(one => [when(one[0]), lasts(one[1] - one[0]), one[2] + " " + one[3], opened(one[0]),
+        seen(one[4])])));
+    if (camera.marks.length > MANY) parts.push(make("p", {className: "soft",
+      textContent: "and " + (camera.marks.length - MANY) + " earlier ones"}));
+  }
+  if (camera.gaps.length) {
+    const longest = [...camera.gaps].sort((a, b) => b[1] - b[0] - a[1] + a[0]).slice(0, MANY), causes = {};
+    for (const gap of camera.gaps) {
+      const sum = causes[gap[2]] = causes[gap[2]] || [0, 0];
+      sum[0] += 1; sum[1] += gap[1] - gap[0];
+    }
+    const shares = Object.entries(causes).sort((a, b) => b[1][1] - a[1][1]);
+    parts.push(make("h2", {textContent: "Gaps"}), make("p", {className: "soft", textContent: shares.map(
+      ([cause, [count, sum]]) => cause + ": " + count + ", together " + lasts(sum)).join("; ")}));
+    parts.push(table(["start", "lasted", "cause"], longest.sort((a, b) => a[0] - b[0]).map(
+      gap => [when(gap[0]), lasts(gap[1] - gap[0]), gap[2]])));
+    if (camera.gaps.length > MANY) parts.push(make("p", {className: "soft",
+      textContent: "and " + (camera.gaps.length - MANY) + " shorter ones"}));
+  }
+  return parts.length ? parts : [make("p", {className: "soft", textContent: "nothing more is known of this camera"})];
+}
+function section(camera) {
+  const digits = camera.percent > 99 ? 2 : 1, down = Math.floor(camera.percent * 10 ** digits) / 10 ** digits;
+  const share = camera.percent === null ? camera.word : down.toFixed(digits) + " %";  // rounded down
+  const found = camera.marks.filter(mark => mark[2] !== "alert").length;
+  const part = make("details", {}, make("summary", {}, make("span", {className: "name", textContent: camera.name}),
+    line(camera, 20), make("span", {className: "share", textContent: share,
+      title: camera.gaps.length + " gaps, " + found + " incidents"})));
+  part.addEventListener("toggle", () => {
+    if (part.open && part.children.length === 1) part.append(...detail(camera));
+  });
+  part.open = data.cameras.length <= 3;
+  return part;
+}
+function legend() {
+  const items = [];
+  const has = check => data.cameras.some(check);
+  if (has(camera => camera.here.length)) items.push(["here", "footage"]);
+  if (has(camera => camera.gone.length)) items.push(["gone", "recorded, no longer here"]);
+  for (const [kind, words] of Object.entries(GAP_WORDS))
+    if (has(camera => camera.gaps.some(gap => gap[3] === kind))) items.push([kind, words]);
+  for (const kind of [...SHOWN_INCIDENTS, "other"])
+    if (has(camera => camera.marks.some(mark => kindOf(mark) === kind)))
+      items.push([kind, kind === "alert" ? "alert" : "incident: " + (kind === "other" ? "other" : kind)]);
+  return make("div", {className: "legend"}, ...items.map(([name, words]) => {
+    const sign = make("i");
+    sign.style.background = "var(--" + name + ")";
+    return make("span", {}, sign, words);
+  }));
+}
+function figure(value, words) { return make("div", {}, make("b", {textContent: value}), words); }
+function start() {
+  const all = kind => data.cameras.reduce((sum, camera) => sum + kind(camera), 0);
+  const rated = data.cameras.filter(camera => camera.percent !== null);
+  const counted = (count, word) => figure(count, word + (count === 1 ? "" : "s"));
+  const figures = [counted(data.cameras.length, "camera")];
+  const mean = rated.reduce((sum, one) => sum + one.percent, 0) / rated.length;
+  if (rated.length) figures.push(figure((Math.floor(mean * 100) / 100).toFixed(2) + " %", "of the time recorded"));
+  const gaps = all(camera => camera.gaps.length), missing = all(camera => camera.missing);
+  figures.push(figure(gaps, (gaps === 1 ? "gap" : "gaps") + (gaps ? ", together " + lasts(missing) : "")),
+    counted(all(camera => camera.marks.filter(mark => mark[2] !== "alert").length), "incident"),
+    counted(all(camera => camera.marks.filter(mark => mark[2] === "alert").length), "alert"));
+  page.append(make("h1", {textContent: "Footage report"}),
+    make("p", {textContent: when(0) + " to " + when(length)}),
+    make("p", {className: "soft", textContent: "Times are those of " + data.zone + ". Made " + when(data.made) + "."}),
+    make("div", {className: "figures"}, ...figures), legend());
+  if (data.unlinked) page.append(make("p", {className: "soft",
+    textContent: "There are too many files: those of some cameras are shown, but not linked."}));
+  const scale = drawn(make("canvas"), canvas => axis(canvas, 0, length));
+  page.append(make("div", {className: "axis"}, make("span"), scale, make("span")), ...data.cameras.map(section));
+}
+start();
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  for (const [canvas] of drawings) repaint(canvas);
+});
+document.documentElement.dataset.ready = "yes";
+"""
+
+
+@dataclass(frozen=True)
+class Footage:
+    """A stretch of footage; `file` is None when the journal knows it and it is no longer here."""
+
+    start_sec: float
+    end_sec: float
+    file: Path | None
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Something that a timeline points at: an incident, an alert, a gap with its cause."""
+
+    start_sec: float
+    end_sec: float
+    kind: str
+    text: str = ""
+    file: Path | None = None  # a picture that shows it
+
+
+@dataclass
+class Reported:
+    """Everything that is known of one camera."""
+
+    name: str
+    footage: list[Footage] = field(default_factory=list)
+    unsure: list[Footage] = field(default_factory=list)  # no record tells when they end
+    stills: list[tuple[float, Path]] = field(default_factory=list)
+    causes: list[Mark] = field(default_factory=list)  # why there is no footage, from the journal
+    gaps: list[Mark] = field(default_factory=list)
+    marks: list[Mark] = field(default_factory=list)  # incidents and alerts
+    curves: dict[str, dict[str, Any]] = field(default_factory=dict)
+    is_continuous: bool = False  # recorded around the clock: what is missing is a gap; not so clips and captures
+
+
+@dataclass(frozen=True)
+class Journal:
+    """What the recorder wrote down about one camera: files by name, and why there were none."""
+
+    segments: dict[str, Interval]
+    causes: list[Mark]
+
+
+def read_recorder(folder: Path) -> Journal:
+    """The journal of one camera, and the recorder's state file where it is beside it; a torn line is left out."""
+    journal = Journal({}, [])
+    for file in sorted(folder.glob("????-??-??.jsonl")):
+        for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError, TypeError, KeyError):
+                line = json.loads(text)
+                start_sec, end_sec = float(line["start"]), float(line["end"])
+                if line["kind"] == "segment":
+                    journal.segments[PurePosixPath(line["file"]).name] = (start_sec, end_sec)
+                elif line["kind"] == "down":
+                    journal.causes.append(Mark(start_sec, end_sec, str(line["cause"])))
+    state = read_json(folder.parent.parent / "state" / f"{folder.name}.json") or {}
+    with suppress(ValueError, TypeError, KeyError):
+        if state["state"] in ("down", "stopped"):
+            journal.causes.append(Mark(float(state["since"]), math.inf, str(state["cause"])))
+        elif state.get("recording_since"):  # the file that is being recorded
+            journal.segments[""] = (float(state["recording_since"]), float(state["last_frame_at"]))
+    return journal
+
+
+class Survey:
+    """Goes through folders and sorts what lies there by camera."""
+
+    def __init__(self, zone: tzinfo) -> None:
+        self.zone = zone
+        self.cameras: dict[str, Reported] = {}
+        self.journals: dict[str, Journal] = {}
+        self.databases: set[str] = set()  # beside the captures
+        self.starts: dict[str, tuple[str, float]] = {}  # file -> (camera, start), for the metrics
+        self.files = 0
+
+    def camera(self, key: str, name: str) -> Reported:
+        return self.cameras.setdefault(key, Reported(name))
+
+    def journal(self, folder: Path) -> None:
+        """Take in the journal of the camera that the folder is called after; those of several folders add up."""
+        read, name = read_recorder(folder), folder.name
+        if read.segments or read.causes:
+            known = self.journals.setdefault(name, Journal({}, []))
+            known.segments.update(read.segments)
+            known.causes[:] = dict.fromkeys([*known.causes, *read.causes])
+            self.camera(name, name).is_continuous = True
+
+    def look(self, folder: Path) -> None:
+        """Take in everything below a folder; a camera's own folder is recognised by the journal beside it."""
+        for above in (folder.parent, folder.parent.parent):
+            self.journal(above / ".rtsp_recorder" / "journal" / folder.name)
+        for place, folders, names in os.walk(folder):
+            here = Path(place)
+            for journals in ("journal", ".rtsp_recorder/journal"):  # the first is that of nas_sync.py's targets
+                for found in sorted((here / journals).glob("*")) if journals.partition("/")[0] in folders else []:
+                    self.journal(found)
+            if (here / STATE_FOLDER / DATABASE_NAME).is_file():
+                self.databases.add(str(here / STATE_FOLDER / DATABASE_NAME))
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            known = set(names)
+            for name in sorted(names):
+                if STILL_NAME.fullmatch(name):
+                    self.camera(camera_of(here / name), camera_of(here / name)).stills.append((0.0, here / name))
+                elif Path(name).suffix.lower() in RECORDINGS and not NO_FOOTAGE.match(name):
+                    self.recording(here / name, f"{Path(name).stem}.json" in known)
+                    self.files += 1
+
+    def recording(self, file: Path, has_sidecar: bool) -> None:
+        sidecar = read_json(file.with_suffix(".json")) if has_sidecar else None
+        if sidecar and self.clip(file, sidecar):
+            return
+        folder = next((part for part in file.parents if not re.fullmatch(r"\d{2}|\d{4}(-\d\d-\d\d)?", part.name)),
+                      file.parent)  # fmt: skip
+        camera = self.camera(folder.name, folder.name)
+        if times := self.journals.get(folder.name, Journal({}, [])).segments.get(file.name):
+            camera.footage.append(Footage(*times, file))
+            self.starts[str(file)] = (folder.name, times[0])
+            return
+        is_clip, named = CLIP_NAME.search(file.stem), NAMED_TIME.search(file.stem)
+        start_sec, basis = start_of_recording(file, self.zone) if is_clip or named else (0.0, "mtime")
+        if basis == "mtime" or not file.exists():
+            log.warning("%s: left out: neither a record nor its name tells when it was taken", file)
+            return
+        camera.is_continuous |= is_clip is None
+        written_sec = file.stat().st_mtime
+        ends = written_sec if 0 < written_sec - start_sec <= LONGEST_FILE_SEC else math.nan
+        camera.unsure.append(Footage(start_sec, ends, file))
+        self.starts[str(file)] = (folder.name, start_sec)
+
+    def clip(self, file: Path, sidecar: Mapping[str, Any]) -> bool:
+        """A clip of copy_footage.py, by its sidecar; False when that is none."""
+        try:
+            about, alert = sidecar["camera"], sidecar.get("alert")
+            key = f"{about['uuid']} {about.get('facet') or ''}"
+            start_sec, end_sec = (sidecar["obtained"][name] / 1000 for name in ("start_ms", "end_ms"))
+            gaps = [Mark(gap["start_ms"] / 1000, gap["end_ms"] / 1000, str(gap["reason"])) for gap in sidecar["gaps"]]
+            when = [alert[name] / 1000 for name in ("start_ms", "end_ms")] if alert else []
+            told = [Mark(when[0], when[1], "alert", str(alert["kind"]))] if alert else []
+        except (KeyError, TypeError, AttributeError):
+            return False
+        camera = self.camera(key, str(about.get("name") or about["uuid"]))
+        camera.footage.append(Footage(start_sec, end_sec, file))
+        camera.gaps += gaps
+        camera.marks += told
+        self.starts[str(file)] = (key, start_sec)
+        return True
+
+    def settle(self) -> None:
+        """Once everything is found: what has left, when files without a record end, stretches of stills."""
+        now_sec = time.time()
+        for name, journal in self.journals.items():
+            camera = self.camera(name, name)
+            here = {one.file.name for one in camera.footage if one.file}
+            camera.causes += journal.causes
+            camera.footage += [Footage(*times, None) for file, times in journal.segments.items() if file not in here]
+        for camera in self.cameras.values():
+            unsure = sorted(camera.unsure, key=lambda one: one.start_sec)
+            following = [one.start_sec for one in unsure[1:]] + [math.inf]
+            for one, next_sec in zip(unsure, following, strict=False):
+                end_sec = one.start_sec + DEFAULT_FILE_SEC if math.isnan(one.end_sec) else one.end_sec
+                camera.footage.append(Footage(one.start_sec, min(end_sec, next_sec), one.file))
+            camera.stills = sorted((time_of_still(path, now_sec), path) for _, path in camera.stills)
+            times = ((at_sec, at_sec + 1) for at_sec, _ in camera.stills)
+            runs = joined(times, STILLS_APART_SEC)
+            camera.footage += [Footage(start, end, camera.stills[0][1].parent) for start, end in runs]
+            camera.gaps += [Mark(one[1], other[0], "unknown") for one, other in zip(runs, runs[1:], strict=False)]
+            camera.footage.sort(key=lambda one: (one.start_sec, one.end_sec))
+
+
+def find_gaps(camera: Reported, span: Interval, since_sec: float | None) -> list[Mark]:
+    """What is missing, each with the cause that covers most of it; of clips only what their sidecars say.
+
+    Before its first footage a camera is not missed, unless the report was asked for a time (`since_sec`).
+    """
+    if not camera.is_continuous:
+        return sorted(camera.gaps, key=lambda gap: gap.start_sec)
+    covered = joined(((one.start_sec, one.end_sec) for one in camera.footage), GAP_SEC)
+    causes = sorted(camera.causes, key=lambda one: one.start_sec)
+    starts = [one.start_sec for one in causes]
+    first_sec = min([*starts[:1], *(start for start, _ in covered[:1])], default=span[0])
+    at_sec, gaps = span[0] if since_sec is not None else max(span[0], first_sec), []
+    for start, end in [*covered, (span[1], math.inf)]:
+        if min(start, span[1]) - at_sec > GAP_SEC:
+            gaps.append((at_sec, min(start, span[1])))
+        at_sec = max(at_sec, end)
+    told = []
+    for start, end in gaps:
+        shares: dict[str, float] = {}
+        for one in causes[max(0, bisect_left(starts, start) - 1) : bisect_left(starts, end)]:
+            overlap = min(end, one.end_sec) - max(start, one.start_sec)
+            if overlap > 0:
+                shares[one.kind] = shares.get(one.kind, 0.0) + overlap
+        told.append(Mark(start, end, max(shares, key=lambda kind: shares[kind]) if shares else "unknown"))
+    return sorted([*told, *camera.gaps], key=lambda gap: gap.start_sec)
+
+
+# What the page calls them, and which colour they have: by what somebody would have to do about it.
+GAP_CLASSES = {
+    "camera": ("refused", "unauthorised", "stall", "video_dead", "unavailable"),
+    "host": ("disk", "clock", "crashed"),
+    "off": ("stopped", "not_recorded", "not_yet"),
+    "lost": ("expired", "not_found", "invalid"),
+}
+
+
+def gap_class(cause: str) -> str:
+    return next((name for name, causes in GAP_CLASSES.items() if cause in causes), "unknown")
+
+
+def add_found(survey: Survey, file: Path) -> None:
+    """Incidents from the output of `video --json`. Raises UsageError."""
+    names = {camera.name: key for key, camera in survey.cameras.items()}
+    try:
+        lines = [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines() if text.strip()]
+        for line in lines:
+            if "summary" in line:
+                continue
+            key, start_sec = survey.starts.get(os.path.abspath(line["file"]), ("", math.nan))  # noqa: PTH100
+            key = key or names.get(str(line["camera"]), str(line["camera"]))
+            for one in line["incidents"]:
+                times = (start_sec + one["start_sec"], start_sec + one["end_sec"])
+                if math.isnan(start_sec):
+                    times = (iso_sec(one["start"]), iso_sec(one["end"]))
+                survey.camera(key, key).marks.append(Mark(*times, str(one["type"])))
+    except OSError as problem:
+        raise UsageError(f"--incidents {file}: {problem.strerror}") from problem
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise UsageError(f"--incidents {file}: is no output of `video --json`") from problem
+
+
+def add_stored(survey: Survey, configured: str | None) -> None:
+    """What monitor found: the databases beside the captures, and of the configured one the cameras that are shown."""
+    names = {camera.name: key for key, camera in survey.cameras.items()}
+    for place in [*sorted(survey.databases), *([configured] if configured else [])]:
+        for incident in read_incidents(place):
+            key = names.get(incident.device_id)
+            if key is None and place not in survey.databases:
+                continue
+            told = incident.metadata or {}
+            evidence = str((told.get("evidence") or {}).get("first_bad") or "").removeprefix("alerts/")
+            picture = Path(str(told.get("evidence_dir"))) / evidence if evidence else None
+            camera = survey.camera(key or incident.device_id, incident.device_id)
+            end_sec = time.time() if incident.end_sec is None else incident.end_sec
+            camera.marks.append(Mark(incident.start_sec, end_sec, incident.incident_type,
+                                     "(active)" if incident.end_sec is None else "",
+                                     picture if picture and picture.is_file() else None))  # fmt: skip
+
+
+def iso_sec(text: str) -> float:
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+
+
+def add_curves(survey: Survey, file: Path, span: Interval) -> None:
+    """Brightness, motion and sound from the output of `video --metrics`, as means of equal steps. Raises UsageError."""
+    steps = max(48, min(1000, CURVE_POINTS // max(1, len(survey.cameras))))
+    step_sec = max((span[1] - span[0]) / steps, 0.2)
+    columns = {"brightness": "mean", "motion": "difference", "sound": "level_db"}
+    foreign: set[str] = set()
+    sums: dict[tuple[str, str], dict[int, list[float]]] = {}
+    try:
+        with file.open(newline="", encoding="utf-8") as stream:
+            rows = csv.reader(stream)
+            heads = next(rows, [])
+            which, kind, moment_sec = (heads.index(name) for name in ("file", "kind", "time_sec"))
+            values_of = {"picture": [(curve, heads.index(column)) for curve, column in columns.items()
+                                     if curve != "sound"], "sound": [("sound", heads.index("level_db"))]}  # fmt: skip
+            for row in rows:
+                if row[which] not in survey.starts:
+                    absolute = os.path.abspath(row[which])  # noqa: PTH100  as the survey has it
+                    if absolute not in survey.starts:
+                        foreign.add(row[which])
+                        continue
+                    survey.starts[row[which]] = survey.starts[absolute]
+                key, start_sec = survey.starts[row[which]]
+                place = int((start_sec + float(row[moment_sec]) - span[0]) / step_sec)
+                for curve, column in values_of[row[kind]]:
+                    total = sums.setdefault((key, curve), {}).setdefault(place, [0.0, 0.0])
+                    total[0] += float(row[column])
+                    total[1] += 1
+    except OSError as problem:
+        raise UsageError(f"--metrics {file}: {problem.strerror}") from problem
+    except (ValueError, KeyError, IndexError, csv.Error) as problem:
+        raise UsageError(f"--metrics {file}: is no output of `video --metrics`") from problem
+    for (key, curve), places in sums.items():
+        inside = {place: total / count for place, (total, count) in places.items() if 0 <= place <= steps}
+        if inside:
+            values = [round(inside[place], 1) if place in inside else None for place in range(max(inside) + 1)]
+            survey.cameras[key].curves[curve] = {"step": round(step_sec, 3), "values": values}
+    if foreign:
+        log.warning("--metrics %s: %d files are not in the folders of the report", file, len(foreign))
+
+
+def small_picture(ffmpeg: str, file: Path, at_sec: float) -> str | None:
+    """A thumbnail as a data: address: of a still, or of a recording at a second; None when there is none."""
+    import cv2
+    import numpy as np
+
+    if file.suffix == ".jpg":
+        small = thumbnail_of(file)
+        data = (small if small.is_file() else file).read_bytes()
+    else:
+        command = [ffmpeg, "-nostdin", "-loglevel", "quiet", "-threads", "1", "-ss", f"{max(0, at_sec):.1f}",
+                   "-i", f"file:{file}", "-frames:v", "1", "-vf", f"scale={PAGE_THUMBNAIL_WIDTH}:-2",
+                   "-f", "image2pipe", "-c:v", "bmp", "-"]  # fmt: skip
+        data = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False,
+                              timeout=THUMBNAIL_TIMEOUT_SEC).stdout  # fmt: skip
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    if picture is None and at_sec > 0 and file.suffix != ".jpg":  # shorter than its record says
+        return small_picture(ffmpeg, file, 0)
+    if picture is None:
+        return None
+    height = max(1, round(picture.shape[0] * PAGE_THUMBNAIL_WIDTH / picture.shape[1]))
+    picture = cv2.resize(picture, (PAGE_THUMBNAIL_WIDTH, height), interpolation=cv2.INTER_AREA)
+    done, coded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 60])
+    return f"data:image/jpeg;base64,{base64.b64encode(coded.tobytes()).decode()}" if done else None
+
+
+def take_thumbnails(cameras: Sequence[Reported]) -> list[list[tuple[float, Path, str]]]:
+    """(time, file, picture) spread over each camera's footage, as many as THUMBNAILS_SEC allow, every camera first."""
+    each = max(1, min(12, PAGE_THUMBNAILS // max(1, len(cameras))))
+    wanted: list[tuple[int, int, float, Path]] = []
+    for number, camera in enumerate(cameras):
+        files = [(one.start_sec, one.end_sec, one.file) for one in camera.footage if one.file and one.file.suffix]
+        files += [(at_sec, at_sec, path) for at_sec, path in camera.stills]
+        files += [(one.start_sec, one.start_sec, one.file) for one in camera.marks if one.file]
+        for place in range(min(each, len(files))):
+            start, end, file = files[(2 * place + 1) * len(files) // (2 * min(each, len(files)))]
+            wanted.append((place, number, (start + end) / 2, file))
+    ffmpeg, deadline = find_ffmpeg("thumbnails"), time.monotonic() + THUMBNAILS_SEC
+    began = {str(one.file): one.start_sec for camera in cameras for one in camera.footage}
+
+    def take(job: tuple[int, int, float, Path]) -> tuple[int, float, Path, str] | None:
+        _, number, at_sec, file = job
+        if time.monotonic() > deadline:
+            return None
+        with suppress(OSError, subprocess.TimeoutExpired):
+            if picture := small_picture(ffmpeg, file, at_sec - began.get(str(file), at_sec)):
+                return number, at_sec, file, picture
+        return None
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        taken = [found for found in pool.map(take, sorted(wanted, key=lambda job: job[:2])) if found]
+    return [sorted((at, file, picture) for place, at, file, picture in taken if place == number)
+            for number in range(len(cameras))]  # fmt: skip
+
+
+def link_to(file: Path, base: Path) -> str:
+    """Relative to the page, so that both may move together."""
+    return quote(os.fsencode(os.path.relpath(file, base)).replace(os.fsencode(os.sep), b"/"), safe="/")
+
+
+def camera_data(camera: Reported, span: Interval, gaps: Sequence[Mark], base: Path, links_left: int) -> dict[str, Any]:
+    """One camera as the page's script reads it; times are whole seconds from the start of the report."""
+
+    def at(moment_sec: float) -> int:
+        return round(min(max(moment_sec, span[0]), span[1]) - span[0])
+
+    def flat(footage: Iterable[Footage]) -> list[int]:
+        parts = joined(((one.start_sec, one.end_sec) for one in footage), GAP_SEC)
+        return [value for start, end in parts for value in (at(start), at(end))]
+
+    shown = [one for one in camera.footage if one.end_sec > span[0] and one.start_sec < span[1]]
+    here = [one for one in shown if one.file]
+    folders: dict[str, int] = {}
+    files = []
+    for one in here if len(here) <= links_left else []:
+        assert one.file
+        folder, _, name = link_to(one.file, base).rpartition("/")
+        files.append([at(one.start_sec), at(one.end_sec), folders.setdefault(folder, len(folders)), name])
+    whole = sum(end - start for start, end in joined(((max(one.start_sec, span[0]), min(one.end_sec, span[1]))
+                                                      for one in shown), GAP_SEC))  # fmt: skip
+    missing = sum(min(gap.end_sec, span[1]) - gap.start_sec for gap in gaps)
+    return {
+        "name": camera.name, "word": "stills" if camera.stills else "clips",
+        "here": flat(here), "gone": flat(one for one in shown if not one.file),
+        "gaps": [[at(gap.start_sec), at(gap.end_sec), gap.kind, gap_class(gap.kind)] for gap in gaps],
+        "marks": [[at(one.start_sec), at(one.end_sec), one.kind, one.text, link_to(one.file, base) if one.file else ""]
+                  for one in
+                  sorted(camera.marks, key=lambda one: one.start_sec)
+                  if one.end_sec >= span[0] and one.start_sec <= span[1]],
+        "folders": list(folders), "files": files, "curves": camera.curves, "missing": round(missing),
+        "percent": round(100 * whole / (whole + missing), 3) if camera.is_continuous and whole + missing else None,
+    }  # fmt: skip
+
+
+def zone_steps(span: Interval, zone: tzinfo) -> list[list[int]]:
+    """[seconds from the start of the report, offset from UTC in seconds], a new pair where the clock changes."""
+    steps: list[list[int]] = []
+    at_sec = span[0]
+    while at_sec < span[1] + 3600:
+        offset = datetime.fromtimestamp(at_sec, zone).utcoffset()
+        seconds = round(offset.total_seconds()) if offset else 0
+        if not steps or steps[-1][1] != seconds:
+            steps.append([round(at_sec - span[0]), seconds])
+        at_sec += 1800 - at_sec % 1800
+    return steps
+
+
+def midnights(span: Interval, zone: tzinfo) -> list[int]:
+    """The local midnights from the one before the report to the one after it; a day may have 23 or 25 hours."""
+    day = datetime.fromtimestamp(span[0], zone).date()
+    found: list[int] = []
+    while not found or found[-1] < span[1] - span[0]:
+        moment = datetime(day.year, day.month, day.day, tzinfo=zone).timestamp()
+        found.append(round(moment - span[0]))
+        day += timedelta(days=1)
+    return found
+
+
+def page_of(data: Mapping[str, Any]) -> str:
+    """The whole page: no address in it leads elsewhere, and no name in it can become more than text."""
+    import hashlib
+
+    script = base64.b64encode(hashlib.sha256(PAGE_SCRIPT.encode()).digest()).decode()
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    text = text.encode("utf-8", "replace").decode()  # a file name may hold what is no character
+    return (PAGE.replace("@POLICY@", f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
+                         f"script-src 'sha256-{script}'")
+            .replace("@STYLE@", PAGE_STYLE).replace("@SCRIPT@", PAGE_SCRIPT).replace("@DATA@", text))  # fmt: skip
+
+
+def report_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", nargs="+", type=Path,
+                        help="footage: recordings, clips, captures, an archive")  # fmt: skip
+    parser.add_argument("--output", metavar="FILE", type=Path, help="the page (default: report.html)")
+    parser.add_argument("--since", metavar="TIME", help="from when on (default: the first footage)")
+    parser.add_argument("--until", metavar="TIME", help="until when (default: the last footage)")
+    parser.add_argument("--timezone", metavar="ZONE", help="of the times on the page (default: the host's)")
+    parser.add_argument("--incidents", metavar="FILE", type=Path, help="output of video --json")
+    parser.add_argument("--metrics", metavar="FILE", type=Path, help="output of video --metrics: draws the curves")
+
+
+def report_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
+    """Survey, settle, write one page."""
+    zone = report_zone(arguments.timezone)
+    since_sec, until_sec = parse_moment(arguments.since, "--since"), parse_moment(arguments.until, "--until")
+    survey = Survey(zone_of(str(config["recording"]["timezone"])))
+    for folder in arguments.folder:
+        if not folder.is_dir():
+            raise UsageError(f"{folder}: there is no such folder")
+        survey.look(Path(os.path.abspath(folder)))  # noqa: PTH100
+    survey.settle()
+    add_stored(survey, config["analysis"]["database"])
+    if arguments.incidents:
+        add_found(survey, arguments.incidents)
+    cameras = sorted((camera for camera in survey.cameras.values() if camera.footage or camera.marks or camera.gaps),
+                     key=lambda camera: camera.name.lower())  # fmt: skip
+    times = [moment_sec for camera in cameras for things in (camera.footage, camera.gaps, camera.marks)
+             for one in things for moment_sec in (one.start_sec, one.end_sec)]  # fmt: skip
+    span = (min(times, default=0.0) if since_sec is None else since_sec,
+            max(times, default=0.0) if until_sec is None else until_sec)  # fmt: skip
+    if not times or span[0] >= span[1]:
+        raise CannotStart("nothing to report: no footage was found in that time")
+    if arguments.metrics:
+        add_curves(survey, arguments.metrics, span)
+    target = Path(os.path.abspath(arguments.output or "report.html"))  # noqa: PTH100
+    data = report_data(cameras, span, since_sec, zone, target.parent)
+    with writable(target) as part:
+        part.write_text(page_of(data), encoding="utf-8")
+    log.info("%s: %d cameras, %d files, %.1f MB", target, len(cameras), survey.files, target.stat().st_size / 1e6)
+    sys.stdout.write(f"{target}\n")
+    return Status.DONE
+
+
+def report_zone(name: str | None) -> tzinfo:
+    if name:
+        return zone_of(name)
+    from tzlocal import get_localzone
+
+    return get_localzone()
+
+
+def report_data(cameras: Sequence[Reported], span: Interval, since_sec: float | None, zone: tzinfo,
+                base: Path) -> dict[str, Any]:  # fmt: skip
+    """Everything on the page, as its script reads it."""
+    links_left, names = LINKS_MAX, [camera.name for camera in cameras]
+    shown: list[dict[str, Any]] = []
+    for camera, pictures in zip(cameras, take_thumbnails(cameras), strict=True):
+        one = camera_data(camera, span, find_gaps(camera, span, since_sec), base, links_left)
+        links_left -= len(one["files"])
+        one["pictures"] = [[round(at - span[0]), link_to(file, base), picture] for at, file, picture in pictures]
+        if names.count(camera.name) > 1:
+            one["name"] += f" ({names[: len(shown) + 1].count(camera.name)})"
+        shown.append(one)
+    return {"start": span[0], "length": round(span[1] - span[0]), "zone": str(zone), "offsets": zone_steps(span, zone),
+            "days": midnights(span, zone), "made": round(time.time() - span[0]), "cameras": shown,
+            "unlinked": links_left < LINKS_MAX and any(one["here"] and not one["files"] for one in shown)}  # fmt: skip
 
 
 # --- command line ------------------------------------------------------------------------------------------------
@@ -1152,7 +4556,14 @@ class Command:
 
 COMMANDS = {
     "frame": Command("say whether a still is black or frozen, and whether there is sound", frame_flags, frame_command),
+    "capture": Command("make stills and HLS from capture devices", capture_flags, capture_command),
+    "rename": Command("give test_capture_*.jpg timestamped names and thumbnails", rename_flags, rename_command),
+    "clean": Command("remove old captures", clean_flags, clean_command),
+    "report": Command("draw what there is, what is missing and what was found, as one page", report_flags,
+                      report_command),
     "video": Command("find black, frozen and silent stretches in recordings", video_flags, video_command),
+    "monitor": Command("watch capture folders: incidents, evidence, alerts", monitor_flags, monitor_command),
+    "incidents": Command("show and acknowledge what monitor found", incidents_flags, incidents_command),
 }
 
 
@@ -1173,6 +4584,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     arguments.debug |= os.environ.get("DEBUG", "").lower() == "true"
     start_logging(arguments)
+    if getattr(arguments, "scheduler", None) and __name__ == "__main__":  # workers find classes by their module's name
+        return int(importlib.import_module(Path(__file__).stem).main(argv))
     sections = ("analysis", "capture", "notify", "storage", "recording", "rhombus", "cameras")
     config = load_config(arguments.config, sections, Path(__file__).resolve().parent)
     return COMMANDS[arguments.command].act(arguments, config)

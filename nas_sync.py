@@ -1896,12 +1896,19 @@ class S3Target:
         outcome = self._judge(footage, key, digests)
         if outcome is None or outcome.state == "failed":
             if outcome:
-                log.warning("%s: %s", printable(footage.recorded), outcome.why)
+                self._set_aside(footage, key, outcome)
             accepted = self._upload(footage, key, digests, progress, may_replace=outcome is not None)
             outcome = self._judge(footage, key, digests, accepted=accepted)
         if not is_unchanged(footage):
             raise Gone("changed while it was sent")
         return outcome or Outcome(footage, "failed", digests.sha256, why="confirmed, but it is not in the bucket")
+
+    def _set_aside(self, footage: Footage, key: str, outcome: Outcome) -> None:
+        """Before an object of ours is replaced: what had once been proven there is kept under another key."""
+        log.warning("%s: %s", printable(footage.recorded), outcome.why)
+        if footage.kind != "journal" and self.is_recorded(footage, self.target_id):
+            aside = key + time.strftime(".damaged-%Y%m%dT%H%M%SZ", time.gmtime())
+            self.client.copy_object(Bucket=self.bucket, Key=aside, CopySource={"Bucket": self.bucket, "Key": key})
 
     def _digest(self, footage: Footage, hashes: Hashes) -> Digests:
         if not self.able.algorithm:

@@ -23,6 +23,7 @@ import stat
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -203,6 +204,10 @@ _STREAM = {  # of all cameras in `recording`, of one camera in `cameras`
     "expected_video": Key(None, "text_or_map"), "expected_audio": Key(None, "text_or_map"),
     "first_frame": Key(75, "number"), "stall": Key(20, "number"), "socket_timeout": Key(10, "number"),
 }  # fmt: skip
+_GRABBER = {
+    "name": Key(), "video_device": Key(secret=True), "audio_device": Key(), "capture_dir": Key(),
+    "fps": Key(25, "number"), "size": Key(), "input_format": Key(),
+}  # fmt: skip
 
 # The one list of names: an unknown section or key anywhere in a config file is refused. `rhombus` and `notify` are
 # read by the programs that are here; the other sections are those of existing installations.
@@ -252,9 +257,15 @@ CONFIG_KEYS: dict[str, dict[str, Key]] = {
         "freeze_sec": Key(4, "number"), "silence_db": Key(-85, "number"), "silence_sec": Key(2, "number"),
         "quiet_db": Key(-65, "number"), "quiet_sec": Key(5, "number"), "audio_required": Key(False, "bool"),
         "cut_percent": Key(12, "number"), "masks": Key({}, "map"),
-        "capture_dirs": Key([], "list"), "database": Key(), "evidence_dir": Key(),
+        "capture_dirs": Key(["/var/www/html/stream/capture*/captures"], "list"), "database": Key(secret=True),
+        "evidence_dir": Key(), "alarm_percent": Key(80, "number"), "blackscreen_alarm_sec": Key(5, "number"),
+        "freeze_alarm_sec": Key(10, "number"), "audio_loss_alarm_sec": Key(10, "number"),
+        "no_data_alarm_sec": Key(30, "number"), "clear_sec": Key(5, "number"), "reopen_sec": Key(60, "number"),
     },
-    "capture": {"grabbers": Key([], "list"), "stills_per_sec": Key(1, "number")},
+    "capture": {"grabbers": Key([], "list", secret=True, keys=_GRABBER), "stills_per_sec": Key(1, "number"),
+                "stall": Key(20, "number"), "encoder": Key("auto"), "bitrate": Key("2M"),
+                "clean_after": Key(600, "number"), "clean_max_bytes": Key(0, "whole"),
+                "clean_wait": Key(3600, "number")},
 }  # fmt: skip
 LIST_SECTIONS = ("cameras",)  # a list of maps with these keys, not one map
 ENVIRONMENT_OF = {  # environment > config file, for what should not stand in a file
@@ -331,7 +342,7 @@ def _check_map(where: str, values: Any, known: Mapping[str, Key], used: bool, mi
         if key is None:
             mistakes.append(f"{where}.{name}: there is no such key{_nearest(name, known)}")
             continue
-        if key.keys:
+        if key.keys and key.kind == "map":
             _check_map(f"{where}.{name}", value, key.keys, used, mistakes)
         if used and value is not None:
             values[name] = _checked(f"{where}.{name}", value, key, mistakes)
@@ -347,7 +358,10 @@ def _leave_out_secrets(values: Any, known: Mapping[str, Key]) -> None:
 
 def _checked(where: str, value: Any, key: Key, mistakes: list[str]) -> Any:
     if isinstance(value, list) and key.kind == "list":
-        return [_checked(where, item, Key(), mistakes) for item in value]
+        maps = [item for item in value if key.keys and isinstance(item, dict)]
+        for item in maps:
+            _check_map(where, item, key.keys, used=True, mistakes=mistakes)
+        return [item if item in maps else _checked(where, item, Key(), mistakes) for item in value]
     if isinstance(value, str):
         for name in re.findall(r"\$\{([^}]*)\}", value):
             if name not in os.environ:
@@ -404,9 +418,11 @@ def _check_permissions(file: Path, document: Mapping[Any, Any]) -> None:
 def _secrets_in(where: str, values: Mapping[str, Any], known: Mapping[str, Key]) -> Iterator[str]:
     """Names of secrets that stand in `values` themselves, not as ${NAME}; an RTSP address without a login is none."""
     for name, value in values.items():
-        if known[name].keys and isinstance(value, dict):
-            yield from _secrets_in(f"{where}.{name}", value, known[name].keys)
-        elif known[name].secret and value and "${" not in str(value) and (name != "rtsp_url" or "@" in str(value)):
+        for item in value if isinstance(value, list) else [value]:
+            if known[name].keys and isinstance(item, dict):
+                yield from _secrets_in(f"{where}.{name}", item, known[name].keys)
+        is_address = name in ("rtsp_url", "grabbers", "video_device", "database")
+        if known[name].secret and value and "${" not in str(value) and (not is_address or "@" in str(value)):
             yield f"{where}.{name}"
 
 
@@ -492,22 +508,22 @@ def lock_file(handle: IO[Any], *, wait: bool = False) -> bool:
 
 
 @contextmanager
-def run_lock(path: Path, what: str, wait_sec: float = 0) -> Iterator[IO[str]]:
+def run_lock(path: Path, what: str, wait_sec: float = 0) -> Iterator[IO[bytes]]:
     """Hold `path` as the lock of `what` for the length of a `with` block; Busy names who has it.
 
     A child that is given the descriptor of the yielded file holds the lock as well, also when it outlives us.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + wait_sec
-    with path.open("a+", encoding="utf-8") as handle:
+    with path.open("ab+", buffering=0) as handle:
         while not lock_file(handle):
             if time.monotonic() >= deadline:
                 handle.seek(0)
-                raise Busy(f"{what}: another run holds {path} (process {handle.read().strip() or 'unknown'})")
+                raise Busy(f"{what}: another run holds {path} (process {handle.read().decode().strip() or 'unknown'})")
             time.sleep(LOCK_POLL_SEC)
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
+        with suppress(OSError):  # on a full disk the lock is held all the same, it only does not say by whom
+            handle.truncate(0)
+            handle.write(str(os.getpid()).encode())
         yield handle
 
 
@@ -581,16 +597,16 @@ def notify(settings: Mapping[str, Any], state_file: Path, key: str, status: int,
 def channels(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """`notify.*` split into settings of one channel each, by a name that holds no secret."""
     mail = {"mail": {**settings, "urls": []}} if settings["smtp_host"] and settings["alert_to"] else {}
-    others = {f"urls {place}": {**settings, "smtp_host": None, "urls": [url]}
-              for place, url in enumerate(settings["urls"], 1)}  # fmt: skip
+    others = {f"url {zlib.crc32(url.encode()):08x}": {**settings, "smtp_host": None, "urls": [url]}
+              for url in settings["urls"]}  # fmt: skip
     return mail | others
 
 
-def send_message(settings: Mapping[str, Any], subject: str, body: str) -> None:
+def send_message(settings: Mapping[str, Any], subject: str, body: str, message_id: str = "") -> None:
     """One message to everybody in `notify.*`, without secrets; raises when a channel fails."""
     subject, body = mask(subject)[:200], mask(body)
     if settings["smtp_host"] and settings["alert_to"]:
-        _send_mail(settings, subject, body)
+        _send_mail(settings, subject, body, message_id)
     if settings["urls"]:
         try:
             import apprise
@@ -604,7 +620,7 @@ def send_message(settings: Mapping[str, Any], subject: str, body: str) -> None:
             raise OSError("notify.urls: at least one channel did not take the message")
 
 
-def _send_mail(settings: Mapping[str, Any], subject: str, body: str) -> None:
+def _send_mail(settings: Mapping[str, Any], subject: str, body: str, message_id: str = "") -> None:
     import smtplib
     import socket
     import ssl
@@ -617,6 +633,8 @@ def _send_mail(settings: Mapping[str, Any], subject: str, body: str) -> None:
     message["Subject"] = subject
     message["From"] = user if user and "@" in str(user) else f"camera-archive@{socket.gethostname()}"
     message["To"] = ", ".join(settings["alert_to"])
+    if message_id:
+        message["Message-ID"] = f"<{message_id}@camera-archive>"  # a second delivery can be told from a second message
     message.set_content(body or subject)
     tls = ssl.create_default_context()
     is_safe, patience = port == smtplib.SMTP_SSL_PORT, NOTIFY_TIMEOUT_SEC

@@ -82,11 +82,12 @@ QUIETLY = ("-hide_banner", "-nostdin", "-nostats", "-loglevel")
 PROTOCOLS = "pipe,file,fd,rtsp,rtp,tcp,udp,tls"
 RETRY_GROWTH = 1.3
 STEADY_SEC = 10  # a run that recorded so long counts as a success: the next wait is the shortest again
-TICK_SEC = 0.25  # how long a camera's thread waits for FFmpeg to say something
+TICK_SEC = 1.0  # at most, how long a camera's thread waits for FFmpeg to say something
 STATE_EVERY_SEC = 1.0
+STATE_BYTES = 1024  # of a state file, filled up with spaces
 STATE_STALE_SEC = 30  # older states are of a recorder that was killed
 START_SPACING_SEC = 0.05  # between the first starts of two cameras
-SPACE_RECHECK_SEC = 2.0
+SPACE_EVERY_SEC, SPACE_RECHECK_SEC = 1.0, 2.0  # while recording, and while waiting for space
 SPACE_HYSTERESIS = 0.1  # of the reserve: so much more must be free before a camera goes on
 STOP_WITHIN_SEC = 5.0  # from the signal to the end of the process; what is not checked by then is at the next start
 STOP_STEP_SEC = 1.2  # TERM, this, TERM, this, KILL: leaves half of STOP_WITHIN_SEC for checking the last files
@@ -609,10 +610,11 @@ def days_of(span: Interval, zone: tzinfo) -> Iterator[tuple[str, Interval]]:
 
 
 def read_state(file: Path) -> dict[str, Any]:
-    state: Any = None
-    with suppress(OSError, ValueError):
-        state = json.loads(file.read_text(encoding="utf-8"))
-    return state if isinstance(state, dict) else {}
+    for _ in range(2):  # the first reading may have met the moment of writing
+        with suppress(OSError, ValueError):
+            state = json.loads(file.read_text(encoding="utf-8"))
+            return state if isinstance(state, dict) else {}
+    return {}
 
 
 def named_sec(name: str, zone: tzinfo) -> float | None:
@@ -866,6 +868,7 @@ class Run:
         self.rows: list[tuple[Job, float, float]] = []  # start and end in stream time
         self.jobs: list[Job] = []
         self.closed: set[str] = set()  # names of files that FFmpeg has closed
+        self._open: Path | None = None
         self._block: list[str] = []
         self._buffers: dict[int, bytes] = {}
         self._selector = selectors.DefaultSelector()
@@ -968,8 +971,10 @@ class Run:
 
     def open_file(self) -> Path | None:
         """The file that FFmpeg is writing: the newest that it has not closed."""
-        names = sorted(entry.name for entry in os.scandir(self.folder) if entry.name not in self.closed)
-        return self.folder / names[-1] if names else None
+        if self._open is None or self._open.name in self.closed:
+            names = sorted(entry.name for entry in os.scandir(self.folder) if entry.name not in self.closed)
+            self._open = self.folder / names[-1] if names else None
+        return self._open
 
     def stop(self, step_sec: float) -> None:
         """TERM lets FFmpeg finish its file; one that waits for its camera needs the second; then KILL."""
@@ -1131,6 +1136,7 @@ class Recorder:
                                       "last_file": None, "lost_today_sec": 0.0}  # fmt: skip
         self.down_since, self.today = time.time(), utc_day(time.time())
         self.down_cause: str | None = None
+        self.state_file = camera.state_file
         self.default_cause = "stopped"  # of the seconds between the program's start and the first frame
         self.said: str | None = None
         self.detail, self.shut_out = "", False  # of the last failure: what was said; was password or path refused
@@ -1138,7 +1144,7 @@ class Recorder:
         self.run_count = itertools.count(1)
         self.clock_offset = time.time() - time.monotonic()
         self.stepped_at = 0.0  # what the clock would show had it not jumped, when that was seen
-        self.next_state = self.next_sync = 0.0
+        self.next_state = self.next_sync = self.next_space_check = 0.0
         self.rate = (0.0, 0, 0)  # when, frames, bytes: at the last state
         self.ffmpeg_log = open_ffmpeg_log(camera)
 
@@ -1208,7 +1214,8 @@ class Recorder:
             return "disk", str(problem), False
         ours: str | None = None
         try:
-            while current.poll(TICK_SEC) and not ours:
+            tick_sec = min(TICK_SEC, self.camera.limits.stall / 10)
+            while current.poll(tick_sec) and not ours:
                 self.look_after(current)
                 ours = self.verdict(current)
             lines = list(current.stderr)  # not what our TERM makes it say
@@ -1255,8 +1262,10 @@ class Recorder:
             log.warning("%s: the clock of this machine jumped by %.1f s", self.camera.name, jump)
             self.stepped_at = now + before
             return "clock"
-        if self.obstacle(going=True):
-            return "disk"
+        if now >= self.next_space_check:
+            self.next_space_check = now + SPACE_EVERY_SEC
+            if self.obstacle(going=True):
+                return "disk"
         return dead_cause(now - current.last_rise, current.frames, current.out_sec - current.out_at_rise_sec,
                           self.camera.limits)  # fmt: skip
 
@@ -1330,8 +1339,9 @@ class Recorder:
         if current.frames:
             self.state["last_frame_at"] = round(current.media_end, 3)
         size = 0
-        with suppress(OSError):  # published while we looked
-            size = sum(entry.stat().st_size for entry in os.scandir(current.folder))
+        with suppress(OSError):  # published while we looked, at the end of the run
+            opened = current.open_file()
+            size = opened.stat().st_size if opened else 0
         then, frames, before = self.rate
         if now - then >= STATE_EVERY_SEC:
             self.state["fps"] = round(max(0, current.frames - frames) / (now - then), 1)
@@ -1342,18 +1352,26 @@ class Recorder:
         self.collect()
 
     def write_state(self) -> None:
-        """Replace the state file; without fsync, once a second is too often for that, and it may be lost."""
+        """Overwrite the state file where it lies: a rename, as for other files, would cost as much as all the rest.
+
+        Always as long, in one write, without fsync: a reader sees the old or the new one, a power cut may lose it.
+        """
         self.beat = time.monotonic()
         self.next_state = self.beat + STATE_EVERY_SEC
-        file = self.camera.state_file
+        file = self.state_file
         if (today := utc_day(time.time())) != self.today:
             self.today, self.state["lost_today_sec"] = today, 0.0
         self.state |= {"updated_at": round(time.time(), 3), "last_file": self.finisher.last_file}
-        part = file.with_name(f"{file.name}.part")
+        data = json.dumps(self.state).ljust(STATE_BYTES - 1).encode() + b"\n"
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps(self.state) + "\n", encoding="utf-8")
-            part.replace(file)
+            if not file.exists():
+                file.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(file, os.O_WRONLY | os.O_CREAT, 0o644)
+            try:
+                os.pwrite(handle, data, 0)
+                os.ftruncate(handle, len(data))
+            finally:
+                os.close(handle)
         except OSError as problem:
             log.debug("%s: %s", file, problem)
 
@@ -2191,7 +2209,8 @@ def capture_folders(config: Mapping[str, Any]) -> list[Path]:
 def jobs_of(config: Mapping[str, Any], cameras: Sequence[Camera]) -> list[tuple[UnitJob, list[Path], list[Path]]]:
     """(job, folders that it may write to, folders that it is told) of what the config uses."""
     nas, rhombus = config["nas"], config["rhombus"]
-    captures, patterns = capture_folders(config), [str(one) for one in config["analysis"]["capture_dirs"] or []]
+    captures, given = capture_folders(config), config["analysis"]["capture_dirs"]
+    patterns = [str(one) for one in given or [] if given != CONFIG_KEYS["analysis"]["capture_dirs"].default]
     roots = [camera.root for camera in cameras]
     copied = [Path(str(rhombus["output_dir"]))]
     evidence = [Path(str(one)) for one in [config["analysis"]["evidence_dir"]] if one]
@@ -2202,7 +2221,8 @@ def jobs_of(config: Mapping[str, Any], cameras: Sequence[Camera]) -> list[tuple[
     told = [] if patterns else [folder / "captures" for folder in captures]
     uses_rhombus = any(value != CONFIG_KEYS["rhombus"][name].default for name, value in rhombus.items()
                        if name != "api_url")  # which the environment may set  # fmt: skip
-    uses_archive = any(config["nas"].values()) or config["s3"]["bucket"] or config["retention"]["without_archive"]
+    uses_archive = (nas["nas_target_dir"] or nas["ready_for_backup_dir"] or config["s3"]["bucket"]
+                    or config["retention"]["without_archive"])  # fmt: skip
     wanted = {
         "nas_sync": (uses_archive, [*roots, *own, *evidence, *(copied if uses_rhombus else [])], []),
         "watch": (bool(cameras), roots, []),

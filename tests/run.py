@@ -50,7 +50,10 @@ DEBIAN_PARTS = (
     DebianPart("openssh-server openssh-client", "sshd", "a NAS that is reached over ssh", "usr/sbin/sshd"),
     DebianPart("faketime", "faketime", "clocks that jump and change to summer time while a recorder runs"),
     DebianPart("exfat-fuse exfatprogs", "mkfs.exfat", "a disk without hard links, to record on"),
+    DebianPart("postgresql", "postgres", "incidents of capture_analyzer.py in a database of others",
+               "usr/lib/postgresql/*/bin/initdb"),  # fmt: skip
     DebianPart("systemd", "systemd-analyze", "checks the units that rtsp_recorder.py services writes"),
+    DebianPart("chromium", "chromium", "shows the page of capture_analyzer.py report as a browser does"),
     DebianPart(
         "python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-good glib-networking",
         "gst-rtsp-server",

@@ -57,7 +57,7 @@ LINES_NOW = {
     "copy_footage": 3020,
     "rtsp_recorder": 3700,
     "nas_sync": 3300,
-    "capture_analyzer": 4500,
+    "capture_analyzer": 4600,
     "rhombus_logging": 860,
     "rhombus_mpd_info": 420,
 }

@@ -106,7 +106,9 @@ class House:
         return self
 
     def records(self) -> list[nas_sync.Record]:
-        return list(nas_sync.SyncLog(self.state / "synced"))
+        """The last word about each file."""
+        found = [one for file in sorted(self.state.glob("synced/*.synced")) for one in file.read_bytes().splitlines()]
+        return list({one.path: one for one in map(nas_sync.read_record, found) if one}.values())
 
     def proofs(self) -> list[str]:
         return sorted(one.proof for one in self.records())
@@ -439,6 +441,18 @@ def test_what_the_bucket_lost_after_its_proof_is_kept_here_and_sent_again(house,
     house.heals()
 
 
+def test_what_the_bucket_holds_damaged_is_kept_aside_and_sent_again(house, swift):
+    expected = house.record().read_bytes()
+    assert house.run("upload").status == 0
+    head = swift.client().head_object(Bucket=house.s3["bucket"], Key=KEY)
+    swift.client().put_object(Bucket=house.s3["bucket"], Key=KEY, Body=b"damaged", Metadata=head["Metadata"])
+    house.refuses_to_delete()
+    house.heals()
+    assert content(swift, house) == expected
+    _, aside = keys(swift, house)
+    assert (aside.startswith(f"{KEY}.damaged-"), content(swift, house, aside)) == (True, b"damaged")
+
+
 # --- weak servers ---
 
 
@@ -478,7 +492,7 @@ def test_a_short_body_that_a_server_accepts_is_no_proof(tmp_path, size, manners)
         assert server.buckets[house.s3["bucket"]][KEY].body == expected
 
 
-@pytest.mark.parametrize("manners", [{"echo": True}, {"random_etag": True}])
+@pytest.mark.parametrize("manners", [{"echo": True}, pytest.param({"random_etag": True}, marks=pytest.mark.slow)])
 def test_a_bit_flip_on_the_way_to_a_weak_server_is_no_proof_although_it_echoes_our_checksum(tmp_path, manners):
     with LyingS3(**manners) as server, FaultProxy(server.address) as proxy:
         house = House(tmp_path, server.config(server.new_bucket(), proxy.url)).init()
@@ -501,7 +515,7 @@ def test_the_md5_of_the_whole_as_etag_of_a_multipart_upload_is_understood(tmp_pa
 # --- faults on the way to a strict server ---
 
 
-@pytest.mark.parametrize("size", [300_000, LARGE_BYTES])
+@pytest.mark.parametrize("size", [300_000, pytest.param(LARGE_BYTES, marks=pytest.mark.slow)])
 def test_a_bit_flip_on_the_way_to_a_strict_server_is_refused_and_sent_again_next_time(proxied, swift, size):
     expected = proxied.record(size).read_bytes()
     proxied.proxy.add("flip", method="PUT", target=START, after_bytes=100_000)

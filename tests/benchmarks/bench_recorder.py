@@ -641,9 +641,10 @@ def part_publish(bench: Bench) -> None:
             ours.stop()
             newest = ours.files("C")[0]
             reading = median([reading_sec(newest) for _ in range(5)])
-    late = [seen[name] - ends[name] for name in seen if name in ends]
-    bench.samples["publish"] = late
+    first, *late = [seen[name] - ends[name] for name in sorted(ends, key=lambda name: ends[name]) if name in seen]
+    bench.samples["publish"] = [first, *late]
     worst = max(late)
+    bench.add(Figure("publish", "the first file of a run, whose times need 3 s of recording", f"{first:.2f}"))
     bench.add(Figure("publish", "seconds from the last frame to the final name", f"{median(late):.2f}, at most "
                      f"{worst:.2f} of {len(late)} files", f"<= {PUBLISH_SEC} + {reading:.2f} (one reading)",
                      worst <= PUBLISH_SEC + reading))
