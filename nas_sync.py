@@ -1459,6 +1459,7 @@ class Abilities:
     keeps: bool = False  # If-None-Match: a put never overwrites
     keeps_multipart: bool = False
     at_sec: float = 0
+    address: str = ""  # behind another endpoint the same bucket may do other things
 
     def words(self) -> list[str]:
         checks = f"a wrong {self.algorithm} is refused{'' if self.parts else ', but not in multipart uploads'}"
@@ -1717,7 +1718,7 @@ class S3Target:
         """Try it: is a wrong checksum refused and a right one stored intact, in one piece and in parts? What is found
         is remembered with the target. Leaves nothing in the bucket, or one small object where we may not delete."""
         with self._told():
-            self.able = Abilities(at_sec=time.time())
+            self.able = Abilities(at_sec=time.time(), address=self.address)
             for algorithm in checksum_algorithms():
                 if self._checks_put(algorithm):
                     self.able = replace(self.able, algorithm=algorithm)
@@ -1777,7 +1778,7 @@ class S3Target:
             return
         with suppress(KeyError, TypeError):
             self.able = Abilities(**self.memory.of("s3")["able"])
-        if not 0 <= time.time() - self.able.at_sec < S3_PROBED_FOR_SEC:
+        if self.able.address != self.address or not 0 <= time.time() - self.able.at_sec < S3_PROBED_FOR_SEC:
             self._probe()
         self._abort_orphans()
         self.client = self._connect(signs=not (self.able.algorithm and (self.able.parts or not self.able.multipart)))
