@@ -946,7 +946,9 @@ def organize(work: Work) -> None:
     sources = Sources(settings)
     found = sorted([*sources.recordings(), *sources.clips()], key=by_age)
     report_odd(sources, work.fail_once)
-    ready = work.limited(finished(found, work.segment_sec))
+    # A sidecar after its clip: it tells the date of both, also to a run that finds only the clip left.
+    ready = work.limited(sorted(finished(found, work.segment_sec),
+                                key=lambda one: (one.start_sec, one.kind == "sidecar", one.recorded)))  # fmt: skip
     if settings.dry_run:
         return work.show_plan("organize", ready)
     work.counts.setdefault("organize", Counter())
@@ -1593,6 +1595,8 @@ class S3Target:
                  is_recorded: Callable[[Footage, str], bool]) -> None:  # fmt: skip
         self.settings, self.memory, self.is_recorded = settings, memory, is_recorded
         self.bucket, self.endpoint = str(settings.s3["bucket"]), str(settings.s3["endpoint"] or "").rstrip("/")
+        if "@" in self.endpoint:
+            raise UsageError("s3.endpoint holds a login; it belongs into s3.access_key_id and s3.secret_access_key")
         if self.endpoint and not re.match(r"https?://[^/]", self.endpoint):
             raise UsageError(f"s3.endpoint: {self.endpoint} is no address; say for example https://s3.example.com")
         if bool(settings.s3["access_key_id"]) != bool(settings.s3["secret_access_key"]):

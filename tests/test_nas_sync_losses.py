@@ -252,6 +252,27 @@ def test_state_that_was_damaged_is_no_bug(site):
     assert contents(site.nas)
 
 
+def test_a_clip_and_its_sidecar_get_the_same_date_also_when_a_run_ends_between_them(site):
+    """A date in the local time of its location, which is another day than in UTC."""
+    content = b"an alert" * 1000
+    name = f"Door_{UUID}_20261120_080000_alert_MOTION_x1_video.mp4"
+    start_ms = (START_SEC + 23 * HOUR_SEC) * 1000
+    site.write(site.clips / name, content, START_SEC + 90_000)
+    about = {"schema": 1, "requested": {"start_ms": start_ms, "end_ms": start_ms + 60_000}}
+    site.write((site.clips / name).with_suffix(".json"), json.dumps(about).encode(), START_SEC + 90_000)
+    for _ in range(2):
+        assert site.run("organize", "--limit", "1").status == 0
+    assert {file.parent.name for file in site.ready.glob("*/*/*")} == {DAY}
+    assert len(site.local()) == 2
+
+
+def test_a_login_in_the_endpoint_is_refused_and_not_shown(site):
+    site.set(s3={"bucket": "b", "endpoint": "https://key:a-secret@example.com"}, nas={"nas_target_dir": None})
+    done = site.call("target", "check", "--debug")
+    assert done.status == 2
+    assert "a-secret" not in done.err
+
+
 # --- power cuts of the NAS ---
 
 
