@@ -606,6 +606,7 @@ def test_a_multipart_upload_whose_end_is_unclear_is_compared(proxied, swift, fau
     proxied.heals()
 
 
+@pytest.mark.slow
 def test_a_multipart_upload_that_cannot_be_completed_leaves_no_parts_behind(proxied, swift):
     proxied.record(LARGE_BYTES)
     proxied.proxy.add("answer", method="POST", target="uploadId=", status=500, times=-1)
@@ -616,6 +617,7 @@ def test_a_multipart_upload_that_cannot_be_completed_leaves_no_parts_behind(prox
     proxied.heals("crc64nvme")
 
 
+@pytest.mark.slow
 def test_a_full_server_ends_the_run_with_status_3_and_what_is_proven_stays_proven(proxied):
     for number in range(30):
         proxied.record(1000, f"20261101_12{number:02}00.mp4")
@@ -630,6 +632,7 @@ def test_a_full_server_ends_the_run_with_status_3_and_what_is_proven_stays_prove
 # --- killed ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_upload_leaves_parts_that_the_next_run_removes_and_no_others(proxied, swift, signal_number):
     foreign = swift.client().create_multipart_upload(Bucket=proxied.s3["bucket"], Key=KEY)["UploadId"]
