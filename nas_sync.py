@@ -2220,7 +2220,7 @@ class Work:
         if words not in self.failures:
             self.fail(words)
 
-    def stop(self, problem: CannotStart) -> None:
+    def fail_target(self, problem: CannotStart) -> None:
         """A target cannot be used; unless it is only that --max_duration left no time to ask it."""
         if self.settings.time_is_up() and RSYNC_STATUS[TIMED_OUT] in str(problem):
             return self.fail_once(f"--max_duration is over; the rest waits for the next run: {problem}")
@@ -2566,7 +2566,7 @@ def run_all(work: Work) -> None:
         try:
             step(work)
         except CannotStart as problem:
-            work.stop(problem)
+            work.fail_target(problem)
 
 
 def prepare_targets(work: Work, words: Sequence[str]) -> None:
@@ -2642,7 +2642,7 @@ def one_round(arguments: argparse.Namespace, config: Mapping[str, Any], config_f
             else:
                 COMMANDS[arguments.command][0](work)
         except CannotStart as problem:
-            work.stop(problem)
+            work.fail_target(problem)
         finally:
             work.close()
         finish(work, arguments, config)
