@@ -2859,6 +2859,9 @@ def obstacle(work: Work, footage: Footage, targets: Sequence[Target]) -> str:
             if proof:  # the name, size and time of other footage: to be looked at anew
                 work.synclog.append([replace(proof, proof=LOST, at_sec=time.time())])
             raise Gone(f"its content is not what was proven on {target.name}; kept, and looked at anew by the next run")
+    told = (read_json(footage.path.with_suffix(".json")) or {}).get("sha256") if footage.kind == "clip" else None
+    if told and told != work.hashes.of(footage):
+        return "its sidecar tells another SHA-256, so it is not what was downloaded; look at both"
     return ""
 
 
@@ -3802,6 +3805,8 @@ def service(every_sec: float, once: Callable[[], int]) -> int:
                 raise
             except ProgramError as problem:
                 log.log(logging.WARNING if isinstance(problem, Busy) else logging.ERROR, "%s", problem)
+            except OSError as problem:  # a full disk, a folder that is away: perhaps not in the next round
+                log.error("%s: %s: the next round tries again", problem.filename or "state", problem.strerror)
             time.sleep(max(0.0, every_sec - (time.monotonic() - began)))
     return Status.DONE
 
