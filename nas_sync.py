@@ -130,6 +130,9 @@ QUIET_MORE_SEC = 3  # rsync's own timeout comes first
 KEEP_ALIVE_BYTES = 1024  # within one timeout; less is no progress
 KILL_AFTER_SEC = 2.0  # from TERM to KILL
 PROOF_BYTES_PER_SEC = 10_000_000  # a target that reads slower than this counts as hanging
+HORIZON_SEC = 86400  # a proof from later than this ahead is of a clock that stood wrong, and made anew
+LAST_SEC = 253_370_764_800.0  # 9999-01-01, a year before Python's calendar ends
+LOST_AND_FOUND = "lost+found"  # of a filesystem, for root only
 UNCERTAIN_SEC = 86400  # a file of ours is not longer than a day
 HOLD_WAIT_SEC = 10.0
 FAILURES_TOLD = 50  # in a notification
@@ -524,11 +527,18 @@ def day_sec(day: str) -> float | None:
         return None
 
 
+def as_sec(value: Any) -> float:
+    """Epoch seconds that a calendar knows. Raises ValueError, TypeError."""
+    if not 0 <= (sec := float(value)) < LAST_SEC:
+        raise ValueError(f"{value} is no time")
+    return sec
+
+
 def clip_start(path: Path, zone: tzinfo) -> tuple[float | None, str]:
     """When a clip (or the clip of a sidecar) begins: from its sidecar, else from its name."""
     sidecar = read_json(path.with_suffix(".json")) or {}
     with suppress(KeyError, TypeError, ValueError):
-        return float(sidecar["requested"]["start_ms"]) / 1000, "sidecar"
+        return as_sec(sidecar["requested"]["start_ms"] / 1000), "sidecar"
     found = CLIP_NAME.fullmatch(path.name)
     if found and found[2]:
         return float(found[2]), "name"
@@ -543,12 +553,17 @@ def journal_spans(folder: Path) -> dict[str, tuple[float, float]]:
     """File name -> start and end, of all that a recorder's journal of one camera tells; torn lines are left out."""
     spans: dict[str, tuple[float, float]] = {}
     for file in sorted(folder.glob("????-??-??.jsonl")):
-        for text in file.read_bytes().split(b"\n"):
+        try:
+            content = file.read_bytes()
+        except OSError as problem:
+            log.warning("%s: cannot be read, so names tell the time: %s", file, problem.strerror)
+            continue
+        for text in content.split(b"\n"):
             with suppress(ValueError, TypeError, KeyError):
                 line = json.loads(text)
                 if line["kind"] == "segment":
-                    start_sec = float(line["start"])
-                    spans[str(line["file"]).rpartition("/")[2]] = start_sec, float(line.get("end", start_sec))
+                    start_sec = as_sec(line["start"])
+                    spans[str(line["file"]).rpartition("/")[2]] = start_sec, as_sec(line.get("end", start_sec))
     return spans
 
 
@@ -567,6 +582,7 @@ class Sources:
 
     settings: Settings
     odd: dict[str, list[str]] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)  # sentences
 
     def wants(self, camera: str) -> bool:
         return not self.settings.only or bool(names_of(camera) & {name.lower() for name in self.settings.only})
@@ -594,11 +610,24 @@ class Sources:
     def note(self, reason: str, path: str) -> None:
         self.odd.setdefault(reason, []).append(path)
 
+    def entries(self, folder: Path) -> list[os.DirEntry[str]]:
+        """What lies in a folder; one that cannot be read does not stop the others."""
+        try:
+            return [entry for entry in scan(folder) if entry.name != LOST_AND_FOUND]
+        except OSError as problem:
+            self.miss(problem, folder)
+            return []
+
+    def miss(self, problem: OSError, folder: Path | None = None) -> None:
+        if problem.errno != errno.ENOENT:
+            where = printable(folder or problem.filename)
+            self.unread.append(f"{where}: this folder cannot be read: {problem.strerror}")
+
     def recordings(self) -> Iterator[Footage]:
         """CAMERA/NAME of the recorder."""
         root = self.settings.local_dir
         others = {self.settings.ready_dir, self.settings.clips_dir, self.settings.evidence_dir}
-        for folder in scan(root) if root else ():
+        for folder in self.entries(root) if root else ():
             if folder.name.startswith(".") or not folder.is_dir(follow_symlinks=False) or Path(folder.path) in others:
                 continue
             if not CAMERA_NAME.fullmatch(folder.name):
@@ -609,7 +638,7 @@ class Sources:
 
     def _recordings_of(self, root: Path, folder: os.DirEntry[str]) -> Iterator[Footage]:
         starts: dict[str, float] | None = None
-        for entry in scan(Path(folder.path)):
+        for entry in self.entries(Path(folder.path)):
             if entry.is_dir(follow_symlinks=False) or (status := self.file(entry)) is None:
                 continue
             if not entry.name.lower().endswith(FOOTAGE_SUFFIXES):
@@ -631,7 +660,7 @@ class Sources:
     def clips(self) -> Iterator[Footage]:
         """Clips and sidecars of copy_footage.py; other files in that folder are none of ours."""
         root = self.settings.clips_dir
-        for entry in scan(root) if root else ():
+        for entry in self.entries(root) if root else ():
             found = CLIP_NAME.fullmatch(entry.name)
             if not found or not self.wants(found[1]) or (status := self.file(entry)) is None:
                 continue
@@ -650,23 +679,34 @@ class Sources:
     def organized(self) -> Iterator[Footage]:
         """CAMERA/YYYY-MM-DD/NAME of the ready folder; the folder is the date."""
         root = self.settings.ready_dir
-        for camera in scan(root) if root else ():
+        for camera in self.entries(root) if root else ():
             if camera.name.startswith(".") or not camera.is_dir(follow_symlinks=False) or not self.wants(camera.name):
                 continue
-            for day in scan(Path(camera.path)):
+            for day in self.entries(Path(camera.path)):
                 midnight_sec = day_sec(day.name) if DAY_FOLDER.fullmatch(day.name) else None
                 if midnight_sec is None or not day.is_dir(follow_symlinks=False):
                     self.note("not in a folder CAMERA/YYYY-MM-DD", day.path)
                     continue
-                for entry in scan(Path(day.path)):
+                entries = self.entries(Path(day.path))
+                told = {entry.name.removesuffix(".json") for entry in entries if entry.name.endswith(".json")}
+                for entry in entries:
                     if (status := self.file(entry)) is None:
                         continue
                     assert root is not None
-                    start_sec = self._within(entry.name, midnight_sec)
+                    start_sec, basis = self._start(Path(entry.path), midnight_sec, told)
                     kind = "clip" if CLIP_NAME.fullmatch(entry.name) else "recording"
                     kind = "sidecar" if entry.name.endswith(".json") else kind  # also X_1.json, beside a namesake
                     yield Footage(root, f"{camera.name}/{day.name}/{entry.name}", camera.name, kind, start_sec,
-                                  "folder", status.st_size, status.st_mtime_ns)  # fmt: skip
+                                  basis, status.st_size, status.st_mtime_ns)  # fmt: skip
+
+    def _start(self, path: Path, midnight_sec: float, told: Collection[str]) -> tuple[float, str]:
+        """When an organized file begins; `told`: the names, without suffix, of which there is a sidecar."""
+        start_sec = clip_start(path, self.settings.zone)[0] if path.stem in told else None
+        if start_sec is not None and 0 <= start_sec - midnight_sec < 86400:
+            return start_sec, "sidecar"
+        found = CLIP_NAME.fullmatch(path.name)  # of an alert with the time of its location, which only a sidecar tells
+        has_time = found[2] if found else name_sec(path.name, self.settings.zone) is not None
+        return self._within(path.name, midnight_sec), "folder" if has_time else "mtime"
 
     def _within(self, name: str, midnight_sec: float) -> float:
         """The time in a name, if it is of that day; the folder knows better."""
@@ -677,10 +717,10 @@ class Sources:
 
     def below(self, root: Path | None, kind: str, prefix: str) -> Iterator[Footage]:
         """Everything below a folder: evidence, and journals."""
-        for folder, names, _ in os.walk(root) if root else ():
-            names[:] = sorted(name for name in names if not name.startswith("."))
+        for folder, names, _ in os.walk(root, onerror=self.miss) if root else ():
+            names[:] = sorted(name for name in names if not name.startswith(".") and name != LOST_AND_FOUND)
             assert root is not None
-            for entry in scan(Path(folder)):
+            for entry in self.entries(Path(folder)):
                 if entry.is_dir(follow_symlinks=False) or (status := self.file(entry)) is None:
                     continue
                 relative = Path(entry.path).relative_to(root).as_posix()
@@ -703,18 +743,21 @@ def by_age(footage: Footage) -> tuple[float, int, str]:
     return footage.start_sec, footage.kind != "sidecar", footage.recorded
 
 
-def find_footage(settings: Settings) -> list[Footage]:
-    """What waits in the sources for a target, oldest first. Odd files are reported once, and left alone."""
+def find_footage(settings: Settings, fail: Callable[[str], None] = log.error) -> list[Footage]:
+    """What waits in the sources for a target, oldest first. Odd files are reported once, and left alone; `fail` is told
+    of folders that cannot be read."""
     sources = Sources(settings)
     found = list(sources.organized()) if settings.ready_dir else [*sources.recordings(), *sources.clips()]
     found += sources.below(settings.evidence_dir, "evidence", EVIDENCE_PREFIX)
     if settings.local_dir:
         found += sources.below(settings.local_dir / RECORDER_JOURNAL, "journal", JOURNAL_PREFIX)
-    report_odd(sources)
+    report_odd(sources, fail)
     return sorted(found, key=by_age)
 
 
-def report_odd(sources: Sources) -> None:
+def report_odd(sources: Sources, fail: Callable[[str], None]) -> None:
+    for words in sources.unread:
+        fail(words)
     for reason, paths in sorted(sources.odd.items()):
         shown = ", ".join(printable(path) for path in paths[:ODD_SHOWN])
         more = f" and {len(paths) - ODD_SHOWN} more" if len(paths) > ODD_SHOWN else ""
@@ -777,7 +820,8 @@ class CameraPaths:
 
 
 class SyncLog:
-    """`success_log_dir/YYYY-MM-DD.synced`: what is on which target, and how that is known. Append only.
+    """`success_log_dir/YYYY-MM-DD.synced`: what is on which target, and how that is known. Append only, and never to
+    an older file than the newest, so that the order of the files is that of their lines whatever the clock said.
 
     Only what concerns `wanted` paths is kept in memory (None: everything), so that years of logs cost little. The last
     line about a path and a target counts. A line that is not whole counts for nothing, and neither does a bare path as
@@ -786,6 +830,7 @@ class SyncLog:
 
     def __init__(self, folder: Path, wanted: Iterable[str] | CameraPaths | None = None) -> None:
         self.folder = folder
+        self.horizon = utc_text(time.time() + HORIZON_SEC).encode()
         self.lines: dict[bytes, bytes] = {}  # "path TAB target" -> its last line; parsed when it is asked for
         self.last: dict[bytes, bytes] = {}  # path -> its last line, whatever the target
         keys = wanted if wanted is None or isinstance(wanted, CameraPaths) else {
@@ -838,17 +883,20 @@ class SyncLog:
         line = self.lines.get(f"{encode_path(footage.recorded)}\t{target_id}".encode())
         if not line:
             return False
-        _, size, mtime_ns, _, _, proof, *_ = line.split(b"\t")
-        return proof != LOST.encode() and (int(size), int(mtime_ns)) == (footage.size, footage.mtime_ns)
+        _, size, mtime_ns, _, _, proof, at, *_ = line.split(b"\t")
+        return (proof != LOST.encode() and at <= self.horizon
+                and (int(size), int(mtime_ns)) == (footage.size, footage.mtime_ns))  # fmt: skip
 
     def append(self, records: Sequence[Record]) -> None:
         """Durable when this returns. Raises CannotStart where the log cannot be written."""
-        for day in sorted({utc_day(record.at_sec) for record in records}):
+        newest = max((file.stem for file in self.folder.glob("????-??-??.synced")), default="")
+        days = {record: max(utc_day(record.at_sec), newest) for record in records}  # after a clock that stood wrong
+        for day in sorted(set(days.values())):
             file = self.folder / f"{day}.synced"
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 is_new = not file.exists()
-                append_line(file, "\n".join(record_line(one) for one in records if utc_day(one.at_sec) == day))
+                append_line(file, "\n".join(record_line(one) for one in records if days[one] == day))
                 if is_new:
                     fsync_folder(self.folder)
             except OSError as problem:
@@ -877,7 +925,7 @@ class Hashes:
         with open_same(footage) as handle:
             before = identity(os.fstat(handle.fileno()))
             known = self.known.get(key)
-            remembered = str(known[-1]) if known and known[:-1] == before else ""
+            remembered = str(known[-1]) if isinstance(known, list) and known[:-1] == before else ""
             if remembered and not also:
                 return remembered
             digest = hashlib.sha256()
@@ -1003,12 +1051,14 @@ def organize(work: Work) -> None:
         raise UsageError("organize: nas.ready_for_backup_dir is not set; without it files are archived where they are")
     sources = Sources(settings)
     found = sorted([*sources.recordings(), *sources.clips()], key=by_age)
-    report_odd(sources)
-    ready = work.limited(finished(found, work.segment_sec))
+    report_odd(sources, work.fail_once)
+    # A sidecar after its clip: it tells the date of both, also to a run that finds only the clip left.
+    ready = work.limited(sorted(finished(found, work.segment_sec),
+                                key=lambda one: (one.start_sec, one.kind == "sidecar", one.recorded)))  # fmt: skip
     if settings.dry_run:
         return work.show_plan("organize", ready)
     work.counts.setdefault("organize", Counter())
-    synced = SyncLog(settings.log_dir, [organized_name(one) for one in ready])
+    synced = archived_names(settings.log_dir, ready)
     for place, footage in enumerate(ready):
         if settings.time_is_up():
             return work.late("organize", len(ready) - place)
@@ -1023,6 +1073,17 @@ def organize(work: Work) -> None:
             work.tell("organize", footage, "conflict" if kept else "organized",
                       f"its name is taken by other footage; kept as {printable(moved_to.name)}" if kept else "")
     return None
+
+
+def archived_names(log_dir: Path, files: Sequence[Footage]) -> SyncLog:
+    """What the sync log knows of the names that `files` may get, up to one of each that was never archived."""
+    depth = 1
+    while True:
+        names = [list(islice(other_names(organized_name(one)), depth)) for one in files]
+        known = SyncLog(log_dir, [name for listed in names for name in listed])
+        if not any(known.latest(listed[-1]) for listed in names):
+            return known
+        depth *= 4
 
 
 def move(footage: Footage, ready_dir: Path, archived: SyncLog, hashes: Hashes) -> Path:
@@ -1442,9 +1503,21 @@ class NasTarget:
 
     def present(self, batch: Sequence[Footage]) -> set[str]:
         items = self._compare(batch) if batch else {}
+        touched = [one for one in batch if (item := items.get(one.recorded)) and item[4] == "t" and item[3] != "s"]
+        items |= self._compare(touched, "--checksum") if touched else {}  # another time: written since, or never set
         if batch and self._read_id() != self.target_id:
             raise CannotStart(f"nas: {self.address} was unmounted or replaced; nothing is deleted")
-        return {path for path, item in items.items() if item[1] == "f" and "+" not in item and item[3] != "s"}
+        self._refuse_same(batch)
+        return {path for path, item in items.items()
+                if item[1] == "f" and "+" not in item and item[2] != "c" and item[3] != "s"}  # fmt: skip
+
+    def _refuse_same(self, batch: Sequence[Footage]) -> None:
+        """Raises CannotStart where a file on a mounted target is the local one: a link, or a folder mounted twice."""
+        for one in batch if self.is_path else ():
+            with suppress(OSError):
+                if os.path.samestat(one.path.lstat(), Path(self.address, one.recorded).stat()):
+                    raise CannotStart(f"nas: {printable(one.recorded)} there and here is one and the same file, not a "
+                                      "copy; nothing is deleted")  # fmt: skip
 
     # -- reading --
 
@@ -1619,6 +1692,7 @@ class Abilities:
     keeps: bool = False  # If-None-Match: a put never overwrites
     keeps_multipart: bool = False
     at_sec: float = 0
+    address: str = ""  # behind another endpoint the same bucket may do other things
 
     def words(self) -> list[str]:
         checks = f"a wrong {self.algorithm} is refused{'' if self.parts else ', but not in multipart uploads'}"
@@ -1752,6 +1826,8 @@ class S3Target:
                  is_recorded: Callable[[Footage, str], bool]) -> None:  # fmt: skip
         self.settings, self.memory, self.is_recorded = settings, memory, is_recorded
         self.bucket, self.endpoint = str(settings.s3["bucket"]), str(settings.s3["endpoint"] or "").rstrip("/")
+        if "@" in self.endpoint:
+            raise UsageError("s3.endpoint holds a login; it belongs into s3.access_key_id and s3.secret_access_key")
         if self.endpoint and not re.match(r"https?://[^/]", self.endpoint):
             raise UsageError(f"s3.endpoint: {self.endpoint} is no address; say for example https://s3.example.com")
         if bool(settings.s3["access_key_id"]) != bool(settings.s3["secret_access_key"]):
@@ -1877,7 +1953,7 @@ class S3Target:
         """Try it: is a wrong checksum refused and a right one stored intact, in one piece and in parts? What is found
         is remembered with the target. Leaves nothing in the bucket, or one small object where we may not delete."""
         with self._told():
-            self.able = Abilities(at_sec=time.time())
+            self.able = Abilities(at_sec=time.time(), address=self.address)
             for algorithm in checksum_algorithms():
                 if self._checks_put(algorithm):
                     self.able = replace(self.able, algorithm=algorithm)
@@ -1937,7 +2013,7 @@ class S3Target:
             return
         with suppress(KeyError, TypeError):
             self.able = Abilities(**self.memory.of("s3")["able"])
-        if not 0 <= time.time() - self.able.at_sec < S3_PROBED_FOR_SEC:
+        if self.able.address != self.address or not 0 <= time.time() - self.able.at_sec < S3_PROBED_FOR_SEC:
             self._probe()
         self._abort_orphans()
         self.client = self._connect(signs=not (self.able.algorithm and (self.able.parts or not self.able.multipart)))
@@ -2369,7 +2445,7 @@ class Work:
 
     def look(self) -> list[Footage]:
         """The footage as it is now, with what the sync log says of it."""
-        found = find_footage(self.settings)
+        found = find_footage(self.settings, self.fail_once)
         self.synclog = SyncLog(self.settings.log_dir, [one.recorded for one in found])
         return found
 
@@ -2390,8 +2466,17 @@ class Work:
             with self.watching(name):
                 made = self.make_target(name)
                 made.open()
+                self._refuse_itself(made)
             self.opened[name] = made
         return self.opened[name]
+
+    def _refuse_itself(self, target: Target) -> None:
+        """Raises CannotStart where the target's root is our source, by whatever way: each file would prove itself."""
+        source = self.settings.ready_dir or self.settings.local_dir
+        with suppress(OSError, ValueError):
+            if source and (source / TARGET_FILE).read_text(encoding="ascii").strip() == target.target_id:
+                raise CannotStart(f"{target.name}: the target is the footage itself: {source} holds its {TARGET_FILE}; "
+                                  "archive to another place, and remove that file there")  # fmt: skip
 
     @contextmanager
     def watching(self, name: str) -> Iterator[None]:
@@ -2444,11 +2529,18 @@ class Work:
         self.failures.append(words)
         self.status = max(self.status, Status.PARTIAL)
 
+    def fail_once(self, words: str) -> None:
+        """Of what meets every step of a run anew."""
+        if words not in self.failures:
+            self.fail(words)
+
     def fail_target(self, problem: CannotStart) -> None:
-        """A target is away; the others go on."""
-        if str(problem) not in self.failures:
-            self.fail(str(problem))
+        """A target cannot be used; unless it is only that --max_duration left no time to ask it."""
+        if self.settings.time_is_up() and RSYNC_STATUS[TIMED_OUT] in str(problem):
+            return self.fail_once(f"--max_duration is over; the rest waits for the next run: {problem}")
+        self.fail_once(str(problem))
         self.status = Status.CANNOT_START
+        return None
 
     def remember(self) -> None:
         """What `status` tells later of the steps of this run."""
@@ -2568,10 +2660,22 @@ def read_holds(file: Path) -> list[Hold]:
         raise CannotStart(f"{file}: the list of holds cannot be read; mend it before anything is deleted") from problem
 
 
+def hold_files(settings: Settings) -> list[Path]:
+    """The list of holds, and those from before a ready folder or a recorder's folder came into use."""
+    homes = [settings.state_dir, *(home / STATE_FOLDER for home in (settings.local_dir, settings.clips_dir) if home)]
+    return [home / "holds.json" for home in dict.fromkeys(homes)]
+
+
+def all_holds(settings: Settings) -> list[Hold]:
+    return list(dict.fromkeys(one for file in hold_files(settings) for one in read_holds(file)))
+
+
 def is_held(footage: Footage, holds: Sequence[Hold]) -> bool:
-    """Touches a hold. A file ends at the latest when it was last written; an uncertain start counts a day earlier."""
+    """Touches a hold. A file ends at the latest when it was last written, unless that is said to be before its start;
+    an uncertain start counts a day earlier."""
+    written_sec, day_later_sec = footage.mtime_ns / 1e9, footage.start_sec + UNCERTAIN_SEC
     start_sec = footage.start_sec - (UNCERTAIN_SEC if footage.start_basis == "mtime" else 0)
-    end_sec = max(footage.start_sec, min(footage.mtime_ns / 1e9, footage.start_sec + UNCERTAIN_SEC)) + 1
+    end_sec = (min(written_sec, day_later_sec) if written_sec >= footage.start_sec else day_later_sec) + 1
     names = names_of(footage.camera)
     return any(hold.camera.lower() in names and start_sec < hold.end_sec and hold.start_sec < end_sec for hold in holds)
 
@@ -2583,7 +2687,7 @@ def hold(settings: Settings, words: Sequence[str]) -> int:
     if (action, len(given)) not in (("add", 3), ("remove", 3), ("list", 0)):
         raise UsageError("hold: say hold add CAMERA FROM TO, hold remove CAMERA FROM TO, or hold list")
     if action == "list":
-        for one in read_holds(file):
+        for one in all_holds(settings):
             text = f"{one.camera}\t{utc_text(one.start_sec)}\t{utc_text(one.end_sec)}"
             print(json.dumps(as_row(one)) if settings.json else text)
         return Status.DONE
@@ -2594,14 +2698,22 @@ def hold(settings: Settings, words: Sequence[str]) -> int:
     if action == "add" and not is_known(wanted.camera, settings):
         log.warning("hold: %s: no footage of a camera of this name is here; is it spelled right?", wanted.camera)
     with run_lock(file.with_suffix(".lock"), "hold", HOLD_WAIT_SEC):
-        holds = read_holds(file)
-        if action == "remove" and wanted not in holds:
+        if action == "remove" and wanted not in all_holds(settings):
             raise UsageError(f"hold: there is no hold of {wanted.camera} with these times; see hold list")
-        kept = [one for one in holds if one != wanted] + ([wanted] if action == "add" else [])
-        write_json(file, {"holds": [as_row(one) for one in kept]})
+        for each in [] if settings.dry_run else hold_files(settings):
+            change_holds(each, wanted, add=action == "add" and each == file)
+    if settings.dry_run:
+        return Status.DONE
     log.info("hold: %s %s to %s %s", wanted.camera, utc_text(wanted.start_sec), utc_text(wanted.end_sec),
              "is spared by cleanup" if action == "add" else "is no longer held")  # fmt: skip
     return Status.DONE
+
+
+def change_holds(file: Path, wanted: Hold, *, add: bool) -> None:
+    before = read_holds(file)
+    kept = [one for one in before if one != wanted] + ([wanted] if add else [])
+    if kept != before:
+        write_json(file, {"holds": [as_row(one) for one in kept]})
 
 
 def as_row(hold: Hold) -> dict[str, Any]:
@@ -2655,7 +2767,7 @@ def cleanup(work: Work) -> None:
     targets = [work.target(name) for name in settings.required]
     found = [one for one in work.look() if one.kind in ("recording", "clip")]
     now, grace_sec = time.time(), float(settings.retention["grace_sec"])
-    holds = read_holds(settings.state_dir / "holds.json")
+    holds = all_holds(settings)
     may_go = finished(found, work.segment_sec) if ring else [
         one for one in found if is_due([work.synclog.proof(one, t.target_id) for t in targets], grace_sec, now)]
     may_go = [one for one in may_go if not is_held(one, holds)]
@@ -2668,10 +2780,12 @@ def cleanup(work: Work) -> None:
         return work.fail(f"cleanup: would delete {len(chosen)} files, {total}; that is "
                          "unusually much, so nothing was deleted; if it is right, run: nas_sync.py cleanup "
                          "--delete_many")  # fmt: skip
+    left = len(chosen)
     for batch in batches(chosen):
         if settings.time_is_up():
-            return work.late("cleanup", len(chosen))
+            return work.late("cleanup", left)
         delete(work, batch, targets)
+        left -= len(batch)
     if short_bytes:
         work.counts["cleanup"]["short"] += 1
         where = " and ".join(settings.required) or "any target"
@@ -2733,7 +2847,7 @@ def delete(work: Work, batch: Sequence[Footage], targets: Sequence[Target]) -> N
 
 def obstacle(work: Work, footage: Footage, targets: Sequence[Target]) -> str:
     """Why a file that is due must stay after all: the last look before it is deleted. Raises Gone, OSError."""
-    if is_held(footage, read_holds(work.settings.state_dir / "holds.json")):
+    if is_held(footage, all_holds(work.settings)):
         return "held"
     if has_writer(footage.path):
         return "it is open for writing"
@@ -2745,6 +2859,9 @@ def obstacle(work: Work, footage: Footage, targets: Sequence[Target]) -> str:
             if proof:  # the name, size and time of other footage: to be looked at anew
                 work.synclog.append([replace(proof, proof=LOST, at_sec=time.time())])
             raise Gone(f"its content is not what was proven on {target.name}; kept, and looked at anew by the next run")
+    told = (read_json(footage.path.with_suffix(".json")) or {}).get("sha256") if footage.kind == "clip" else None
+    if told and told != work.hashes.of(footage):
+        return "its sidecar tells another SHA-256, so it is not what was downloaded; look at both"
     return ""
 
 
@@ -3605,11 +3722,21 @@ TARGETS: dict[str, Callable[[Settings, Memory, int | None, Callable[[Footage, st
 }
 
 
+def has_records(log_dir: Path) -> bool:
+    """Whether the newest sync log is one of ours; the older scripts wrote bare paths."""
+    newest = max(log_dir.glob("*.synced"), default=None)
+    return bool(newest and read_record(newest.read_bytes().rstrip().rpartition(b"\n")[2]))
+
+
 def check_folders(settings: Settings) -> None:
     """Raises CannotStart: a source that is not there is a disk that is not mounted, not an empty one."""
     for folder in (settings.local_dir, settings.clips_dir):
         if folder and not folder.is_dir():
             raise CannotStart(f"{folder}: there is no such folder; is its disk mounted?")
+    if settings.ready_dir and not settings.state_dir.is_dir() and has_records(settings.log_dir):
+        raise CannotStart(f"{settings.ready_dir}: is its disk mounted? There is a sync log, but no "
+                          f"{STATE_FOLDER}; footage would end up below the mount; if it is right: mkdir -p "
+                          f"{settings.state_dir}")  # fmt: skip
     try:
         for folder in (settings.state_dir, settings.lock_file.parent):
             folder.mkdir(parents=True, exist_ok=True)
@@ -3647,8 +3774,7 @@ def one_round(arguments: argparse.Namespace, config: Mapping[str, Any], config_f
             else:
                 COMMANDS[arguments.command][0](work)
         except CannotStart as problem:
-            work.fail(str(problem))
-            work.status = Status.CANNOT_START
+            work.fail_target(problem)
         finally:
             work.close()
         if arguments.command in COMMANDS and arguments.command not in READERS and not settings.dry_run:
@@ -3679,6 +3805,8 @@ def service(every_sec: float, once: Callable[[], int]) -> int:
                 raise
             except ProgramError as problem:
                 log.log(logging.WARNING if isinstance(problem, Busy) else logging.ERROR, "%s", problem)
+            except OSError as problem:  # a full disk, a folder that is away: perhaps not in the next round
+                log.error("%s: %s: the next round tries again", problem.filename or "state", problem.strerror)
             time.sleep(max(0.0, every_sec - (time.monotonic() - began)))
     return Status.DONE
 

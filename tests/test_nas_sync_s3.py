@@ -199,6 +199,7 @@ def house(shared_house, swift):
 def proxied(shared_proxied, shared_proxy, swift):
     """The strict server over TLS, with a proxy in front that makes the faults."""
     made = replace(shared_proxied, proxy=shared_proxy)
+    shared_proxy.seen.clear()  # of what made the house
     yield made
     shared_proxy.clear()
     shared_proxy.seen.clear()
@@ -316,6 +317,17 @@ def test_what_an_endpoint_does_is_tried_once_and_remembered(proxied):
     assert not proxied.proxy.count("PUT", nas_sync.S3_PROBE_KEY)
     done = proxied.run("target", "check")
     assert "a wrong CRC64NVME is refused" in done.log
+    assert proxied.proxy.count("PUT", nas_sync.S3_PROBE_KEY)
+
+
+def test_another_endpoint_of_the_same_bucket_is_tried_anew_before_it_is_believed(proxied, swift):
+    proxied.configure(endpoint=swift.url)
+    proxied.record()
+    assert proxied.run("upload").status == 0
+    proxied.proxy.seen.clear()
+    proxied.configure(endpoint=proxied.proxy.url)
+    proxied.record(name="20261101_130000.mp4")
+    assert proxied.run("upload").status == 0
     assert proxied.proxy.count("PUT", nas_sync.S3_PROBE_KEY)
 
 
