@@ -57,7 +57,7 @@ LINES_NOW = {
     "copy_footage": 3020,
     "rtsp_recorder": 3700,
     "nas_sync": 3900,
-    "capture_analyzer": 4620,
+    "capture_analyzer": 4700,
     "rhombus_logging": 860,
     "rhombus_mpd_info": 420,
 }
