@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,8 @@ sys.path.insert(0, str(ROOT))  # the programs, also for a bare `pytest` from any
 for _name in list(os.environ):
     if _name.upper() in UNWANTED_VARIABLES or _name.upper().startswith(UNWANTED_PREFIXES):
         del os.environ[_name]
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would ours
 
 # The same examples in every run and on every machine; a busy machine is not a failure.
 settings.register_profile("here", derandomize=True, deadline=None, database=None)

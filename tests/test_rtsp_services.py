@@ -425,7 +425,7 @@ def test_status_shows_what_is_not_as_the_config_wants_it(site):
 
 
 def test_install_is_for_root_only():
-    code = ("import os, sys, rtsp_recorder, rhombus_logging\n"
+    code = ("import locale, os, sys, rtsp_recorder, rhombus_logging\n"  # Python itself may lie where only root may read
             "os.getuid() or os.setuid(65534)\n"
             "sys.exit(rhombus_logging.run(lambda: rtsp_recorder.main(['services', 'install'])))")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60,
