@@ -568,15 +568,26 @@ class Sources:
                 if midnight_sec is None or not day.is_dir(follow_symlinks=False):
                     self.note("not in a folder CAMERA/YYYY-MM-DD", day.path)
                     continue
-                for entry in scan(Path(day.path)):
+                entries = list(scan(Path(day.path)))
+                told = {entry.name.removesuffix(".json") for entry in entries if entry.name.endswith(".json")}
+                for entry in entries:
                     if (status := self.file(entry)) is None:
                         continue
                     assert root is not None
-                    start_sec = self._within(entry.name, midnight_sec)
+                    start_sec, basis = self._start(Path(entry.path), midnight_sec, told)
                     kind = "clip" if CLIP_NAME.fullmatch(entry.name) else "recording"
                     kind = "sidecar" if entry.name.endswith(".json") else kind  # also X_1.json, beside a namesake
                     yield Footage(root, f"{camera.name}/{day.name}/{entry.name}", camera.name, kind, start_sec,
-                                  "folder", status.st_size, status.st_mtime_ns)  # fmt: skip
+                                  basis, status.st_size, status.st_mtime_ns)  # fmt: skip
+
+    def _start(self, path: Path, midnight_sec: float, told: Collection[str]) -> tuple[float, str]:
+        """When an organized file begins; `told`: the names, without suffix, of which there is a sidecar."""
+        start_sec = clip_start(path, self.settings.zone)[0] if path.stem in told else None
+        if start_sec is not None and 0 <= start_sec - midnight_sec < 86400:
+            return start_sec, "sidecar"
+        found = CLIP_NAME.fullmatch(path.name)  # of an alert with the time of its location, which only a sidecar tells
+        has_time = found[2] if found else name_sec(path.name, self.settings.zone) is not None
+        return self._within(path.name, midnight_sec), "folder" if has_time else "mtime"
 
     def _within(self, name: str, midnight_sec: float) -> float:
         """The time in a name, if it is of that day; the folder knows better."""
@@ -1336,9 +1347,21 @@ class NasTarget:
 
     def present(self, batch: Sequence[Footage]) -> set[str]:
         items = self._compare(batch) if batch else {}
+        touched = [one for one in batch if (item := items.get(one.recorded)) and item[4] == "t" and item[3] != "s"]
+        items |= self._compare(touched, "--checksum") if touched else {}  # another time: written since, or never set
         if batch and self._read_id() != self.target_id:
             raise CannotStart(f"nas: {self.address} was unmounted or replaced; nothing is deleted")
-        return {path for path, item in items.items() if item[1] == "f" and "+" not in item and item[3] != "s"}
+        self._refuse_same(batch)
+        return {path for path, item in items.items()
+                if item[1] == "f" and "+" not in item and item[2] != "c" and item[3] != "s"}  # fmt: skip
+
+    def _refuse_same(self, batch: Sequence[Footage]) -> None:
+        """Raises CannotStart where a file on a mounted target is the local one: a link, or a folder mounted twice."""
+        for one in batch if self.is_path else ():
+            with suppress(OSError):
+                if os.path.samestat(one.path.lstat(), Path(self.address, one.recorded).stat()):
+                    raise CannotStart(f"nas: {printable(one.recorded)} there and here is one and the same file, not a "
+                                      "copy; nothing is deleted")  # fmt: skip
 
     def close(self) -> None:
         """Nothing stays open between calls."""
@@ -2078,8 +2101,17 @@ class Work:
             with self.watching(name):
                 made = self.make_target(name)
                 made.open()
+                self._refuse_itself(made)
             self.opened[name] = made
         return self.opened[name]
+
+    def _refuse_itself(self, target: Target) -> None:
+        """Raises CannotStart where the target's root is our source, by whatever way: each file would prove itself."""
+        source = self.settings.ready_dir or self.settings.local_dir
+        with suppress(OSError, ValueError):
+            if source and (source / TARGET_FILE).read_text(encoding="ascii").strip() == target.target_id:
+                raise CannotStart(f"{target.name}: the target is the footage itself: {source} holds its {TARGET_FILE}; "
+                                  "give the archive a place of its own, and remove that file from the footage")  # fmt: skip
 
     @contextmanager
     def watching(self, name: str) -> Iterator[None]:
@@ -2239,10 +2271,22 @@ def read_holds(file: Path) -> list[Hold]:
         raise CannotStart(f"{file}: the list of holds cannot be read; mend it before anything is deleted") from problem
 
 
+def hold_files(settings: Settings) -> list[Path]:
+    """The list of holds, and those from before a ready folder or a recorder's folder came into use."""
+    homes = [settings.state_dir, *(home / STATE_FOLDER for home in (settings.local_dir, settings.clips_dir) if home)]
+    return [home / "holds.json" for home in dict.fromkeys(homes)]
+
+
+def all_holds(settings: Settings) -> list[Hold]:
+    return list(dict.fromkeys(one for file in hold_files(settings) for one in read_holds(file)))
+
+
 def is_held(footage: Footage, holds: Sequence[Hold]) -> bool:
-    """Touches a hold. A file ends at the latest when it was last written; an uncertain start counts a day earlier."""
+    """Touches a hold. A file ends at the latest when it was last written, unless that is said to be before its start;
+    an uncertain start counts a day earlier."""
+    written_sec, day_later_sec = footage.mtime_ns / 1e9, footage.start_sec + UNCERTAIN_SEC
     start_sec = footage.start_sec - (UNCERTAIN_SEC if footage.start_basis == "mtime" else 0)
-    end_sec = max(footage.start_sec, min(footage.mtime_ns / 1e9, footage.start_sec + UNCERTAIN_SEC)) + 1
+    end_sec = (min(written_sec, day_later_sec) if written_sec >= footage.start_sec else day_later_sec) + 1
     names = names_of(footage.camera)
     return any(hold.camera.lower() in names and start_sec < hold.end_sec and hold.start_sec < end_sec for hold in holds)
 
@@ -2254,7 +2298,7 @@ def hold(settings: Settings, words: Sequence[str]) -> int:
     if (action, len(given)) not in (("add", 3), ("remove", 3), ("list", 0)):
         raise UsageError("hold: say hold add CAMERA FROM TO, hold remove CAMERA FROM TO, or hold list")
     if action == "list":
-        for one in read_holds(file):
+        for one in all_holds(settings):
             text = f"{one.camera}\t{utc_text(one.start_sec)}\t{utc_text(one.end_sec)}"
             print(json.dumps(as_row(one)) if settings.json else text)
         return Status.DONE
@@ -2265,14 +2309,22 @@ def hold(settings: Settings, words: Sequence[str]) -> int:
     if action == "add" and not is_known(wanted.camera, settings):
         log.warning("hold: %s: no footage of a camera of this name is here; is it spelled right?", wanted.camera)
     with run_lock(file.with_suffix(".lock"), "hold", HOLD_WAIT_SEC):
-        holds = read_holds(file)
-        if action == "remove" and wanted not in holds:
+        if action == "remove" and wanted not in all_holds(settings):
             raise UsageError(f"hold: there is no hold of {wanted.camera} with these times; see hold list")
-        kept = [one for one in holds if one != wanted] + ([wanted] if action == "add" else [])
-        write_json(file, {"holds": [as_row(one) for one in kept]})
+        for one in [] if settings.dry_run else hold_files(settings):
+            change_holds(one, wanted, add=action == "add" and one == file)
+    if settings.dry_run:
+        return Status.DONE
     log.info("hold: %s %s to %s %s", wanted.camera, utc_text(wanted.start_sec), utc_text(wanted.end_sec),
              "is spared by cleanup" if action == "add" else "is no longer held")  # fmt: skip
     return Status.DONE
+
+
+def change_holds(file: Path, wanted: Hold, *, add: bool) -> None:
+    before = read_holds(file)
+    kept = [one for one in before if one != wanted] + ([wanted] if add else [])
+    if kept != before:
+        write_json(file, {"holds": [as_row(one) for one in kept]})
 
 
 def as_row(hold: Hold) -> dict[str, Any]:
@@ -2326,7 +2378,7 @@ def cleanup(work: Work) -> None:
     targets = [work.target(name) for name in settings.required]
     found = [one for one in work.look() if one.kind in ("recording", "clip")]
     now, grace_sec = time.time(), float(settings.retention["grace_sec"])
-    holds = read_holds(settings.state_dir / "holds.json")
+    holds = all_holds(settings)
     may_go = finished(found, work.segment_sec) if ring else [
         one for one in found if is_due([work.synclog.proof(one, t.target_id) for t in targets], grace_sec, now)]
     may_go = [one for one in may_go if not is_held(one, holds)]
@@ -2404,7 +2456,7 @@ def delete(work: Work, batch: Sequence[Footage], targets: Sequence[Target]) -> N
 
 def obstacle(work: Work, footage: Footage, targets: Sequence[Target]) -> str:
     """Why a file that is due must stay after all: the last look before it is deleted. Raises Gone, OSError."""
-    if is_held(footage, read_holds(work.settings.state_dir / "holds.json")):
+    if is_held(footage, all_holds(work.settings)):
         return "held"
     if has_writer(footage.path):
         return "it is open for writing"
@@ -2483,11 +2535,20 @@ TARGETS: dict[str, Callable[[Settings, Memory, int | None, Callable[[Footage, st
 }
 
 
+def has_records(log_dir: Path) -> bool:
+    """Whether the newest sync log is one of ours; the older scripts wrote bare paths."""
+    newest = max(log_dir.glob("*.synced"), default=None)
+    return bool(newest and read_record(newest.read_bytes().rstrip().rpartition(b"\n")[2]))
+
+
 def check_folders(settings: Settings) -> None:
     """Raises CannotStart: a source that is not there is a disk that is not mounted, not an empty one."""
     for folder in (settings.local_dir, settings.clips_dir):
         if folder and not folder.is_dir():
             raise CannotStart(f"{folder}: there is no such folder; is its disk mounted?")
+    if settings.ready_dir and not settings.state_dir.is_dir() and has_records(settings.log_dir):
+        raise CannotStart(f"{settings.ready_dir}: is its disk mounted? There is a sync log, but no folder {STATE_FOLDER}; "
+                          f"footage would end up below the mount; if it is right: mkdir -p {settings.state_dir}")  # fmt: skip
     try:
         for folder in (settings.state_dir, settings.lock_file.parent):
             folder.mkdir(parents=True, exist_ok=True)
