@@ -2,8 +2,12 @@
 
 Examples:
   nas_sync.py target init                    mark the NAS and the bucket as ours, once
-  nas_sync.py run                            organize, backup, upload and cleanup, whatever is configured (for cron)
+  nas_sync.py run                            organize, backup, upload, verify and cleanup, as configured (for cron)
   nas_sync.py backup --dry_run               what would be sent to the NAS, in files and bytes
+  nas_sync.py status                         what waits, since when, and how long the disk lasts
+  nas_sync.py verify --max_duration 2h       is the archive still what was archived? longest unverified first
+  nas_sync.py find Gate --at 2026-11-20T09:30                     where the footage of that moment is
+  nas_sync.py export Gate 2026-11-20T09:00 2026-11-20T10:00 /tmp/case     a folder to hand over
   nas_sync.py hold add Gate 2026-11-20T09:00 2026-11-20T10:00     cleanup spares this stretch
 
 Needs: config.yaml with `storage.local_path` or `rhombus.output_dir`, and a target: `nas.nas_target_dir` (rsync 3.1 or
@@ -34,7 +38,7 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -59,6 +63,7 @@ from rhombus_logging import (
     load_config,
     mask,
     notify,
+    part_file,
     read_json,
     run,
     run_lock,
@@ -77,12 +82,13 @@ NAME_TIME = re.compile(r"(?<![0-9])(\d{4})(\d\d)(\d\d)[T_](\d\d)(\d\d)(\d\d)(Z?)
 UUID_LENGTH = 22
 DAY_FOLDER = re.compile(r"\d{4}-\d{2}-\d{2}")
 FOOTAGE_SUFFIXES = (".mkv", ".mp4")
-SECTIONS = ("rhombus", "notify", "storage", "cameras", "recording", "nas", "s3", "upload", "retention", "analysis")
+SECTIONS = ("rhombus", "notify", "storage", "cameras", "recording", "nas", "s3", "upload", "retention", "status",
+            "analysis")  # fmt: skip
 
 RECORDER_JOURNAL = ".rtsp_recorder/journal"
 EVIDENCE_PREFIX, JOURNAL_PREFIX = "alerts/", "journal/"  # on the targets; the rest is CAMERA/...
 LOST = "lost"  # in place of a proof: the target no longer has it
-RETENTION_NUMBERS = ("keep_days", "max_bytes", "min_free_bytes", "grace_sec", "unusual_files")
+RETENTION_NUMBERS = ("keep_days", "max_bytes", "min_free_bytes", "grace_sec", "unusual_files", "verify_days")
 READ_BYTES = 1 << 20
 STALE_PART_SEC = 86400  # a younger .part is being made
 SIDECAR_PATIENCE_SEC = 600  # a clip without a sidecar waits so long for it
@@ -92,7 +98,31 @@ JOURNAL_OPEN_SEC = 2 * 86400  # a segment's line is written at its end, to the d
 F_SETSIG = 10  # of Linux; Python's fcntl has no name for it
 ODD_SHOWN = 3
 BATCH_FILES, BATCH_BYTES = 2000, 16 << 30  # records are written after each batch
+READ_BACK_BYTES = 1 << 30  # at once, through a temporary folder
+# Of a shell on the target, which is given names on its standard input: a line for each, in their order.
+HASH_ALL = """exec xargs -0 sh -c 'for f; do if [ -f "./$f" ]; then h=$(sha256sum <"./$f") || h=unreadable
+echo "${h%% *}"; else echo missing; fi; done' sh"""
+HERE_IS_OTHER = "the file here is no longer what was archived; what the target holds was not judged by it"
 SSH = "ssh -o BatchMode=yes -o ConnectTimeout=15 -o ServerAliveInterval=15 -o ServerAliveCountMax=4"
+ROOM_BYTES = 64 << 20  # stays free where something is read back or fetched to
+DAY_SEC = 86400
+TINY_SEC = 0.001  # a moment as a stretch
+LAST_RUN = "last_run.json"
+FETCH_FOLDER = ".nas_sync-fetch-"  # in the folder that is fetched to; with our process id
+PLACES = ("local", "ready", "clips", "nas", "s3")  # nearest first
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<style>body{{font-family:sans-serif;margin:2em}}table{{border-collapse:collapse}}
+td,th{{border:1px solid #999;padding:.3em .6em;text-align:left;vertical-align:top}}code{{word-break:break-all}}</style>
+</head><body><h1>{title}</h1>
+<p>Made {made} by nas_sync.py export. All times are UTC. To check that no file was changed: <code>sha256sum -c
+SHA256SUMS</code>.</p>
+<table><tr><th>file</th><th>kind</th><th>start</th><th>end</th><th>bytes</th><th>SHA-256</th><th>notes</th></tr>
+{rows}
+</table><h2>Without footage</h2>
+{gaps}
+</body></html>
+"""
 LOOK_SEC = 0.5  # the progress bar moves so often
 STEP_SEC = 0.01  # between two looks at a running rsync
 QUIET_MORE_SEC = 3  # rsync's own timeout comes first
@@ -102,7 +132,7 @@ PROOF_BYTES_PER_SEC = 10_000_000  # a target that reads slower than this counts 
 UNCERTAIN_SEC = 86400  # a file of ours is not longer than a day
 HOLD_WAIT_SEC = 10.0
 FAILURES_TOLD = 50  # in a notification
-SETTLED_STATES = ("organized", "proven", "deleted")
+SETTLED_STATES = ("organized", "proven", "deleted", "fetched", "there")
 FAILED_STATES = ("conflict", "vanished", "changed", "failed", "lost", "sent")  # the run ends with status 1
 S3_PART_BYTES = 16 << 20  # from this size a file goes in parts of it: measured to cost least
 S3_MOST_PARTS = 10_000  # of the protocol
@@ -185,12 +215,32 @@ class Record:
     mtime_ns: int
     sha256: str
     target: str  # its random id
-    proof: str  # how: "checksum", "checksum-unsynced" (the target does not sync), ...; LOST is none
+    proof: str  # how: "checksum", "checksum-unsynced" (the target does not sync), ..., and `;name=value`; LOST is none
     at_sec: float
 
     @property
     def proves(self) -> bool:
         return self.proof != LOST
+
+    @property
+    def how(self) -> str:
+        return self.proof.partition(";")[0]
+
+    @property
+    def etag(self) -> str:
+        """What a bucket called this content when it was proven; "" elsewhere."""
+        return dict(one.split("=", 1) for one in self.proof.split(";") if "=" in one).get("etag", "")
+
+    @property
+    def since_sec(self) -> float:
+        """When it was first proven, of proofs without a loss between them: what a grace time counts from."""
+        found = re.search(r";since=(\d+)", self.proof)
+        return float(found[1]) if found else self.at_sec
+
+    def again(self, proof: str, now: float) -> Record:
+        """The same content, seen once more."""
+        etag = f";etag={self.etag}" if self.etag and ";etag=" not in proof else ""
+        return replace(self, proof=f"{proof}{etag};since={int(self.since_sec)}", at_sec=now)
 
     def is_of(self, footage: Footage) -> bool:
         return (self.path, self.size, self.mtime_ns) == (footage.recorded, footage.size, footage.mtime_ns)
@@ -205,6 +255,26 @@ class Outcome:
     sha256: str = ""
     proof: str = ""
     why: str = ""
+
+
+@dataclass(frozen=True)
+class Archived:
+    """A file that a target holds, as the sync log says."""
+
+    footage: Footage
+    record: Record
+    is_local: bool  # and still here, unchanged
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a look at the target says of it."""
+
+    archived: Archived
+    state: str  # verified, missing, different, unreadable
+    level: str  # what was compared: presence, size, etag, checksum, content
+    why: str = ""
+    proof: str = ""  # for the sync log: a fresh proof, LOST, or nothing
 
 
 class Target(Protocol):
@@ -231,6 +301,13 @@ class Target(Protocol):
 
     def present(self, batch: Sequence[Footage]) -> set[str]:
         """Of these archived files, the `recorded` paths that the target still has, by name and size. For cleanup."""
+
+    def verify(self, batch: Sequence[Archived], hashes: Hashes, *, deep: bool) -> list[Finding]:
+        """What the target really holds of these; files that the run's time did not suffice for have no finding.
+        `deep`: read back what cannot be judged there. Raises CannotStart."""
+
+    def bring(self, batch: Sequence[Footage], folder: Path) -> dict[str, Path]:
+        """Copy archived files into an empty folder: `recorded` -> where it is now; what failed is left out."""
 
     def close(self) -> None:
         """End whatever open() has started."""
@@ -259,7 +336,8 @@ class Settings:
     zone: tzinfo  # of file names without a Z
     cameras: tuple[str, ...]  # configured names
     only: tuple[str, ...]  # --camera
-    max_files: int | None
+    limit: int | None
+    deep: bool
     deadline: float | None  # monotonic
     bwlimit_bytes_per_sec: int
     dry_run: bool
@@ -269,7 +347,11 @@ class Settings:
     nas: Mapping[str, Any] = field(repr=False)
     s3: Mapping[str, Any] = field(repr=False)
     retention: Mapping[str, Any] = field(repr=False)
+    limits: Mapping[str, Any]  # of the section `status`
     delete_after_upload: bool = True
+    command: str = ""
+    words: tuple[str, ...] = ()  # after it
+    at: str = ""  # --at
     required: tuple[str, ...] = ()  # names of the targets that a file must be proven on
 
     @property
@@ -373,12 +455,14 @@ def settle(arguments: argparse.Namespace, config: Mapping[str, Any], config_file
         local_dir=local_dir, clips_dir=clips_dir, evidence_dir=evidence_dir, ready_dir=ready_dir, state_dir=state_dir,
         log_dir=folder_of(nas["success_log_dir"]) or state_dir / "synced",
         lock_file=(folder_of(nas["lock_dir"]) or state_dir) / "nas_sync.lock", zone=parse_zone(recording["timezone"]),
-        cameras=tuple(filter(None, cameras)), only=tuple(arguments.camera or ()), max_files=arguments.limit,
+        cameras=tuple(filter(None, cameras)), only=tuple(arguments.camera or ()), limit=arguments.limit,
+        deep=bool(getattr(arguments, "deep", False)), limits=config["status"],
         deadline=time.monotonic() + duration_sec if duration_sec else None,
         bwlimit_bytes_per_sec=parse_rate(arguments.bwlimit or "0", "--bwlimit"), dry_run=bool(arguments.dry_run),
         quiet=arguments.quiet, json=bool(arguments.json), delete_many=bool(arguments.delete_many), nas=nas,
         s3=config["s3"], retention=retention,
-        delete_after_upload=config["upload"]["delete_after_upload"])  # fmt: skip
+        delete_after_upload=config["upload"]["delete_after_upload"], command=arguments.command,
+        words=tuple(getattr(arguments, "words", ())), at=getattr(arguments, "at", None) or "")  # fmt: skip
     required = tuple(str(name) for name in retention["required"]) or tuple(settings.targets)
     refuse(settings, required, config_file)
     return replace(settings, required=required)
@@ -389,7 +473,7 @@ def refuse(settings: Settings, required: Sequence[str], config_file: Path) -> No
     retention = settings.retention
     if unknown := [name for name in required if name not in settings.targets]:
         raise UsageError(f"{config_file}: retention.required: {', '.join(unknown)}: this target is not configured")
-    if settings.max_files is not None and settings.max_files < 1:
+    if settings.limit is not None and settings.limit < 1:
         raise UsageError("--limit: expected 1 or more")
     if negative := [name for name in RETENTION_NUMBERS if retention[name] < 0]:
         raise UsageError(f"{config_file}: retention.{negative[0]}: must not be negative")
@@ -451,15 +535,20 @@ def clip_start(path: Path, zone: tzinfo) -> tuple[float | None, str]:
 
 
 def journal_starts(folder: Path) -> dict[str, float]:
-    """File name -> start, of everything that a recorder's journal of one camera tells; torn lines are left out."""
-    starts: dict[str, float] = {}
+    return {name: start_sec for name, (start_sec, _) in journal_spans(folder).items()}
+
+
+def journal_spans(folder: Path) -> dict[str, tuple[float, float]]:
+    """File name -> start and end, of all that a recorder's journal of one camera tells; torn lines are left out."""
+    spans: dict[str, tuple[float, float]] = {}
     for file in sorted(folder.glob("????-??-??.jsonl")):
         for text in file.read_bytes().split(b"\n"):
             with suppress(ValueError, TypeError, KeyError):
                 line = json.loads(text)
                 if line["kind"] == "segment":
-                    starts[str(line["file"]).rpartition("/")[2]] = float(line["start"])
-    return starts
+                    start_sec = float(line["start"])
+                    spans[str(line["file"]).rpartition("/")[2]] = start_sec, float(line.get("end", start_sec))
+    return spans
 
 
 def scan(folder: Path) -> Iterator[os.DirEntry[str]]:
@@ -682,6 +771,21 @@ def read_record(line: bytes) -> Record | None:
         return None
 
 
+class CameraPaths:
+    """All paths of the sync log that are of some camera."""
+
+    def __init__(self, wants: Callable[[str], bool]) -> None:
+        self.wants = wants
+        self.decided: dict[bytes, bool] = {}
+
+    def __contains__(self, path: object) -> bool:
+        assert isinstance(path, bytes)
+        folder = path[: path.find(b"/")]
+        if folder not in self.decided:
+            self.decided[folder] = self.wants(decode_path(folder.decode("ascii", "replace")))
+        return self.decided[folder]
+
+
 class SyncLog:
     """`success_log_dir/YYYY-MM-DD.synced`: what is on which target, and how that is known. Append only.
 
@@ -690,17 +794,18 @@ class SyncLog:
     the older scripts wrote it: such a file is unproven.
     """
 
-    def __init__(self, folder: Path, wanted: Iterable[str] | None = None) -> None:
+    def __init__(self, folder: Path, wanted: Iterable[str] | CameraPaths | None = None) -> None:
         self.folder = folder
         self.lines: dict[bytes, bytes] = {}  # "path TAB target" -> its last line; parsed when it is asked for
         self.last: dict[bytes, bytes] = {}  # path -> its last line, whatever the target
-        keys = None if wanted is None else {encode_path(path).encode() for path in wanted}
-        files = sorted(folder.glob("*.synced")) if keys is None or keys else []
+        keys = wanted if wanted is None or isinstance(wanted, CameraPaths) else {
+            encode_path(path).encode() for path in wanted}  # fmt: skip
+        files = [] if keys == set() else sorted(folder.glob("*.synced"))
         damaged = sum(self._read(file, keys) for file in files)
         if damaged:
             log.warning("%s: %s damaged lines are not believed; what they recorded is checked again", folder, damaged)
 
-    def _read(self, file: Path, keys: Collection[bytes] | None) -> int:
+    def _read(self, file: Path, keys: Container[bytes] | None) -> int:
         """Take in the lines about the paths `keys`; how many were damaged. Written for a million lines."""
         try:
             content = file.read_bytes()
@@ -1363,6 +1468,131 @@ class NasTarget:
                     raise CannotStart(f"nas: {printable(one.recorded)} there and here is one and the same file, not a "
                                       "copy; nothing is deleted")  # fmt: skip
 
+    # -- reading --
+
+    def verify(self, batch: Sequence[Archived], hashes: Hashes, *, deep: bool) -> list[Finding]:
+        here, away = ([one for one in batch if one.is_local is wanted] for wanted in (True, False))
+        items = self._compare([one.footage for one in here], "--checksum") if here else {}
+        findings = [self._compared(one, items.get(one.footage.recorded), hashes) for one in here]
+        findings += self._weigh(away, deep=deep) if away else []
+        if self._read_id() != self.target_id:
+            raise CannotStart(f"nas: {self.address} was unmounted or replaced; what was found there counts for nothing")
+        return findings
+
+    def _compared(self, one: Archived, item: str | None, hashes: Hashes) -> Finding:
+        try:
+            same = hashes.of(one.footage) == one.record.sha256
+        except (Gone, OSError) as problem:
+            return Finding(one, "unreadable", "presence", f"the file here: {gone(one.footage, problem).why}")
+        verdict = judge(item)
+        if verdict == "missing":
+            return missing(one)
+        if not same or (verdict == "conflict" and sha256_of(one.footage.path) != one.record.sha256):
+            return Finding(one, "different", "checksum", HERE_IS_OTHER)
+        if verdict == "conflict":
+            return different(one, "checksum")
+        return Finding(one, "verified", "checksum", proof="checksum" if self.syncs else "checksum-unsynced")
+
+    def _weigh(self, batch: Sequence[Archived], *, deep: bool) -> list[Finding]:
+        """Of files that are not here any more: by content where the target can hash, or is read back; else by size."""
+        found = self._hash_there(batch)
+        if found is None and deep:
+            found = self._hash_back(batch)
+        if found is not None:
+            return [hashed(one, found[one.footage.recorded]) for one in batch if one.footage.recorded in found]
+        sizes = self._sizes([one.footage for one in batch])
+        return [sized(one, sizes.get(one.footage.recorded)) for one in batch]
+
+    def _hash_there(self, batch: Sequence[Archived]) -> dict[str, str] | None:
+        """`recorded` -> its sha256 on the target, "missing" or "unreadable"; None where we may run nothing there."""
+        host, _, root = ("", "", self.address) if self.is_path else self.address.partition(":")
+        if not self.is_path and not self.is_ssh:
+            return None
+        script = f"cd -- {shlex.quote(root.removeprefix('~/') or '.')} && command -v sha256sum >/dev/null && {HASH_ALL}"
+        command = ["sh", "-c", script] if self.is_path else [
+            *self._shell(), host.replace("[", "").replace("]", ""), f"exec sh -c {shlex.quote(script)}"]  # fmt: skip
+        patience_sec = self.timeout_sec + max(one.record.size for one in batch) / PROOF_BYTES_PER_SEC
+        lines = self._ask(command, as_list(one.footage.recorded for one in batch), patience_sec)
+        if not lines and not self.settings.time_is_up():
+            return None
+        return {one.footage.recorded: line for one, line in zip(batch, lines, strict=False)}
+
+    def _shell(self) -> list[str]:
+        """How the user's rsync reaches the target."""
+        words = connection_options(self.options)
+        for place, word in enumerate(words):
+            if word in ("-e", "--rsh"):
+                return shlex.split(words[place + 1])
+            if word.startswith("--rsh="):
+                return shlex.split(word[6:])
+        return shlex.split(os.environ.get("RSYNC_RSH") or SSH)
+
+    def _ask(self, command: Sequence[str], names: bytes, patience_sec: float) -> list[str]:
+        """The whole lines that a command says about these names; ended when it says nothing for so long."""
+        log.debug("running %s", shlex.join(command))
+        with tempfile.TemporaryDirectory(prefix="nas_sync-") as folder:
+            listed, out, said = (Path(folder, name) for name in ("names", "out", "said"))
+            listed.write_bytes(names)
+            with listed.open("rb") as stdin, out.open("wb") as stdout, said.open("wb") as stderr:
+                process = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True,
+                                           env={**os.environ, "LC_ALL": "C"},
+                                           pass_fds=[self.lock_fd] if self.lock_fd is not None else [])  # fmt: skip
+            try:
+                size, grown_at = 0, time.monotonic()
+                while process.poll() is None and not self.settings.time_is_up():
+                    if (now := out.stat().st_size) > size:
+                        size, grown_at = now, time.monotonic()
+                    if time.monotonic() - grown_at > patience_sec:
+                        break
+                    time.sleep(STEP_SEC)
+            finally:
+                end_group(process)
+            if words := said.read_bytes()[-2000:].decode("utf-8", "replace").strip():
+                log.debug("nas: %s", quotable(words))
+            return out.read_text(encoding="ascii", errors="replace").split("\n")[:-1]
+
+    def _sizes(self, batch: Sequence[Footage]) -> dict[str, int]:
+        """`recorded` -> size on the target, of those that are there."""
+        with tempfile.TemporaryDirectory(prefix="nas_sync-") as empty:
+            done = self._call(["--dry-run", "--no-links", "--out-format=%i %l %n", "--files-from=-", "--from0",
+                               self._place(""), f"{empty}/"], as_list(one.recorded for one in batch))  # fmt: skip
+        if not done.is_complete:
+            raise CannotStart(f"nas: {self.address}: what is there cannot be listed: {explain(done)}")
+        items = (words.split(" ", 1) for words, item in read_items(done.output).items() if item[1] == "f")
+        return {name: int(size) for size, name in items}
+
+    def _hash_back(self, batch: Sequence[Archived]) -> dict[str, str]:
+        """The same as _hash_there, by reading back through a temporary folder."""
+        sizes = self._sizes([one.footage for one in batch])
+        found = {one.footage.recorded: "missing" for one in batch if one.footage.recorded not in sizes}
+        for group in batches([one.footage for one in batch if one.footage.recorded in sizes], READ_BACK_BYTES):
+            if self.settings.time_is_up():
+                break
+            need_room(self.settings.state_dir, sum(sizes[one.recorded] for one in group))
+            with tempfile.TemporaryDirectory(prefix="verify-", dir=self.settings.state_dir) as folder:
+                brought = self.bring(group, Path(folder))
+                found |= {one.recorded: sha256_of(brought[one.recorded]) if one.recorded in brought else "unreadable"
+                          for one in group if one.recorded in brought or not self.settings.time_is_up()}  # fmt: skip
+        return found
+
+    def _module(self) -> tuple[str, str]:
+        """Where names are read from, and what stands before each: a daemon of rsync 3.5 lists names below a folder of
+        a module, and then takes each of them for vanished."""
+        found = re.fullmatch(r"(rsync://[^/]+/[^/]+|[^/]*::[^/]+)/(.+)", self.address)
+        return (f"{found[1]}/", f"{found[2]}/") if found else (self._place(""), "")
+
+    def bring(self, batch: Sequence[Footage], folder: Path) -> dict[str, Path]:
+        limit = self.settings.bwlimit_bytes_per_sec
+        more_sec = max(one.size for one in batch) / PROOF_BYTES_PER_SEC
+        source, below = self._module()
+        done = self._call(["-t", "--no-links", *([f"--bwlimit={max(1, round(limit / 1024))}"] if limit else []),
+                           "--files-from=-", "--from0", source, f"{folder}/"],
+                          as_list(below + one.recorded for one in batch), more_sec=more_sec)  # fmt: skip
+        if done.status:
+            log.warning("nas: %s", quotable(explain(done)))
+        there = {one.recorded: folder / (below + one.recorded) for one in batch}
+        return {recorded: path for recorded, path in there.items() if path.is_file() and not path.is_symlink()}
+
     def close(self) -> None:
         """Nothing stays open between calls."""
 
@@ -1922,7 +2152,7 @@ class S3Target:
         if head["ContentLength"] == footage.size:
             proof = self._proof(footage, key, head, digests, accepted=accepted and bool(claims))
         if proof:
-            return Outcome(footage, "proven", digests.sha256, proof)
+            return Outcome(footage, "proven", digests.sha256, f"{proof};etag={plain_etag(head.get('ETag', ''))}")
         if not claims:
             return Outcome(footage, "conflict", digests.sha256, why=f"{key} is something else, which is kept")
         return Outcome(footage, "failed", digests.sha256, why=f"{key} is damaged; it is sent again")
@@ -1941,20 +2171,89 @@ class S3Target:
             digest.update(piece)
         return "readback" if digest.hexdigest() == digests.sha256 else ""
 
+    def _listed(self, batch: Sequence[Footage]) -> dict[str, tuple[int, str]]:
+        """Key -> size and ETag, of those that are there."""
+        wanted = {key_of(one) for one in batch}
+        found: dict[str, tuple[int, str]] = {}
+        pages = self.client.get_paginator("list_objects_v2")
+        for folder in sorted({key.rpartition("/")[0] + "/" for key in wanted}):
+            for page in pages.paginate(Bucket=self.bucket, Prefix=folder):
+                found |= {one["Key"]: (one["Size"], plain_etag(one.get("ETag", "")))
+                          for one in page.get("Contents", []) if one["Key"] in wanted}  # fmt: skip
+        return found
+
     def present(self, batch: Sequence[Footage]) -> set[str]:
-        wanted = {key_of(one): one for one in batch}
-        found = set()
         with self._told():
-            pages = self.client.get_paginator("list_objects_v2")
-            for folder in sorted({key.rpartition("/")[0] + "/" for key in wanted}):
-                for page in pages.paginate(Bucket=self.bucket, Prefix=folder):
-                    for one in page.get("Contents", []):
-                        footage = wanted.get(one["Key"])
-                        if footage and one["Size"] == footage.size:
-                            found.add(footage.recorded)
+            found = self._listed(batch)
         if batch and self._read_id() != self.target_id:
             raise CannotStart(f"s3: {self.address} was replaced; nothing is deleted")
-        return found
+        return {one.recorded for one in batch if found.get(key_of(one), (-1, ""))[0] == one.size}
+
+    # -- reading --
+
+    def verify(self, batch: Sequence[Archived], hashes: Hashes, *, deep: bool) -> list[Finding]:
+        with suppress(KeyError, TypeError):
+            self.able = Abilities(**self.memory.of("s3")["able"])
+        findings: list[Finding] = []
+        with self._told():
+            listed = self._listed([one.footage for one in batch])
+            for one in batch:
+                if self.settings.time_is_up():
+                    break
+                findings.append(self._weigh(one, listed.get(key_of(one.footage)), hashes, deep=deep))
+        if self._read_id() != self.target_id:
+            raise CannotStart(f"s3: {self.address} was replaced; what was found there counts for nothing")
+        return findings
+
+    def _weigh(self, one: Archived, listed: tuple[int, str] | None, hashes: Hashes, *, deep: bool) -> Finding:
+        if listed is None or listed[0] != one.record.size:
+            return sized(one, listed[0] if listed else None)
+        try:
+            if one.is_local and not deep:
+                return self._compared(one, hashes)
+            if deep or (one.record.etag and one.record.etag != listed[1]):  # which a copy within S3 changes as well
+                return hashed(one, self._hash_back(key_of(one.footage)))
+        except (Gone, OSError) as problem:
+            return Finding(one, "unreadable", "size", f"the file here: {gone(one.footage, problem).why}")
+        except Exception as problem:  # of boto3 and urllib3: one object cannot be read, others can
+            if concerns_all(problem):
+                raise
+            return Finding(one, "unreadable", "size", explain_s3(problem))
+        return Finding(one, "verified", "etag" if one.record.etag else "size")
+
+    def _compared(self, one: Archived, hashes: Hashes) -> Finding:
+        """With the file that is still here."""
+        digests, key = self._digest(one.footage, hashes), key_of(one.footage)
+        if digests.sha256 != one.record.sha256:
+            return Finding(one, "different", "checksum", HERE_IS_OTHER)
+        proof = self._proof(one.footage, key, self._head(key) or {}, digests, accepted=False)
+        level = {"etag": "etag", "readback": "content"}.get(proof, "checksum")
+        return Finding(one, "verified", level, proof=proof) if proof else different(one, level)
+
+    def _hash_back(self, key: str) -> str:
+        digest = hashlib.sha256()
+        for piece in self.client.get_object(Bucket=self.bucket, Key=key)["Body"].iter_chunks(READ_BYTES):
+            digest.update(piece)
+        return digest.hexdigest()
+
+    def bring(self, batch: Sequence[Footage], folder: Path) -> dict[str, Path]:
+        brought = {}
+        for number, one in enumerate(batch):
+            part = folder / str(number)
+            try:
+                body = self.client.get_object(Bucket=self.bucket, Key=key_of(one))["Body"]
+                with part.open("wb") as target:
+                    for piece in body.iter_chunks(READ_BYTES):
+                        target.write(piece)
+            except Exception as problem:
+                if isinstance(problem, OSError) and problem.errno == errno.ENOSPC:
+                    raise
+                log.warning("s3: %s: %s", key_of(one), explain_s3(problem))
+                if concerns_all(problem):
+                    break
+            else:
+                brought[one.recorded] = part
+        return brought
 
     def close(self) -> None:
         """Cancel what is still on its way, and abort its uploads, within seconds: a connection that hangs may not hold
@@ -1984,6 +2283,10 @@ class FileProgress:
     def on_done(self, **_: Any) -> None:
         if self.progress.bars and self.task is not None:
             self.progress.bars.remove_task(self.task)
+
+
+def plain_etag(etag: str) -> str:
+    return re.sub("[^0-9A-Za-z-]", "", etag)
 
 
 def content_type(footage: Footage) -> str:
@@ -2080,6 +2383,8 @@ class Work:
         self.status = Status.DONE
         self.opened: dict[str, Target] = {}
         self.lost: dict[str, CannotStart] = {}
+        self.conflicts: dict[str, Counter[str]] = {}  # step -> camera
+        self.about: dict[str, Any] = {}  # more for the summary of --json
         self.synclog = SyncLog(settings.log_dir, ())
 
     # -- what is there --
@@ -2089,6 +2394,12 @@ class Work:
         found = find_footage(self.settings)
         self.synclog = SyncLog(self.settings.log_dir, [one.recorded for one in found])
         return found
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """Target id -> name, of the configured targets that this host knows."""
+        known = ((self.memory.of(name).get("id"), name) for name in self.settings.targets)
+        return {str(target_id): name for target_id, name in known if target_id}
 
     def make_target(self, name: str) -> Target:
         return TARGETS[name](self.settings, self.memory, self.lock_fd, self.is_recorded)
@@ -2133,7 +2444,7 @@ class Work:
             return False
 
     def limited(self, found: list[Footage]) -> list[Footage]:
-        return found[: self.settings.max_files]
+        return found[: self.settings.limit]
 
     def close(self) -> None:
         for target in self.opened.values():
@@ -2148,6 +2459,8 @@ class Work:
         if state in SETTLED_STATES:
             self.bytes[step] += footage.size
         failed = state in FAILED_STATES
+        if state == "conflict":
+            self.conflicts.setdefault(step, Counter())[footage.camera] += 1
         words = f"{printable(footage.recorded)}: {step}: {state}" + (f": {why}" if why else "")
         if failed:
             self.fail(words)
@@ -2161,6 +2474,21 @@ class Work:
         log.error("%s", words)
         self.failures.append(words)
         self.status = max(self.status, Status.PARTIAL)
+
+    def fail_target(self, problem: CannotStart) -> None:
+        """A target is away; the others go on."""
+        if str(problem) not in self.failures:
+            self.fail(str(problem))
+        self.status = Status.CANNOT_START
+
+    def remember(self) -> None:
+        """What `status` tells later of the steps of this run."""
+        file = self.settings.state_dir / LAST_RUN
+        told = read_json(file) or {}
+        for step in self.counts:
+            told[step] = {"at": time.time(), "conflicts": self.conflicts.get(step, {})}
+        with suppress(OSError):
+            write_json(file, told)
 
     def late(self, step: str, count: int) -> None:
         self.counts.setdefault(step, Counter())["late"] += count
@@ -2235,11 +2563,11 @@ def transfer(work: Work, step: str, name: str, key: str) -> None:
     return None
 
 
-def batches(files: Sequence[Footage]) -> Iterator[list[Footage]]:
+def batches(files: Sequence[Footage], most_bytes: int = BATCH_BYTES) -> Iterator[list[Footage]]:
     batch: list[Footage] = []
     total_bytes = 0
     for one in files:
-        if batch and (len(batch) >= BATCH_FILES or total_bytes + one.size > BATCH_BYTES):
+        if batch and (len(batch) >= BATCH_FILES or total_bytes + one.size > most_bytes):
             yield batch
             batch, total_bytes = [], 0
         batch.append(one)
@@ -2343,8 +2671,8 @@ def is_due(proofs: Sequence[Record | None], grace_sec: float, now: float) -> boo
     for proof in proofs:
         if proof is None:
             return False
-        wait_sec = max(grace_sec, UNSYNCED_GRACE_SEC) if proof.proof.endswith("-unsynced") else grace_sec
-        if not proof.at_sec <= now - wait_sec:
+        wait_sec = max(grace_sec, UNSYNCED_GRACE_SEC) if proof.how.endswith("-unsynced") else grace_sec
+        if not max(proof.since_sec, 0) <= now - wait_sec or proof.at_sec > now:
             return False
     return True
 
@@ -2481,16 +2809,797 @@ def prune(folder: Path, root: Path) -> None:
         folder = folder.parent
 
 
+# --- verify ------------------------------------------------------------------------------------------------------
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while piece := handle.read(READ_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def need_room(folder: Path, size_bytes: int) -> None:
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < size_bytes + ROOM_BYTES:
+        raise CannotStart(f"{folder}: {size_text(size_bytes)} are to be copied there, and only {size_text(free_bytes)} "
+                          "are free")  # fmt: skip
+
+
+def missing(one: Archived) -> Finding:
+    return Finding(one, "missing", "presence", "the target no longer has it", LOST)
+
+
+def different(one: Archived, level: str) -> Finding:
+    return Finding(one, "different", level, "the target holds other content than was archived", LOST)
+
+
+def sized(one: Archived, size: int | None) -> Finding:
+    if size is None:
+        return missing(one)
+    return Finding(one, "verified", "size") if size == one.record.size else different(one, "size")
+
+
+def hashed(one: Archived, found: str) -> Finding:
+    """From what the target, or reading back, says: a sha256, or that there is none."""
+    if found == "missing":
+        return missing(one)
+    if not re.fullmatch("[0-9a-f]{64}", found):
+        return Finding(one, "unreadable", "presence", "the target cannot read it")
+    if found != one.record.sha256:
+        return different(one, "content")
+    return Finding(one, "verified", "content", proof="content")
+
+
+class Timeline:
+    """What a recorded file was: which camera, when; from the sidecars and journals that stay here, else its name."""
+
+    def __init__(self, settings: Settings, segment_sec: float) -> None:
+        self.settings, self.segment_sec = settings, segment_sec
+        self.spans: dict[str, dict[str, tuple[float, float]]] = {}
+        self.within = Sources(settings)._within
+
+    def span(self, camera: str, name: str) -> tuple[float, float] | None:
+        """As the recorder's journal says."""
+        if camera not in self.spans:
+            root = self.settings.local_dir
+            self.spans[camera] = journal_spans(root / RECORDER_JOURNAL / camera) if root else {}
+        return self.spans[camera].get(name)
+
+    def sidecar(self, path: str) -> dict[str, Any]:
+        """Of a clip by its path in the sync log; empty when it is not here."""
+        name = Path(path).with_suffix(".json")
+        ready_dir, clips_dir = self.settings.ready_dir, self.settings.clips_dir
+        places = [root / place for root, place in ((ready_dir, name), (clips_dir, name.name)) if root]
+        return next(filter(None, map(read_json, places)), {})
+
+    def footage(self, record: Record) -> Footage:
+        """As it was when it was archived. It has no place here: its `path` leads nowhere."""
+        prefix = next((one for one in (EVIDENCE_PREFIX, JOURNAL_PREFIX) if record.path.startswith(one)), "")
+        relative = record.path.removeprefix(prefix)
+        parts = relative.split("/")
+        found = CLIP_NAME.fullmatch(parts[-1])
+        kind = {EVIDENCE_PREFIX: "evidence", JOURNAL_PREFIX: "journal"}.get(prefix) or (
+            "sidecar" if relative.endswith(".json") else "clip" if found else "recording")  # fmt: skip
+        start_sec, basis = self._start(record, parts, kind)
+        return Footage(Path(os.devnull), relative, parts[0], kind, start_sec, basis, record.size, record.mtime_ns,
+                       prefix)  # fmt: skip
+
+    def _start(self, record: Record, parts: Sequence[str], kind: str) -> tuple[float, str]:
+        midnight_sec = day_sec(parts[1]) if len(parts) == 3 and DAY_FOLDER.fullmatch(parts[1]) else None
+        if midnight_sec is not None:
+            return self.within(parts[-1], midnight_sec), "folder"
+        start_sec: float | None = None
+        basis = "name"
+        if kind in ("clip", "sidecar") and self.settings.clips_dir:
+            start_sec, basis = clip_start(self.settings.clips_dir / parts[-1], self.settings.zone)
+        elif kind == "recording" and (span := self.span(parts[0], parts[-1])):
+            return span[0], "journal"
+        start_sec = name_sec(parts[-1], self.settings.zone) if start_sec is None else start_sec
+        return (record.mtime_ns / 1e9, "mtime") if start_sec is None else (start_sec, basis)
+
+    def bounds(self, one: Footage) -> tuple[float, float]:
+        """Start and end, epoch seconds: from sidecar or journal; else a recording ends when it was last written."""
+        if one.kind in ("clip", "sidecar"):
+            with suppress(KeyError, TypeError, ValueError):
+                asked = (self.sidecar(one.recorded) or read_json(one.path.with_suffix(".json")) or {})["requested"]
+                return float(asked["start_ms"]) / 1000, float(asked["end_ms"]) / 1000
+            return one.start_sec, one.start_sec + self.segment_sec
+        if span := self.span(one.camera, one.path.name):
+            return span[0], max(span)
+        written_sec = one.mtime_ns / 1e9
+        is_likely = one.start_sec < written_sec <= one.start_sec + UNCERTAIN_SEC
+        return one.start_sec, written_sec if is_likely else one.start_sec + self.segment_sec
+
+
+def verify(work: Work) -> None:
+    """What the sync log says is on the targets, against what they hold; longest unverified first."""
+    work.synclog = SyncLog(work.settings.log_dir)
+    examine(work, list(work.synclog), time.time() + 1)
+
+
+def verify_local(work: Work) -> None:
+    """Part of `run`: what is still here, where its proof has become old."""
+    local = work.look()
+    due_before = time.time() - float(work.settings.retention["verify_days"]) * 86400
+    proofs = [work.synclog.proof(one, target_id) for one in local for target_id in work.ids]
+    examine(work, [one for one in proofs if one], due_before)
+
+
+def examine(work: Work, records: Sequence[Record], due_before: float) -> None:
+    """Look at these records, where they are older than that, on every target that answers."""
+    settings = work.settings
+    if not settings.targets:
+        raise UsageError("verify: no target is configured; set nas.nas_target_dir or s3.bucket")
+    work.counts.setdefault("verify", Counter())
+    records = [one for one in records if one.proves and one.at_sec < due_before]
+    if not records:
+        return
+    sources = Sources(settings)
+    local = {one.recorded: one for one in find_footage(settings)}
+    timeline = Timeline(settings, work.segment_sec)
+    plans = []
+    for name in settings.targets:
+        try:
+            target_id = work.target(name).target_id
+        except CannotStart as problem:
+            work.fail_target(problem)
+            continue
+        due = sorted((one for one in records if one.target == target_id), key=lambda one: one.at_sec)
+        plan = [archived(one, local, timeline) for one in due]
+        plan = [one for one in plan if sources.wants(one.footage.camera)][: settings.limit]
+        plans.append((due[0].at_sec if due else 0.0, name, plan))
+    for _, name, plan in sorted(plans, key=lambda one: one[0]):
+        if settings.dry_run:
+            work.show_plan("verify", [one.footage for one in plan])
+        elif plan:
+            examine_target(work, name, plan, local, timeline)
+
+
+def archived(record: Record, local: Mapping[str, Footage], timeline: Timeline) -> Archived:
+    here = local.get(record.path)
+    is_local = here is not None and record.is_of(here)
+    return Archived(here if here and is_local else timeline.footage(record), record, is_local)
+
+
+def examine_target(work: Work, name: str, plan: Sequence[Archived], local: Mapping[str, Footage],
+                   timeline: Timeline) -> None:  # fmt: skip
+    """In batches, each recorded when it is over."""
+    by_path = {one.footage.recorded: one for one in plan}
+    left = len(plan)
+    with work.progress.step(f"verify {name}", sum(one.record.size for one in plan)):
+        for batch in batches([one.footage for one in plan]):
+            if work.settings.time_is_up():
+                break
+            try:
+                with work.watching(name):
+                    findings = work.target(name).verify([by_path[one.recorded] for one in batch], work.hashes,
+                                                        deep=work.settings.deep)  # fmt: skip
+            except CannotStart as problem:
+                if not work.settings.time_is_up():
+                    return work.fail_target(problem)
+                break
+            now = time.time()
+            findings = [against_sidecar(one, local, timeline) for one in findings]
+            work.synclog.append([replace(record, proof=LOST, at_sec=now) if one.proof == LOST else
+                                 record.again(one.proof, now)
+                                 for one in findings if one.proof and (record := one.archived.record)])  # fmt: skip
+            for one in findings:
+                tell_finding(work, name, one)
+            left -= len(findings)
+    if left:
+        work.late("verify", left)
+    return None
+
+
+def against_sidecar(finding: Finding, local: Mapping[str, Footage], timeline: Timeline) -> Finding:
+    """The chain from the download to the archive: what the sidecar of a clip says is what was archived."""
+    one = finding.archived
+    if finding.state != "verified" or one.footage.kind != "clip" or (one.record.path in local and not one.is_local):
+        return finding
+    told = timeline.sidecar(one.record.path).get("sha256")
+    if not told or told == one.record.sha256:
+        return finding
+    return replace(finding, state="different", why="its sidecar tells another SHA-256, so it is not the clip that was "
+                   "downloaded")  # fmt: skip
+
+
+def tell_finding(work: Work, name: str, finding: Finding) -> None:
+    """A line only for what is not well; the rest is counted by level."""
+    one, is_well = finding.archived, finding.state == "verified"
+    path = printable(one.record.path)
+    work.counts["verify"][f"verified by {finding.level}" if is_well else finding.state] += 1
+    why = finding.why
+    if is_well:
+        work.bytes["verify"] += one.record.size
+        work.progress.add(one.record.size)
+        log.debug("%s: verify: on %s by %s", path, name, finding.level)
+    else:
+        records = ((other, work.synclog.get(one.record.path, target_id)) for target_id, other in work.ids.items())
+        where = ["here"] * one.is_local + [
+            other for other, found in records
+            if found and other != name and found.proves and found.sha256 == one.record.sha256]  # fmt: skip
+        why += f"; it is still {' and '.join(where)}" if where else "; there is no other copy that we know of"
+        work.fail(f"{path}: verify: {finding.state} on {name}: {why}")
+    if work.settings.json:
+        print_row({"step": "verify", "target": name, "file": path, "camera": one.footage.camera, "state": finding.state,
+                   "level": finding.level, "bytes": one.record.size, "start": one.footage.start_sec,
+                   "why": why})  # fmt: skip
+
+
+# --- status ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Tally:
+    """How one camera stands with one target."""
+
+    camera: str
+    target: str
+    archived_files: int = 0
+    archived_bytes: int = 0
+    lost_files: int = 0  # no longer there, and not here either
+    last_proof_sec: float = 0  # epoch
+    bytes_by_hour: Counter[bytes] = field(default_factory=Counter)  # of the last day
+    waiting_files: int = 0
+    waiting_bytes: int = 0
+    oldest_start_sec: float = 0  # epoch, of what waits
+    unproven_files: int = 0  # of those that wait: a log names them, but for other content, or without proof
+    conflicts: int = 0  # seen by the last run
+
+    @property
+    def bytes_per_sec(self) -> float:
+        """What the busiest hour of the last day has shown to be possible."""
+        return max(self.bytes_by_hour.values(), default=0) / 3600
+
+    def row(self, now: float, target_bytes_per_sec: float) -> dict[str, Any]:
+        drain_sec = self.waiting_bytes / target_bytes_per_sec if target_bytes_per_sec else None
+        return {
+            "camera": self.camera, "target": self.target, "waiting_files": self.waiting_files,
+            "waiting_bytes": self.waiting_bytes,
+            "oldest_sec": round(now - self.oldest_start_sec) if self.waiting_files else 0,
+            "last_success": self.last_proof_sec or None, "bytes_per_sec": round(self.bytes_per_sec),
+            "drain_sec": round(drain_sec) if drain_sec is not None else 0 if not self.waiting_files else None,
+            "unproven_files": self.unproven_files, "conflicts": self.conflicts, "lost_files": self.lost_files,
+            "archived_files": self.archived_files, "archived_bytes": self.archived_bytes,
+        }  # fmt: skip
+
+
+class Survey:
+    """What is here, and what the sync log says of the rest; no target is asked."""
+
+    def __init__(self, work: Work, now: float) -> None:
+        self.work, self.now = work, now
+        self.settings = work.settings
+        self.sources = Sources(self.settings)
+        self.names = work.ids
+        self.tallies: dict[tuple[str, str], Tally] = {}
+        self.incoming: dict[int, int] = {}  # bytes of the last day, by disk
+        self.local = self._find()
+        self.synclog = SyncLog(self.settings.log_dir)
+        self._count_archive()
+        self._count_waiting()
+        self._count_conflicts()
+
+    def of(self, camera: str, target: str) -> Tally:
+        if (camera, target) not in self.tallies:
+            self.tallies[camera, target] = Tally(camera, target)
+        return self.tallies[camera, target]
+
+    def _find(self) -> list[Footage]:
+        settings, sources = self.settings, self.sources
+        found = [*sources.recordings(), *sources.clips(), *sources.organized()]
+        found += sources.below(settings.evidence_dir, "evidence", EVIDENCE_PREFIX)
+        if settings.local_dir:
+            found += sources.below(settings.local_dir / RECORDER_JOURNAL, "journal", JOURNAL_PREFIX)
+        return found
+
+    def _count_archive(self) -> None:
+        """Written for a million lines: fields of bytes, and one dictionary for each camera and target."""
+        day_ago = self.now - DAY_SEC
+        recent, recent_ns = utc_text(day_ago).encode(), int(day_ago * 1e9)
+        here = {encode_path(one.recorded).encode() for one in self.local}
+        known: dict[tuple[bytes, bytes], Tally | None] = {}
+        last: dict[Any, bytes] = {}
+        arrived: dict[bytes, int] = {}
+        for line in self.synclog.lines.values():
+            path, size, mtime_ns, _, target, proof, at, _ = line.split(b"\t")
+            key = path[: path.find(b"/", 8 if path.startswith((b"alerts/", b"journal/")) else 0)], target
+            if key not in known:
+                known[key] = self._tally_of(*key)
+            tally = known[key]
+            if tally is None:
+                continue
+            if proof == b"lost":
+                tally.lost_files += path not in here
+                continue
+            tally.archived_files += 1
+            tally.archived_bytes += int(size)
+            if at > last.get(key, b""):
+                last[key] = at
+            if at > recent and b";since=" not in proof:
+                tally.bytes_by_hour[at[:13]] += int(size)
+            if int(mtime_ns) > recent_ns and path not in here:
+                arrived[path] = int(size)
+        for key, at in last.items():
+            if tally := known[key]:
+                moment = datetime.fromisoformat(at.decode().replace("Z", "+00:00"))
+                tally.last_proof_sec = max(tally.last_proof_sec, moment.timestamp())
+        self.arrived_bytes = sum(arrived.values())
+
+    def _tally_of(self, folder: bytes, target: bytes) -> Tally | None:
+        """None for cameras that were not asked for, and targets that are no longer configured."""
+        camera, name = decode_path(folder.decode()), self.names.get(target.decode())
+        camera = re.sub("^(alerts|journal)/", "", camera)
+        return self.of(camera, name) if name and self.sources.wants(camera) else None
+
+    def _count_waiting(self) -> None:
+        ready_dir, ids = self.settings.ready_dir, {name: key for key, name in self.names.items()}
+        bare = self._bare_paths()
+        for one in self.local:
+            is_unorganized = bool(ready_dir) and one.kind in ("recording", "clip", "sidecar") and one.root != ready_dir
+            for name in self.settings.targets:
+                tally = self.of(one.camera, name)
+                if not is_unorganized and self.synclog.has_proof(one, ids.get(name, "")):
+                    continue
+                tally.oldest_start_sec = min(one.start_sec, tally.oldest_start_sec or one.start_sec)
+                tally.waiting_files += 1
+                tally.waiting_bytes += one.size
+                named = self.synclog.get(one.recorded, ids.get(name, "")) or encode_path(one.recorded).encode() in bare
+                tally.unproven_files += bool(named)
+
+    def _bare_paths(self) -> set[bytes]:
+        """Of what is here, the paths that logs of the older scripts name."""
+        here = {encode_path(one.recorded).encode() for one in self.local}
+        lines = (line.rstrip(b"\r") for file in sorted(self.settings.log_dir.glob("*.synced"))
+                 for line in file.read_bytes().split(b"\n"))  # fmt: skip
+        return here.intersection(lines)
+
+    def _count_conflicts(self) -> None:
+        for step, about in (read_json(self.settings.state_dir / LAST_RUN) or {}).items():
+            names = {"backup": ["nas"], "upload": ["s3"]}.get(step, self.settings.targets)
+            for camera, count in dict(about.get("conflicts", {})).items():
+                for name in names:
+                    if name in self.settings.targets and self.sources.wants(camera):
+                        self.of(camera, name).conflicts += int(count)
+
+    # -- what comes of it --
+
+    def rates(self) -> dict[str, float]:
+        """Bytes a second of each target, all cameras together: its busiest hour of the last day."""
+        hours: dict[str, Counter[bytes]] = {name: Counter() for name in self.settings.targets}
+        for tally in self.tallies.values():
+            hours[tally.target].update(tally.bytes_by_hour)
+        return {name: max(counts.values(), default=0) / 3600 for name, counts in hours.items()}
+
+    def disks(self) -> list[dict[str, Any]]:
+        """Free space where footage lies, and how long it lasts when nothing is deleted."""
+        day_ago_ns = (self.now - DAY_SEC) * 1e9
+        rows, seen = [], {}
+        for root in (self.settings.local_dir, self.settings.ready_dir, self.settings.clips_dir):
+            if root and root.is_dir() and (device := root.stat().st_dev) not in seen:
+                seen[device] = root
+        for device, root in seen.items():
+            fresh = sum(one.size for one in self.local
+                        if one.mtime_ns > day_ago_ns and one.root.stat().st_dev == device)  # fmt: skip
+            fresh += self.arrived_bytes if root == next(iter(seen.values())) else 0
+            free_bytes = shutil.disk_usage(root).free
+            rows.append({"disk": str(root), "free_bytes": free_bytes, "incoming_bytes_per_day": fresh,
+                         "hours_left": round(free_bytes / fresh * 24, 1) if fresh else None})  # fmt: skip
+        return rows
+
+    def orphans(self) -> dict[str, int]:
+        """What nobody takes care of, by reason."""
+        found = {reason: len(paths) for reason, paths in sorted(self.sources.odd.items())}
+        uploads = len(read_json(self.settings.state_dir / "s3_uploads.json") or {})
+        return found | ({"an interrupted S3 upload, aborted by the next run": uploads} if uploads else {})
+
+
+def status(work: Work) -> None:
+    """How the archive stands, from what is known here; status 1 beyond the limits of the section `status`."""
+    settings, now = work.settings, time.time()
+    survey = Survey(work, now)
+    rates = survey.rates()
+    rows = [survey.tallies[key].row(now, rates[key[1]]) for key in sorted(survey.tallies)]
+    disks, orphans = survey.disks(), survey.orphans()
+    for words in beyond_limits(rows, disks, settings.limits):
+        work.fail(words)
+    notes = []
+    if settings.targets:
+        notes.append(f"nothing is ever deleted on {' and '.join(settings.targets)}: thin out the archive yourself, see "
+                     "README, Thinning out the archive")  # fmt: skip
+    notes += [f"{name}: not prepared on this host; run: nas_sync.py target init" for name in settings.targets
+              if name not in work.ids.values()]  # fmt: skip
+    if settings.json:
+        for row in rows:
+            print_row(row)
+        work.about = {"disks": disks, "orphans": orphans, "notes": notes, "beyond": work.failures}
+        return
+    print("\n".join(status_table(rows, disks, orphans, notes)))
+
+
+def beyond_limits(rows: Sequence[Mapping[str, Any]], disks: Sequence[Mapping[str, Any]],
+                  limits: Mapping[str, Any]) -> list[str]:  # fmt: skip
+    """A sentence for each limit that is exceeded; a limit of 0 is none."""
+    words = []
+    for row in rows:
+        where = f"status: {row['camera']} on {row['target']}"
+        if row["oldest_sec"] > limits["max_age_sec"] > 0:
+            words.append(f"{where}: the oldest waiting file is {span_text(row['oldest_sec'])} old")
+        if row["waiting_bytes"] > limits["max_waiting_bytes"] > 0:
+            words.append(f"{where}: {size_text(row['waiting_bytes'])} wait")
+        if limits["max_conflicts"] >= 0 and row["conflicts"] > limits["max_conflicts"]:
+            words.append(f"{where}: {row['conflicts']} conflicts")
+    for disk in disks:
+        if disk["hours_left"] is not None and disk["hours_left"] < limits["min_hours_left"]:
+            words.append(f"status: {disk['disk']}: full in {disk['hours_left']} hours at the present rate, when "
+                         "nothing is deleted")  # fmt: skip
+    return words
+
+
+def span_text(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes}m"
+    return f"{minutes // 60}h{minutes % 60:02}m" if minutes < 48 * 60 else f"{minutes // 1440}d{minutes // 60 % 24:02}h"
+
+
+def status_table(rows: Sequence[Mapping[str, Any]], disks: Sequence[Mapping[str, Any]], orphans: Mapping[str, int],
+                 notes: Sequence[str]) -> list[str]:  # fmt: skip
+    """For people: columns, then a line for each disk, orphan and note."""
+    cells = [("camera", "target", "waiting", "bytes", "oldest", "last success", "rate", "drained in", "unproven",
+              "conflicts", "lost", "archived")]  # fmt: skip
+    for row in rows:
+        last = utc_text(row["last_success"]) if row["last_success"] else "never"
+        cells.append((printable(row["camera"]), row["target"], str(row["waiting_files"]),
+                      size_text(row["waiting_bytes"]), span_text(row["oldest_sec"]) if row["waiting_files"] else "-",
+                      last, f"{size_text(row['bytes_per_sec'])}/s", span_text(row["drain_sec"]),
+                      str(row["unproven_files"]), str(row["conflicts"]), str(row["lost_files"]),
+                      f"{row['archived_files']} ({size_text(row['archived_bytes'])})"))  # fmt: skip
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    for disk in disks:
+        left = "" if disk["hours_left"] is None else (
+            f", {disk['hours_left']} hours at the present {size_text(disk['incoming_bytes_per_day'])} a day, when "
+            "nothing is deleted")  # fmt: skip
+        lines.append(f"free on {printable(disk['disk'])}: {size_text(disk['free_bytes'])}{left}")
+    lines += [f"orphans: {count} {reason}" for reason, count in orphans.items()]
+    return lines + [f"note: {note}" for note in notes]
+
+
+# --- find and fetch ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a piece of footage lies."""
+
+    name: str  # local, ready, clips, nas, s3
+    address: str
+    footage: Footage
+    record: Record | None  # None: here, and not archived
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One file of footage, wherever it is."""
+
+    recorded: str
+    camera: str
+    kind: str
+    start_sec: float
+    end_sec: float
+    size: int
+    sha256: str  # "" when nothing has hashed it yet
+    places: tuple[Place, ...]  # nearest first
+
+    @property
+    def name(self) -> str:
+        return self.recorded.rpartition("/")[2]
+
+    def covers(self, start_sec: float, end_sec: float) -> bool:
+        """Whether anything of it lies between; `end_sec` itself does not count, except of a single moment."""
+        return self.start_sec < max(end_sec, start_sec + TINY_SEC) and start_sec < self.end_sec
+
+
+def pieces_of(work: Work, camera: str) -> list[Piece]:
+    """All footage of a camera that is here or in the sync log, by time; sidecars come with their clips' times."""
+    settings = replace(work.settings, only=(camera,))
+    sources, timeline = Sources(settings), Timeline(settings, work.segment_sec)
+    found: dict[tuple[str, int, int], list[Place]] = {}
+    roots = {settings.local_dir: "local", settings.ready_dir: "ready", settings.clips_dir: "clips"}
+    for one in [*sources.recordings(), *sources.organized(), *sources.clips()]:
+        place = Place(roots.get(one.root, "local"), str(one.path), one, None)
+        found.setdefault((one.recorded, one.size, one.mtime_ns), []).append(place)
+    for record in SyncLog(settings.log_dir, CameraPaths(sources.wants)):
+        if record.proves:
+            footage, name = timeline.footage(record), work.ids.get(record.target, record.target)
+            place = Place(name, address_of(settings, name, footage), footage, record)
+            found.setdefault((record.path, record.size, record.mtime_ns), []).append(place)
+    return sorted((made for places in found.values() for made in as_pieces(places, timeline)),
+                  key=lambda one: (one.start_sec, one.recorded))  # fmt: skip
+
+
+def as_pieces(places: Sequence[Place], timeline: Timeline) -> Iterator[Piece]:
+    """One, or one for each content where targets hold different ones under the same name, size and time."""
+    contents = sorted({one.record.sha256 for one in places if one.record}) or [""]
+    for sha256 in contents:
+        own = [one for one in places if not one.record or one.record.sha256 == sha256]
+        own.sort(key=lambda one: PLACES.index(one.name) if one.name in PLACES else len(PLACES))
+        first = own[0].footage
+        start_sec, end_sec = timeline.bounds(first)
+        yield Piece(first.recorded, first.camera, first.kind, start_sec, end_sec, first.size, sha256, tuple(own))
+
+
+def address_of(settings: Settings, name: str, footage: Footage) -> str:
+    if name == "nas":
+        return f"{str(settings.nas['nas_target_dir']).rstrip('/')}/{footage.recorded}"
+    return f"s3://{settings.s3['bucket']}/{key_of(footage)}" if name == "s3" else f"{name}/{footage.recorded}"
+
+
+def find(work: Work) -> None:
+    """Where the footage of a moment is, as far as is known here; no target is asked."""
+    words, at_text = work.settings.words, work.settings.at
+    if len(words) != 1 or not at_text:
+        raise UsageError("find: say find CAMERA --at TIME")
+    moment_sec = parse_time(at_text, "--at", parse_zone(None))
+    pieces = [one for one in pieces_of(work, words[0]) if one.kind != "sidecar"]
+    hits = [one for one in pieces if one.covers(moment_sec, moment_sec)]
+    for one in hits:
+        for place in one.places:
+            tell_place(work, one, place)
+    if hits:
+        return
+    near = [f"the {words} at {utc_text(moment)}" for words, moment in (
+        ("one before ends", max((one.end_sec for one in pieces if one.end_sec <= moment_sec), default=0)),
+        ("next begins", min((one.start_sec for one in pieces if one.start_sec > moment_sec), default=0)))
+        if moment]  # fmt: skip
+    work.fail(f"find: no footage of {words[0]} at {utc_text(moment_sec)} is known here"
+              + (f"; {', '.join(near)}" if near else ""))  # fmt: skip
+
+
+def tell_place(work: Work, piece: Piece, place: Place) -> None:
+    start, end = utc_text(piece.start_sec), utc_text(piece.end_sec)
+    if work.settings.json:
+        proof = {"proof": place.record.how, "proven_at": place.record.at_sec} if place.record else {}
+        print_row({"place": place.name, "address": printable(place.address), "camera": piece.camera,
+                   "kind": piece.kind, "start": piece.start_sec, "end": piece.end_sec, "bytes": piece.size,
+                   "sha256": piece.sha256, **proof})  # fmt: skip
+        return
+    print(f"{place.name}\t{start}\t{end}\t{printable(place.address)}")
+
+
+def chosen_pieces(work: Work) -> tuple[list[Piece], Path, float, float]:
+    """What `fetch` and `export` were asked for, with the sidecars of its clips; where to; from and to."""
+    words, command = list(work.settings.words), work.settings.command
+    is_export = command == "export"
+    at_text = None if is_export else work.settings.at
+    if len(words) != (2 if at_text else 4):
+        more = "" if is_export else ", or fetch CAMERA DIR --at TIME"
+        raise UsageError(f"{command}: say {command} CAMERA FROM TO DIR{more}")
+    zone, times = parse_zone(None), [at_text] if at_text else words[1:3]
+    bounds = [parse_time(text, name, zone) for text, name in zip(times, ("FROM", "TO"), strict=False)]
+    if not at_text and bounds[1] <= bounds[0]:
+        raise UsageError(f"{command}: TO is not after FROM")
+    chosen = [one for one in pieces_of(work, words[0]) if one.covers(bounds[0], bounds[-1])]
+    if not chosen:
+        raise CannotStart(f"{command}: no footage of {words[0]} of that time is known here")
+    folder = folder_of(words[-1])
+    assert folder is not None
+    return chosen[: work.settings.limit], folder, bounds[0], bounds[-1]
+
+
+def named(pieces: Sequence[Piece]) -> dict[str, Piece]:
+    """File name -> piece; a second one of the same name becomes NAME_1. The same in every run over the same pieces."""
+    taken: dict[str, Piece] = {}
+    for one in pieces:
+        if not any(other.sha256 == one.sha256 != "" and other.name == one.name for other in taken.values()):
+            taken[next(name for name in other_names(one.name) if name not in taken)] = one
+    return taken
+
+
+def fetch(work: Work) -> None:
+    """Footage back into a folder: each file from the nearest place that has it, checked before it gets its name."""
+    pieces, folder, _, _ = chosen_pieces(work)
+    if work.settings.dry_run:
+        return work.show_plan("fetch", [one.places[0].footage for one in pieces])
+    collect(work, "fetch", named(pieces), folder)
+    return None
+
+
+def collect(work: Work, step: str, wanted: Mapping[str, Piece], folder: Path) -> dict[str, str]:
+    """File name -> sha256 of what is in the folder afterwards and is right."""
+    work.counts.setdefault(step, Counter())
+    make_folder(folder)
+    there: dict[str, str] = {}
+    open_names = []
+    for name, piece in wanted.items():
+        if os.path.lexists(folder / name):
+            sha256 = piece.sha256 or work.hashes.of(piece.places[0].footage)
+            is_same = (folder / name).is_file() and sha256_of(folder / name) == sha256
+            there |= {name: sha256} if is_same else {}
+            tell_piece(work, step, name, piece, "there" if is_same else "conflict",
+                       "" if is_same else "other content has its name in that folder; it was left")  # fmt: skip
+        else:
+            open_names.append(name)
+    need_room(folder, sum(wanted[name].size for name in open_names))
+    sweep(folder)
+    work_folder = folder / f"{FETCH_FOLDER}{os.getpid()}"
+    why: dict[str, str] = {}
+    try:
+        for kind in PLACES:
+            mine = [name for name in open_names if name not in there
+                    and any(place.name == kind for place in wanted[name].places)]  # fmt: skip
+            if mine and not work.settings.time_is_up():
+                there |= collect_from(work, step, kind, {name: wanted[name] for name in mine}, work_folder, why)
+    finally:
+        shutil.rmtree(work_folder, ignore_errors=True)
+    for name in open_names:
+        if name not in there:
+            tell_piece(work, step, name, wanted[name], "failed", why.get(name, "no place that is known here has it"))
+    return there
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise CannotStart(f"{folder}: cannot be made: {problem.strerror}") from problem
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed fetch has left, never that of one at work."""
+    for left in folder.glob(f"{FETCH_FOLDER}*"):
+        pid = left.name.removeprefix(FETCH_FOLDER)
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def collect_from(work: Work, step: str, kind: str, wanted: Mapping[str, Piece], work_folder: Path,
+                 why: dict[str, str]) -> dict[str, str]:  # fmt: skip
+    """From one place, in batches; `why` learns what did not come."""
+    got: dict[str, str] = {}
+    places = {name: next(place for place in piece.places if place.name == kind) for name, piece in wanted.items()}
+    names = {place.footage: name for name, place in places.items()}
+    for batch in batches(list(names)):
+        shutil.rmtree(work_folder, ignore_errors=True)
+        work_folder.mkdir(parents=True)
+        if places[names[batch[0]]].record:
+            try:
+                brought = work.target(kind).bring(batch, work_folder)
+            except CannotStart as problem:
+                log.warning("%s", quotable(str(problem)))
+                why |= dict.fromkeys(wanted, str(problem))
+                break
+        else:
+            brought = copy_here(work, batch, work_folder)
+        for footage in batch:
+            name, piece = names[footage], wanted[names[footage]]
+            part = brought.get(footage.recorded)
+            sha256 = accept(part, piece, footage, work_folder.parent / name) if part else ""
+            if sha256:
+                got[name] = sha256
+                tell_piece(work, step, name, piece, "fetched", f"from {kind}")
+            else:
+                why[name] = f"{kind}: " + ("what came is not what was archived" if part else "it could not be read")
+                log.warning("%s: %s", printable(piece.recorded), why[name])
+    return got
+
+
+def copy_here(work: Work, batch: Sequence[Footage], work_folder: Path) -> dict[str, Path]:
+    copied = {}
+    for number, one in enumerate(batch):
+        with suppress(Gone, OSError):
+            copy_checked(one, work_folder / str(number), work.hashes)
+            copied[one.recorded] = work_folder / str(number)
+    return copied
+
+
+def accept(part: Path, piece: Piece, footage: Footage, final: Path) -> str:
+    """Give what was brought its name when it is right; its sha256, or "" when it is not."""
+    sha256 = sha256_of(part)
+    if piece.sha256 and sha256 != piece.sha256:
+        return ""
+    with part.open("rb+") as handle:
+        os.fsync(handle.fileno())
+    os.utime(part, ns=(footage.mtime_ns, footage.mtime_ns))
+    if not publish(part, final):
+        return ""
+    part.unlink(missing_ok=True)
+    return sha256
+
+
+def tell_piece(work: Work, step: str, name: str, piece: Piece, state: str, why: str = "") -> None:
+    """`stdout` carries the names of the files that are there now."""
+    work.tell(step, piece.places[0].footage, state, why)
+    if state != "failed" and state != "conflict" and not work.settings.json and not work.settings.quiet:
+        print(printable(name))
+
+
+def export(work: Work) -> None:
+    """A folder to hand over: clips, sidecars and recordings, SHA256SUMS, and one page that lists them."""
+    pieces, folder, start_sec, end_sec = chosen_pieces(work)
+    wanted = named(pieces)
+    if work.settings.dry_run:
+        return work.show_plan("export", [one.places[0].footage for one in pieces])
+    make_folder(folder)
+    foreign = sorted(one.name for one in folder.iterdir()
+                     if one.name not in {*wanted, "SHA256SUMS", "index.html"} and not one.name.startswith(FETCH_FOLDER))
+    if foreign:
+        raise UsageError(f"export: {folder} holds other files ({printable(foreign[0])}); give a new or an empty folder")
+    there = collect(work, "export", wanted, folder)
+    with part_file(folder / "SHA256SUMS") as part:
+        part.write_bytes(b"".join(sum_line(there[name], name) for name in sorted(there)))
+    page = export_page(work.settings.words[0], start_sec, end_sec, wanted, there, folder)
+    with part_file(folder / "index.html") as part:
+        part.write_text(page, encoding="utf-8")
+    return None
+
+
+def sum_line(sha256: str, name: str) -> bytes:
+    """As `sha256sum -c` reads it: a name with control characters is escaped, and the line says so."""
+    raw = os.fsencode(name)
+    escaped = raw.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
+    return (b"\\" if escaped != raw else b"") + sha256.encode() + b"  " + escaped + b"\n"
+
+
+def uncovered(pieces: Iterable[Piece], start_sec: float, end_sec: float) -> list[tuple[float, float]]:
+    """Stretches between the two times of which there is no footage."""
+    gaps, reached_sec = [], start_sec
+    for one in sorted(pieces, key=lambda one: one.start_sec):
+        if one.start_sec > reached_sec:
+            gaps.append((reached_sec, min(one.start_sec, end_sec)))
+        reached_sec = max(reached_sec, one.end_sec)
+    return gaps + ([(reached_sec, end_sec)] if reached_sec < end_sec else [])
+
+
+def export_page(camera: str, start_sec: float, end_sec: float, wanted: Mapping[str, Piece], there: Mapping[str, str],
+                folder: Path) -> str:  # fmt: skip
+    """One page without scripts or outside parts."""
+    from html import escape
+    from urllib.parse import quote
+
+    rows = []
+    for name, piece in wanted.items():
+        shown = f'<a href="./{quote(os.fsencode(name))}">{escape(printable(name))}</a>' if name in there else (
+            f"{escape(printable(name))}: <strong>not exported</strong>")  # fmt: skip
+        cells = (shown, escape(piece.kind), utc_text(piece.start_sec), utc_text(piece.end_sec), str(piece.size),
+                 f"<code>{there.get(name, '')}</code>", escape(sidecar_words(folder / name)))  # fmt: skip
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    footage = [piece for name, piece in wanted.items() if name in there and piece.kind != "sidecar"]
+    gaps = [f"<li>{utc_text(start)} to {utc_text(end)}</li>" for start, end in uncovered(footage, start_sec, end_sec)]
+    title = f"{escape(printable(camera))}, {utc_text(start_sec)} to {utc_text(end_sec)}"
+    return PAGE.format(title=title, rows="\n".join(rows), made=utc_text(time.time()),
+                       gaps="<ul>" + "".join(gaps) + "</ul>" if gaps else "<p>None.</p>")  # fmt: skip
+
+
+def sidecar_words(file: Path) -> str:
+    """What the sidecar of a clip tells that its reader should know."""
+    is_clip = file.suffix == ".mp4" and CLIP_NAME.fullmatch(file.name)
+    about = (read_json(file.with_suffix(".json")) or {}) if is_clip else {}
+    gaps = about.get("gaps")
+    words = ["complete"] if about.get("complete") is True else ["incomplete"] if about.get("complete") is False else []
+    for gap in gaps if isinstance(gaps, list) else []:
+        with suppress(KeyError, TypeError, ValueError, OverflowError):
+            words.append(f"gap {utc_text(gap['start_ms'] / 1000)} to {utc_text(gap['end_ms'] / 1000)}: {gap['reason']}")
+    return "; ".join(words)
+
+
 # --- commands ----------------------------------------------------------------------------------------------------
 
 
 def run_all(work: Work) -> None:
-    """organize, backup, upload, cleanup: each where configured. A target that is away does not stop the others."""
+    """organize, backup, upload, verify of what is here, cleanup: each where configured. A target that is away does not
+    stop the others."""
     settings = work.settings
     steps: list[Callable[[Work], None]] = []
     steps += [organize] if settings.ready_dir and (settings.local_dir or settings.clips_dir) else []
     steps += [backup] if "nas" in settings.targets else []
     steps += [upload] if "s3" in settings.targets else []
+    steps += [verify_local] if settings.targets else []
     steps += [cleanup] if settings.targets or settings.retention["without_archive"] else []
     if not settings.targets and not settings.retention["without_archive"]:
         raise UsageError("run: no target is configured; set nas.nas_target_dir or s3.bucket")
@@ -2498,9 +3607,7 @@ def run_all(work: Work) -> None:
         try:
             step(work)
         except CannotStart as problem:
-            if str(problem) not in work.failures:
-                work.fail(str(problem))
-            work.status = Status.CANNOT_START
+            work.fail_target(problem)
 
 
 def prepare_targets(work: Work, words: Sequence[str]) -> None:
@@ -2523,12 +3630,19 @@ def prepare_targets(work: Work, words: Sequence[str]) -> None:
 
 # command -> what it does, and its help
 COMMANDS: dict[str, tuple[Callable[[Work], None], str]] = {
-    "run": (run_all, "organize, backup, upload and cleanup, each where configured"),
+    "run": (run_all, "organize, backup, upload, verify of what is here and cleanup, each where configured"),
     "organize": (organize, "finished footage into nas.ready_for_backup_dir, by camera and date"),
     "backup": (backup, "what waits to the NAS, with proof"),
     "upload": (upload, "what waits to S3, with proof"),
+    "verify": (verify, "what is recorded against what the targets hold; status 1 when anything is missing or differs"),
     "cleanup": (cleanup, "delete local footage that is proven on every required target"),
+    "status": (status, "how each camera stands with each target; asks no target"),
+    "find": (find, "where the footage of a moment is: find CAMERA --at TIME"),
+    "fetch": (fetch, "footage back into a folder: fetch CAMERA FROM TO DIR, or fetch CAMERA DIR --at TIME"),
+    "export": (export, "a folder to hand over, with SHA256SUMS and a page: export CAMERA FROM TO DIR"),
 }
+READERS = ("status", "find", "fetch", "export")  # change nothing of ours, so they need no lock
+ASKED_BY_HAND = ("find", "fetch", "export")  # whoever asks sees the answer, so nobody is notified
 TARGETS: dict[str, Callable[[Settings, Memory, int | None, Callable[[Footage, str], bool]], Target]] = {
     "nas": NasTarget,
     "s3": S3Target,
@@ -2557,6 +3671,17 @@ def check_folders(settings: Settings) -> None:
         raise CannotStart(f"{problem.filename}: cannot be written: {problem.strerror}") from problem
 
 
+@contextmanager
+def lock_for(settings: Settings, wait_sec: float) -> Iterator[int | None]:
+    """Readers need none; a verify of everything takes hours, and backups go on beside it."""
+    if settings.command in READERS:
+        yield None
+        return
+    file = settings.lock_file.with_suffix(".verify.lock") if settings.command == "verify" else settings.lock_file
+    with run_lock(file, "nas_sync", wait_sec) as lock:
+        yield lock.fileno()
+
+
 def one_round(arguments: argparse.Namespace, config: Mapping[str, Any], config_file: Path) -> int:
     """One run of a command under the lock, told to notify.*; returns its status."""
     settings = settle(arguments, config, config_file)
@@ -2567,8 +3692,8 @@ def one_round(arguments: argparse.Namespace, config: Mapping[str, Any], config_f
     for name in settings.only:
         if not is_known(name, settings):
             log.warning("--camera %s: no footage of a camera of this name is here; is it spelled right?", name)
-    with run_lock(settings.lock_file, "nas_sync", wait_sec) as lock:
-        work = Work(settings, float(config["recording"]["segment_duration"]), lock.fileno())
+    with lock_for(settings, wait_sec) as lock_fd:
+        work = Work(settings, float(config["recording"]["segment_duration"]), lock_fd)
         try:
             if arguments.command == "target":
                 prepare_targets(work, arguments.words)
@@ -2579,17 +3704,19 @@ def one_round(arguments: argparse.Namespace, config: Mapping[str, Any], config_f
             work.status = Status.CANNOT_START
         finally:
             work.close()
+        if arguments.command in COMMANDS and arguments.command not in READERS and not settings.dry_run:
+            work.remember()
         finish(work, arguments, config)
     return work.status
 
 
 def finish(work: Work, arguments: argparse.Namespace, config: Mapping[str, Any]) -> None:
-    if arguments.command in COMMANDS:
+    if arguments.command in COMMANDS and arguments.command not in ("status", "find"):
         log.info("%s", work.summary())
     if arguments.json:
-        print_row({"summary": {"status": int(work.status), "bytes": dict(work.bytes),
+        print_row({"summary": {"status": int(work.status), "bytes": dict(work.bytes), **work.about,
                                "steps": {step: dict(states) for step, states in work.counts.items()}}})  # fmt: skip
-    if not work.settings.dry_run and arguments.command in COMMANDS:
+    if not work.settings.dry_run and arguments.command in COMMANDS and arguments.command not in ASKED_BY_HAND:
         notify(config["notify"], work.settings.state_dir / "notify.json", f"nas_sync {arguments.command}", work.status,
                "\n".join([work.summary(), *work.failures[:FAILURES_TOLD]]))  # fmt: skip
 
@@ -2619,11 +3746,16 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     others = {"target": (None, "init: mark the targets as ours, once; check: are they there, what can they do"),
               "hold": (None, "add, list or remove stretches that cleanup spares")}  # fmt: skip
+    words = {"target": "init or check", "hold": "add, list or remove; CAMERA FROM TO", "find": "CAMERA",
+             "fetch": "CAMERA FROM TO DIR, or with --at CAMERA DIR", "export": "CAMERA FROM TO DIR"}  # fmt: skip
     for name, (_, what) in {**COMMANDS, **others}.items():
         made = commands.add_parser(name, help=what, description=what, allow_abbrev=False)
-        if name in others:
-            made.add_argument("words", metavar="WORD", nargs="*",
-                              help="init or check" if name == "target" else "add, list or remove; CAMERA FROM TO")
+        if name in words:
+            made.add_argument("words", metavar="WORD", nargs="*", help=words[name])
+        if name in ("find", "fetch"):
+            made.add_argument("--at", metavar="TIME", help="a moment: epoch seconds, ISO 8601, or '2 hours ago'")
+        if name == "verify":
+            made.add_argument("--deep", action="store_true", help="read back what the target cannot hash itself")
         add_flags(made)
         add_common_flags(made)
     return parser

@@ -249,7 +249,9 @@ CONFIG_KEYS: dict[str, dict[str, Key]] = {
     "upload": {"check_interval": Key(300, "whole"), "delete_after_upload": Key(True, "bool")},
     "retention": {"keep_days": Key(0, "number"), "max_bytes": Key(0, "whole"), "min_free_bytes": Key(0, "whole"),
                   "grace_sec": Key(900, "whole"), "required": Key([], "list"), "without_archive": Key(False, "bool"),
-                  "unusual_files": Key(5000, "whole")},
+                  "unusual_files": Key(5000, "whole"), "verify_days": Key(7, "number")},
+    "status": {"max_age_sec": Key(0, "whole"), "max_waiting_bytes": Key(0, "whole"), "max_conflicts": Key(-1, "whole"),
+               "min_hours_left": Key(0, "number")},
     "analysis": {
         "black_mean": Key(20, "number"), "black_range": Key(6, "number"), "black_sec": Key(1, "number"),
         "freeze_same": Key(0.08, "number"), "freeze_noise": Key(0.35, "number"),

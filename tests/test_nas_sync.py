@@ -86,7 +86,8 @@ def test_footage_goes_to_the_nas_by_camera_and_date_is_proven_and_then_deleted_h
         assert list(site.local()) == [f"Door_{UUID}/{DAY}/{sidecar.name}"]  # sidecars stay
         assert done.rows[-1]["summary"]["steps"]["cleanup"] == {"deleted": 3}
         again = site.run("run")
-        assert (again.status, again.rows[-1]["summary"]["steps"]) == (0, {"organize": {}, "backup": {}, "cleanup": {}})
+        nothing = {"organize": {}, "backup": {}, "verify": {}, "cleanup": {}}
+        assert (again.status, again.rows[-1]["summary"]["steps"]) == (0, nothing)
     finally:
         if server:
             server.stop()

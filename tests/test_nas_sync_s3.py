@@ -111,7 +111,7 @@ class House:
         return list({one.path: one for one in map(nas_sync.read_record, found) if one}.values())
 
     def proofs(self) -> list[str]:
-        return sorted(one.proof for one in self.records())
+        return sorted(one.how for one in self.records())
 
     def open_uploads(self) -> dict[str, Any]:
         file = self.state / "s3_uploads.json"
