@@ -131,6 +131,9 @@ QUIET_MORE_SEC = 3  # rsync's own timeout comes first
 KEEP_ALIVE_BYTES = 1024  # within one timeout; less is no progress
 KILL_AFTER_SEC = 2.0  # from TERM to KILL
 PROOF_BYTES_PER_SEC = 10_000_000  # a target that reads slower than this counts as hanging
+HORIZON_SEC = 86400  # a proof from later than this ahead is of a clock that stood wrong, and made anew
+LAST_SEC = 253_370_764_800.0  # 9999-01-01, a year before Python's calendar ends
+LOST_AND_FOUND = "lost+found"  # of a filesystem, for root only
 UNCERTAIN_SEC = 86400  # a file of ours is not longer than a day
 HOLD_WAIT_SEC = 10.0
 FAILURES_TOLD = 50  # in a notification
@@ -525,11 +528,18 @@ def day_sec(day: str) -> float | None:
         return None
 
 
+def as_sec(value: Any) -> float:
+    """Epoch seconds that a calendar knows. Raises ValueError, TypeError."""
+    if not 0 <= (sec := float(value)) < LAST_SEC:
+        raise ValueError(f"{value} is no time")
+    return sec
+
+
 def clip_start(path: Path, zone: tzinfo) -> tuple[float | None, str]:
     """When a clip (or the clip of a sidecar) begins: from its sidecar, else from its name."""
     sidecar = read_json(path.with_suffix(".json")) or {}
     with suppress(KeyError, TypeError, ValueError):
-        return float(sidecar["requested"]["start_ms"]) / 1000, "sidecar"
+        return as_sec(sidecar["requested"]["start_ms"] / 1000), "sidecar"
     found = CLIP_NAME.fullmatch(path.name)
     if found and found[2]:
         return float(found[2]), "name"
@@ -544,12 +554,17 @@ def journal_spans(folder: Path) -> dict[str, tuple[float, float]]:
     """File name -> start and end, of all that a recorder's journal of one camera tells; torn lines are left out."""
     spans: dict[str, tuple[float, float]] = {}
     for file in sorted(folder.glob("????-??-??.jsonl")):
-        for text in file.read_bytes().split(b"\n"):
+        try:
+            content = file.read_bytes()
+        except OSError as problem:
+            log.warning("%s: cannot be read, so names tell the time: %s", file, problem.strerror)
+            continue
+        for text in content.split(b"\n"):
             with suppress(ValueError, TypeError, KeyError):
                 line = json.loads(text)
                 if line["kind"] == "segment":
-                    start_sec = float(line["start"])
-                    spans[str(line["file"]).rpartition("/")[2]] = start_sec, float(line.get("end", start_sec))
+                    start_sec = as_sec(line["start"])
+                    spans[str(line["file"]).rpartition("/")[2]] = start_sec, as_sec(line.get("end", start_sec))
     return spans
 
 
@@ -560,15 +575,6 @@ def scan(folder: Path) -> Iterator[os.DirEntry[str]]:
             yield from sorted(entries, key=attrgetter("name"))
     except FileNotFoundError:
         return
-
-
-def entries_of(folder: str | Path) -> list[os.DirEntry[str]]:
-    """The same in no order, for folders of many files."""
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except FileNotFoundError:
-        return []
 
 
 @dataclass(frozen=True)
@@ -595,6 +601,7 @@ class Sources:
 
     settings: Settings
     odd: dict[str, list[str]] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)  # sentences
 
     def wants(self, camera: str) -> bool:
         return not self.settings.only or bool(names_of(camera) & {name.lower() for name in self.settings.only})
@@ -622,6 +629,20 @@ class Sources:
     def note(self, reason: str, path: str) -> None:
         self.odd.setdefault(reason, []).append(path)
 
+    def entries(self, folder: str | Path) -> list[os.DirEntry[str]]:
+        """What lies in a folder, in no order; one that cannot be read does not stop the others."""
+        try:
+            with os.scandir(folder) as entries:
+                return [entry for entry in entries if entry.name != LOST_AND_FOUND]
+        except OSError as problem:
+            self.miss(problem, Path(folder))
+            return []
+
+    def miss(self, problem: OSError, folder: Path | None = None) -> None:
+        if problem.errno != errno.ENOENT:
+            where = printable(folder or problem.filename)
+            self.unread.append(f"{where}: this folder cannot be read: {problem.strerror}")
+
     def recordings(self) -> Iterator[Footage]:
         """CAMERA/NAME of the recorder."""
         return (one for listing in self.recorded() for one in listing.files())
@@ -629,7 +650,7 @@ class Sources:
     def recorded(self) -> Iterator[Listing]:
         root = self.settings.local_dir
         others = {self.settings.ready_dir, self.settings.clips_dir, self.settings.evidence_dir}
-        for folder in scan(root) if root else ():
+        for folder in self.entries(root) if root else ():
             if folder.name.startswith(".") or not folder.is_dir(follow_symlinks=False) or Path(folder.path) in others:
                 continue
             if not CAMERA_NAME.fullmatch(folder.name):
@@ -662,7 +683,7 @@ class Sources:
             return Footage(root, f"{camera}/{entry.name}", camera, "recording", start_sec, basis, status.st_size,
                            status.st_mtime_ns)  # fmt: skip
 
-        return Listing(f"{camera}/", entries_of(folder.path), make)
+        return Listing(f"{camera}/", self.entries(folder.path), make)
 
     def clips(self) -> Iterator[Footage]:
         """Clips and sidecars of copy_footage.py; other files in that folder are none of ours."""
@@ -671,7 +692,7 @@ class Sources:
     def downloaded(self) -> Iterator[Listing]:
         root = self.settings.clips_dir
         cameras: dict[str, list[os.DirEntry[str]]] = {}
-        for entry in entries_of(root) if root else ():
+        for entry in self.entries(root) if root else ():
             if (found := CLIP_NAME.fullmatch(entry.name)) and self.wants(found[1]):
                 cameras.setdefault(found[1], []).append(entry)
         for camera, entries in sorted(cameras.items()):
@@ -698,16 +719,16 @@ class Sources:
 
     def ready(self) -> Iterator[Listing]:
         root = self.settings.ready_dir
-        for camera in scan(root) if root else ():
+        for camera in self.entries(root) if root else ():
             if camera.name.startswith(".") or not camera.is_dir(follow_symlinks=False) or not self.wants(camera.name):
                 continue
-            for day in scan(Path(camera.path)):
+            for day in self.entries(Path(camera.path)):
                 midnight_sec = day_sec(day.name) if DAY_FOLDER.fullmatch(day.name) else None
                 if midnight_sec is None or not day.is_dir(follow_symlinks=False):
                     self.note("not in a folder CAMERA/YYYY-MM-DD", day.path)
                     continue
                 assert root is not None
-                entries = entries_of(day.path)
+                entries = self.entries(day.path)
                 told = {entry.name.removesuffix(".json") for entry in entries if entry.name.endswith(".json")}
                 place = f"{camera.name}/{day.name}/"
                 yield Listing(place, entries, partial(self._organized, root, place, midnight_sec, told))
@@ -743,12 +764,12 @@ class Sources:
         return (one for listing in self.tree(root, kind, prefix) for one in listing.files())
 
     def tree(self, root: Path | None, kind: str, prefix: str) -> Iterator[Listing]:
-        for folder, names, _ in os.walk(root) if root else ():
-            names[:] = sorted(name for name in names if not name.startswith("."))
+        for folder, names, _ in os.walk(root, onerror=self.miss) if root else ():
+            names[:] = sorted(name for name in names if not name.startswith(".") and name != LOST_AND_FOUND)
             assert root is not None
             place = "" if Path(folder) == root else f"{Path(folder).relative_to(root).as_posix()}/"
             if self.wants(place.partition("/")[0]):
-                yield Listing(prefix + place, entries_of(folder), partial(self._any, root, place, kind, prefix))
+                yield Listing(prefix + place, self.entries(folder), partial(self._any, root, place, kind, prefix))
 
     def _any(self, root: Path, place: str, kind: str, prefix: str, entry: os.DirEntry[str]) -> Footage | None:
         if entry.is_dir(follow_symlinks=False) or (status := self.file(entry)) is None:
@@ -781,27 +802,31 @@ def by_age(footage: Footage) -> tuple[float, int, str]:
     return footage.start_sec, footage.kind != "sidecar", footage.recorded
 
 
-def find_footage(settings: Settings) -> list[Footage]:
-    """What waits in the sources for a target, oldest first. Odd files are reported once, and left alone."""
+def find_footage(settings: Settings, fail: Callable[[str], None] = log.error) -> list[Footage]:
+    """What waits in the sources for a target, oldest first. Odd files are reported once, and left alone; `fail` is told
+    of folders that cannot be read."""
     sources = Sources(settings)
     found = [one for listing in sources.waiting() for one in listing.files()]
-    report_odd(sources)
+    report_odd(sources, fail)
     return sorted(found, key=by_age)
 
 
-def find_unproven(settings: Settings, target_id: str) -> tuple[list[Footage], SyncLog]:
+def find_unproven(settings: Settings, target_id: str,
+                  fail: Callable[[str], None]) -> tuple[list[Footage], SyncLog]:  # fmt: skip
     """What of it is not proven on a target, oldest first, and what the sync log says of everything that is here."""
     sources = Sources(settings)
     listings = [(listing, listing.paths()) for listing in sources.waiting()]
     synclog = SyncLog(settings.log_dir, {path for _, paths in listings for path in paths})
     found: list[Footage] = []
     for listing, paths in listings:
-        found += replace(listing, entries=list(synclog.unproven(listing.entries, paths, target_id))).files()
-    report_odd(sources)
-    return sorted(found, key=by_age), synclog
+        found += replace(listing, entries=list(synclog.doubtful(listing.entries, paths, target_id))).files()
+    report_odd(sources, fail)
+    return sorted((one for one in found if not synclog.has_proof(one, target_id)), key=by_age), synclog
 
 
-def report_odd(sources: Sources) -> None:
+def report_odd(sources: Sources, fail: Callable[[str], None]) -> None:
+    for words in sources.unread:
+        fail(words)
     for reason, paths in sorted(sources.odd.items()):
         shown = ", ".join(printable(path) for path in sorted(paths)[:ODD_SHOWN])
         more = f" and {len(paths) - ODD_SHOWN} more" if len(paths) > ODD_SHOWN else ""
@@ -864,7 +889,8 @@ class CameraPaths:
 
 
 class SyncLog:
-    """`success_log_dir/YYYY-MM-DD.synced`: what is on which target, and how that is known. Append only.
+    """`success_log_dir/YYYY-MM-DD.synced`: what is on which target, and how that is known. Append only, and never to
+    an older file than the newest, so that the order of the files is that of their lines whatever the clock said.
 
     Only what concerns `wanted` paths is kept in memory (None: everything), so that years of logs cost little. The last
     line about a path and a target counts. A line that is not whole counts for nothing, and neither does a bare path as
@@ -873,6 +899,7 @@ class SyncLog:
 
     def __init__(self, folder: Path, wanted: Iterable[str | bytes] | CameraPaths | None = None) -> None:
         self.folder = folder
+        self.horizon = utc_text(time.time() + HORIZON_SEC).encode()
         self.lines: dict[bytes, bytes] = {}  # "path TAB target" -> its last line; parsed when it is asked for
         self.last: dict[bytes, bytes] = {}  # path -> its last line, whatever the target
         keys = wanted if wanted is None or isinstance(wanted, CameraPaths) else {
@@ -925,32 +952,37 @@ class SyncLog:
         line = self.lines.get(f"{encode_path(footage.recorded)}\t{target_id}".encode())
         if not line:
             return False
-        _, size, mtime_ns, _, _, proof, *_ = line.split(b"\t")
-        return proof != LOST.encode() and (int(size), int(mtime_ns)) == (footage.size, footage.mtime_ns)
+        _, size, mtime_ns, _, _, proof, at, *_ = line.split(b"\t")
+        return (proof != LOST.encode() and at <= self.horizon
+                and (int(size), int(mtime_ns)) == (footage.size, footage.mtime_ns))  # fmt: skip
 
-    def unproven(self, entries: Iterable[os.DirEntry[str]], paths: Iterable[bytes],
+    def doubtful(self, entries: Iterable[os.DirEntry[str]], paths: Iterable[bytes],
                  target_id: str) -> Iterator[os.DirEntry[str]]:  # fmt: skip
-        """Of the files in a folder those that has_proof() would not know, as they are now. Written for 100,000 files:
-        the beginning of the line is compared, and nothing else is made of a file that is proven."""
+        """The files of a folder without those that are surely proven, as they are now; has_proof() judges the rest.
+        Written for 100,000 files: the line is compared as it stands, and nothing is made of a file that is proven."""
         lines, target, lost = self.lines, f"\t{target_id}".encode(), f"\t{LOST}\t".encode()
-        for entry, path in zip(entries, paths):
+        horizon = b"\t" + self.horizon  # any other byte in place of the TAB is greater, so an odd line never passes
+        for entry, path in zip(entries, paths, strict=True):
             line = lines.get(path + target)
             try:
                 status = entry.stat(follow_symlinks=False) if line else None
             except OSError:
                 status = None
             if not line or not status or not stat.S_ISREG(status.st_mode) or lost in line \
+                    or line[-30:-9] > horizon \
                     or not line.startswith(b"%b\t%d\t%d\t" % (path, status.st_size, status.st_mtime_ns)):  # fmt: skip
                 yield entry
 
     def append(self, records: Sequence[Record]) -> None:
         """Durable when this returns. Raises CannotStart where the log cannot be written."""
-        for day in sorted({utc_day(record.at_sec) for record in records}):
+        newest = max((file.stem for file in self.folder.glob("????-??-??.synced")), default="")
+        days = {record: max(utc_day(record.at_sec), newest) for record in records}  # after a clock that stood wrong
+        for day in sorted(set(days.values())):
             file = self.folder / f"{day}.synced"
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 is_new = not file.exists()
-                append_line(file, "\n".join(record_line(one) for one in records if utc_day(one.at_sec) == day))
+                append_line(file, "\n".join(record_line(one) for one in records if days[one] == day))
                 if is_new:
                     fsync_folder(self.folder)
             except OSError as problem:
@@ -979,7 +1011,7 @@ class Hashes:
         with open_same(footage) as handle:
             before = identity(os.fstat(handle.fileno()))
             known = self.known.get(key)
-            remembered = str(known[-1]) if known and known[:-1] == before else ""
+            remembered = str(known[-1]) if isinstance(known, list) and known[:-1] == before else ""
             if remembered and not also:
                 return remembered
             digest = hashlib.sha256()
@@ -1105,12 +1137,14 @@ def organize(work: Work) -> None:
         raise UsageError("organize: nas.ready_for_backup_dir is not set; without it files are archived where they are")
     sources = Sources(settings)
     found = sorted([*sources.recordings(), *sources.clips()], key=by_age)
-    report_odd(sources)
-    ready = work.limited(finished(found, work.segment_sec))
+    report_odd(sources, work.fail_once)
+    # A sidecar after its clip: it tells the date of both, also to a run that finds only the clip left.
+    ready = work.limited(sorted(finished(found, work.segment_sec),
+                                key=lambda one: (one.start_sec, one.kind == "sidecar", one.recorded)))  # fmt: skip
     if settings.dry_run:
         return work.show_plan("organize", ready)
     work.counts.setdefault("organize", Counter())
-    synced = SyncLog(settings.log_dir, [organized_name(one) for one in ready])
+    synced = archived_names(settings.log_dir, ready)
     for place, footage in enumerate(ready):
         if settings.time_is_up():
             return work.late("organize", len(ready) - place)
@@ -1125,6 +1159,17 @@ def organize(work: Work) -> None:
             work.tell("organize", footage, "conflict" if kept else "organized",
                       f"its name is taken by other footage; kept as {printable(moved_to.name)}" if kept else "")
     return None
+
+
+def archived_names(log_dir: Path, files: Sequence[Footage]) -> SyncLog:
+    """What the sync log knows of the names that `files` may get, up to one of each that was never archived."""
+    depth = 1
+    while True:
+        names = [list(islice(other_names(organized_name(one)), depth)) for one in files]
+        known = SyncLog(log_dir, [name for listed in names for name in listed])
+        if not any(known.latest(listed[-1]) for listed in names):
+            return known
+        depth *= 4
 
 
 def move(footage: Footage, ready_dir: Path, archived: SyncLog, hashes: Hashes) -> Path:
@@ -1733,6 +1778,7 @@ class Abilities:
     keeps: bool = False  # If-None-Match: a put never overwrites
     keeps_multipart: bool = False
     at_sec: float = 0
+    address: str = ""  # behind another endpoint the same bucket may do other things
 
     def words(self) -> list[str]:
         checks = f"a wrong {self.algorithm} is refused{'' if self.parts else ', but not in multipart uploads'}"
@@ -1866,6 +1912,8 @@ class S3Target:
                  is_recorded: Callable[[Footage, str], bool]) -> None:  # fmt: skip
         self.settings, self.memory, self.is_recorded = settings, memory, is_recorded
         self.bucket, self.endpoint = str(settings.s3["bucket"]), str(settings.s3["endpoint"] or "").rstrip("/")
+        if "@" in self.endpoint:
+            raise UsageError("s3.endpoint holds a login; it belongs into s3.access_key_id and s3.secret_access_key")
         if self.endpoint and not re.match(r"https?://[^/]", self.endpoint):
             raise UsageError(f"s3.endpoint: {self.endpoint} is no address; say for example https://s3.example.com")
         if bool(settings.s3["access_key_id"]) != bool(settings.s3["secret_access_key"]):
@@ -1991,7 +2039,7 @@ class S3Target:
         """Try it: is a wrong checksum refused and a right one stored intact, in one piece and in parts? What is found
         is remembered with the target. Leaves nothing in the bucket, or one small object where we may not delete."""
         with self._told():
-            self.able = Abilities(at_sec=time.time())
+            self.able = Abilities(at_sec=time.time(), address=self.address)
             for algorithm in checksum_algorithms():
                 if self._checks_put(algorithm):
                     self.able = replace(self.able, algorithm=algorithm)
@@ -2051,7 +2099,7 @@ class S3Target:
             return
         with suppress(KeyError, TypeError):
             self.able = Abilities(**self.memory.of("s3")["able"])
-        if not 0 <= time.time() - self.able.at_sec < S3_PROBED_FOR_SEC:
+        if self.able.address != self.address or not 0 <= time.time() - self.able.at_sec < S3_PROBED_FOR_SEC:
             self._probe()
         self._abort_orphans()
         self.client = self._connect(signs=not (self.able.algorithm and (self.able.parts or not self.able.multipart)))
@@ -2483,13 +2531,13 @@ class Work:
 
     def look(self) -> list[Footage]:
         """The footage as it is now, with what the sync log says of it."""
-        found = find_footage(self.settings)
+        found = find_footage(self.settings, self.fail_once)
         self.synclog = SyncLog(self.settings.log_dir, [one.recorded for one in found])
         return found
 
     def unproven(self, target_id: str) -> list[Footage]:
         """Of the footage as it is now, what is not proven on a target."""
-        found, self.synclog = find_unproven(self.settings, target_id)
+        found, self.synclog = find_unproven(self.settings, target_id, self.fail_once)
         return found
 
     @property
@@ -2519,7 +2567,7 @@ class Work:
         with suppress(OSError, ValueError):
             if source and (source / TARGET_FILE).read_text(encoding="ascii").strip() == target.target_id:
                 raise CannotStart(f"{target.name}: the target is the footage itself: {source} holds its {TARGET_FILE}; "
-                                  "give the archive a place of its own, and remove that file from the footage")  # fmt: skip
+                                  "archive to another place, and remove that file there")  # fmt: skip
 
     @contextmanager
     def watching(self, name: str) -> Iterator[None]:
@@ -2572,11 +2620,18 @@ class Work:
         self.failures.append(words)
         self.status = max(self.status, Status.PARTIAL)
 
-    def fail_target(self, problem: CannotStart) -> None:
-        """A target is away; the others go on."""
-        if str(problem) not in self.failures:
-            self.fail(str(problem))
+    def fail_once(self, words: str) -> None:
+        """Of what meets every step of a run anew."""
+        if words not in self.failures:
+            self.fail(words)
+
+    def stop(self, problem: CannotStart) -> None:
+        """A target cannot be used; unless it is only that --max_duration left no time to ask it."""
+        if self.settings.time_is_up() and RSYNC_STATUS[TIMED_OUT] in str(problem):
+            return self.fail_once(f"--max_duration is over; the rest waits for the next run: {problem}")
+        self.fail_once(str(problem))
         self.status = Status.CANNOT_START
+        return None
 
     def remember(self) -> None:
         """What `status` tells later of the steps of this run."""
@@ -2734,8 +2789,8 @@ def hold(settings: Settings, words: Sequence[str]) -> int:
     with run_lock(file.with_suffix(".lock"), "hold", HOLD_WAIT_SEC):
         if action == "remove" and wanted not in all_holds(settings):
             raise UsageError(f"hold: there is no hold of {wanted.camera} with these times; see hold list")
-        for one in [] if settings.dry_run else hold_files(settings):
-            change_holds(one, wanted, add=action == "add" and one == file)
+        for each in [] if settings.dry_run else hold_files(settings):
+            change_holds(each, wanted, add=action == "add" and each == file)
     if settings.dry_run:
         return Status.DONE
     log.info("hold: %s %s to %s %s", wanted.camera, utc_text(wanted.start_sec), utc_text(wanted.end_sec),
@@ -2814,10 +2869,12 @@ def cleanup(work: Work) -> None:
         return work.fail(f"cleanup: would delete {len(chosen)} files, {total}; that is "
                          "unusually much, so nothing was deleted; if it is right, run: nas_sync.py cleanup "
                          "--delete_many")  # fmt: skip
+    left = len(chosen)
     for batch in batches(chosen):
         if settings.time_is_up():
-            return work.late("cleanup", len(chosen))
+            return work.late("cleanup", left)
         delete(work, batch, targets)
+        left -= len(batch)
     if short_bytes:
         work.counts["cleanup"]["short"] += 1
         where = " and ".join(settings.required) or "any target"
@@ -3039,7 +3096,7 @@ def examine(work: Work, records: Sequence[Record], due_before: float) -> None:
         try:
             target_id = work.target(name).target_id
         except CannotStart as problem:
-            work.fail_target(problem)
+            work.stop(problem)
             continue
         due = sorted((one for one in records if one.target == target_id), key=lambda one: one.at_sec)
         plan = [archived(one, local, timeline) for one in due]
@@ -3073,7 +3130,7 @@ def examine_target(work: Work, name: str, plan: Sequence[Archived], local: Mappi
                                                         deep=work.settings.deep)  # fmt: skip
             except CannotStart as problem:
                 if not work.settings.time_is_up():
-                    return work.fail_target(problem)
+                    return work.stop(problem)
                 break
             now = time.time()
             findings = [against_sidecar(one, local, timeline) for one in findings]
@@ -3702,7 +3759,7 @@ def run_all(work: Work) -> None:
         try:
             step(work)
         except CannotStart as problem:
-            work.fail_target(problem)
+            work.stop(problem)
 
 
 def prepare_targets(work: Work, words: Sequence[str]) -> None:
@@ -3756,8 +3813,9 @@ def check_folders(settings: Settings) -> None:
         if folder and not folder.is_dir():
             raise CannotStart(f"{folder}: there is no such folder; is its disk mounted?")
     if settings.ready_dir and not settings.state_dir.is_dir() and has_records(settings.log_dir):
-        raise CannotStart(f"{settings.ready_dir}: is its disk mounted? There is a sync log, but no folder {STATE_FOLDER}; "
-                          f"footage would end up below the mount; if it is right: mkdir -p {settings.state_dir}")  # fmt: skip
+        raise CannotStart(f"{settings.ready_dir}: is its disk mounted? There is a sync log, but no "
+                          f"{STATE_FOLDER}; footage would end up below the mount; if it is right: mkdir -p "
+                          f"{settings.state_dir}")  # fmt: skip
     try:
         for folder in (settings.state_dir, settings.lock_file.parent):
             folder.mkdir(parents=True, exist_ok=True)
@@ -3795,8 +3853,7 @@ def one_round(arguments: argparse.Namespace, config: Mapping[str, Any], config_f
             else:
                 COMMANDS[arguments.command][0](work)
         except CannotStart as problem:
-            work.fail(str(problem))
-            work.status = Status.CANNOT_START
+            work.stop(problem)
         finally:
             work.close()
         if arguments.command in COMMANDS and arguments.command not in READERS and not settings.dry_run:

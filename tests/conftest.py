@@ -18,6 +18,7 @@ from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 MISSING_VARIABLE = "TESTS_MISSING_PROGRAMS"  # set by run.py
+FULL_LENGTH = "takes very long, so it runs by hand only: "
 NOT_TESTED = "not tested, because this program is missing: "
 # A developer's keys, proxies and certificates must neither be used by a test nor decide its result.
 UNWANTED_PREFIXES = ("RHOMBUS_", "SMTP_", "AWS_")
@@ -43,6 +44,18 @@ for _name in list(os.environ):
 # The same examples in every run and on every machine; a busy machine is not a failure.
 settings.register_profile("here", derandomize=True, deadline=None, database=None)
 settings.load_profile("here")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full_length", action="store_true", help="also run the tests that take ten minutes and more")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked full_length need the flag; the summary names those that therefore did not run."""
+    if not config.getoption("--full_length"):
+        for item in items:
+            if item.get_closest_marker("full_length"):
+                item.add_marker(pytest.mark.skip(reason=FULL_LENGTH + "--full_length"))
 
 
 def need(program: str) -> str:

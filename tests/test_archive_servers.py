@@ -18,6 +18,7 @@ from archive_servers import (
 from botocore.exceptions import BotoCoreError, ClientError
 from conftest import need
 
+pytestmark = pytest.mark.slow  # the servers of the tests
 CONTENT = bytes(range(256)) * 1000
 WRONG_CRC32 = "AAAAAA=="
 

@@ -16,6 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from dask_cluster import DaskCluster
 
+pytestmark = pytest.mark.slow  # a cluster takes seconds to start
 PROGRAM = Path(__file__).resolve().parent.parent / "capture_analyzer.py"
 
 

@@ -18,6 +18,7 @@ from copy_footage_helpers import Cloud, Clouds, content, eventually, one_camera,
 from dask_cluster import DaskCluster
 from rhombus_simulator import Camera, Fault, World, ruuid
 
+pytestmark = pytest.mark.slow  # a cluster takes seconds to start
 CLIPS = 6
 
 

@@ -89,6 +89,7 @@ def test_a_fault_that_passes_leaves_the_bytes_of_an_undisturbed_run(
     assert content(cloud) == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["status", "reset", "short", "html", "empty", "in_band", "truncate"])
 def test_a_fault_of_the_api_passes(clouds: Clouds, undisturbed: dict[int, dict[str, str]], kind: str) -> None:
     """Each operation of a run fails once; only refusals are believed at once."""
@@ -242,6 +243,7 @@ def test_a_refused_token_is_replaced(clouds: Clouds) -> None:
     close_to(frames(cloud.only()), cloud.pictures(cloud.start, cloud.start + 40))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("match", [r"^wan GET .*seg_7\.m4v", r"^wan GET .*mpd", "getPresenceWindows", "Federated"])
 def test_after_429_nobody_sends_anything_until_the_wait_is_over(
     clouds: Clouds, undisturbed: dict[int, dict[str, str]], match: str
@@ -319,6 +321,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(clouds: Clouds) -> No
     assert sidecar(cloud.only())["complete"] is True and cloud.files("*.part*") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("stuck", [False, True])
 def test_a_signal_ends_the_run_within_two_seconds_and_keeps_the_part(
@@ -710,6 +713,7 @@ def fake_ffmpeg(folder: Path, script: str) -> str:
     return f"{folder}{os.pathsep}{os.environ['PATH']}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "script",
     [

@@ -28,6 +28,7 @@ import fake_camera
 from fake_camera import FakeCamera, SessionRecord, find_ffmpeg, frame_numbers, numbers_between
 from rtsp_server import GstServer, need_gst_server
 
+pytestmark = pytest.mark.slow  # the camera of the tests
 PASSWORD = "p@:/%#$ü ?"
 VIDEO, VIDEO_RTCP, AUDIO, AUDIO_RTCP = range(4)  # interleaved channels, as this client asks for them
 TCP = ("-rtsp_transport", "tcp")

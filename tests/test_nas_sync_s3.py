@@ -199,6 +199,7 @@ def house(shared_house, swift):
 def proxied(shared_proxied, shared_proxy, swift):
     """The strict server over TLS, with a proxy in front that makes the faults."""
     made = replace(shared_proxied, proxy=shared_proxy)
+    shared_proxy.seen.clear()  # of what made the house
     yield made
     shared_proxy.clear()
     shared_proxy.seen.clear()
@@ -316,6 +317,17 @@ def test_what_an_endpoint_does_is_tried_once_and_remembered(proxied):
     assert not proxied.proxy.count("PUT", nas_sync.S3_PROBE_KEY)
     done = proxied.run("target", "check")
     assert "a wrong CRC64NVME is refused" in done.log
+    assert proxied.proxy.count("PUT", nas_sync.S3_PROBE_KEY)
+
+
+def test_another_endpoint_of_the_same_bucket_is_tried_anew_before_it_is_believed(proxied, swift):
+    proxied.configure(endpoint=swift.url)
+    proxied.record()
+    assert proxied.run("upload").status == 0
+    proxied.proxy.seen.clear()
+    proxied.configure(endpoint=proxied.proxy.url)
+    proxied.record(name="20261101_130000.mp4")
+    assert proxied.run("upload").status == 0
     assert proxied.proxy.count("PUT", nas_sync.S3_PROBE_KEY)
 
 
@@ -594,6 +606,7 @@ def test_a_multipart_upload_whose_end_is_unclear_is_compared(proxied, swift, fau
     proxied.heals()
 
 
+@pytest.mark.slow
 def test_a_multipart_upload_that_cannot_be_completed_leaves_no_parts_behind(proxied, swift):
     proxied.record(LARGE_BYTES)
     proxied.proxy.add("answer", method="POST", target="uploadId=", status=500, times=-1)
@@ -604,6 +617,7 @@ def test_a_multipart_upload_that_cannot_be_completed_leaves_no_parts_behind(prox
     proxied.heals("crc64nvme")
 
 
+@pytest.mark.slow
 def test_a_full_server_ends_the_run_with_status_3_and_what_is_proven_stays_proven(proxied):
     for number in range(30):
         proxied.record(1000, f"20261101_12{number:02}00.mp4")
@@ -618,6 +632,7 @@ def test_a_full_server_ends_the_run_with_status_3_and_what_is_proven_stays_prove
 # --- killed ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_upload_leaves_parts_that_the_next_run_removes_and_no_others(proxied, swift, signal_number):
     foreign = swift.client().create_multipart_upload(Bucket=proxied.s3["bucket"], Key=KEY)["UploadId"]

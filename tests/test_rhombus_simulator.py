@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import rhombus_simulator as rs
 from rhombus_simulator import DELETE, Alert, Camera, Fault, Gateway, Location, MediaKit, Simulator, World, ruuid
 
+pytestmark = pytest.mark.slow  # the cloud of the tests
 NOW = 1_754_400_000.0  # an even second
 START = int(NOW) - 7200
 CAMERA, DOORBELL, GATEWAY, SITE, SUB = (ruuid(n) for n in ("cam", "bell", "mic", "site", "sub"))

@@ -553,6 +553,7 @@ def season(tmp_path_factory):
         site.close()
 
 
+@pytest.mark.slow
 def test_sigterm_ends_within_5_s_with_status_0_and_nothing_left_behind(season):
     status, seconds = season.notes["end"]
     assert status == 0 and seconds < 5
@@ -813,6 +814,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_the_least_important_cameras_stop_before_the_reserve_is_used_and_go_on_by_themselves(small_disk, site):
     site.storage |= {"local_path": str(small_disk), "reserve_bytes": 6_000_000, "require_mount": True}
     site.add("First"), site.add("Last")
@@ -847,6 +849,7 @@ def test_the_least_important_cameras_stop_before_the_reserve_is_used_and_go_on_b
         assert len(site.journal(name, "segment")) == len(site.files(name))
 
 
+@pytest.mark.slow
 def test_a_camera_goes_on_after_a_minute_without_key_frames(site):
     """A smart codec's group of pictures is longer than `stall`: frames count, not key frames."""
     site.add("Smart", gop_sec=5, start="at_once")
@@ -858,6 +861,7 @@ def test_a_camera_goes_on_after_a_minute_without_key_frames(site):
     assert site.lost_sec("Smart") == 0
 
 
+@pytest.mark.slow
 def test_many_cameras_start_at_once(site):
     for number in range(8):
         site.add(f"C{number}")

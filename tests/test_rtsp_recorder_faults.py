@@ -33,6 +33,7 @@ from test_rtsp_recorder import FPS, PASSWORD, Site, end, segment, settled, until
 
 import rtsp_recorder as recorder
 
+pytestmark = pytest.mark.slow  # clocks, disks and many cameras take their time
 STOP_SEC = 5 + 2  # the rest is for a machine that has much else to do
 PATIENCE_SEC = 60.0
 NOT_HASTY = {"stall": 8, "socket_timeout": 4, "first_frame": 20}  # where it is not about a camera that fails
@@ -495,7 +496,8 @@ def test_where_there_are_no_hard_links_every_file_is_published_once(scenes, scen
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.full_length
+@pytest.mark.timeout(1800)
 def test_with_the_limits_that_users_have_no_fault_costs_more_than_its_goal():
     """Ten minutes; prints what was lost, also by the older command lines."""
     command = [sys.executable, str(ROOT / "tests" / "benchmarks" / "bench_recorder.py"), "faults", "gop"]
