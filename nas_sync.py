@@ -108,6 +108,7 @@ HERE_IS_OTHER = "the file here is no longer what was archived; what the target h
 SSH = "ssh -o BatchMode=yes -o ConnectTimeout=15 -o ServerAliveInterval=15 -o ServerAliveCountMax=4"
 ROOM_BYTES = 64 << 20  # stays free where something is read back or fetched to
 DAY_SEC = 86400
+SEAM_SEC = 2  # names and times of files are whole seconds: less between two files is no gap
 TINY_SEC = 0.001  # a moment as a stretch
 LAST_RUN = "last_run.json"
 FETCH_FOLDER = ".nas_sync-fetch-"  # in the folder that is fetched to; with our process id
@@ -3270,8 +3271,10 @@ class Survey:
             tally.archived_bytes += int(size)
             if at > last.get(key, b""):
                 last[key] = at
-            if at > recent and b";since=" not in proof:
-                tally.bytes_by_hour[at[:13]] += int(size)
+            if at > recent:
+                arrived_at = since_of(proof) if b";since=" in proof else at
+                if arrived_at > recent:
+                    tally.bytes_by_hour[arrived_at[:13]] += int(size)
             if int(mtime_ns) > recent_ns and path not in here:
                 arrived[path] = int(size)
         for key, at in last.items():
@@ -3346,6 +3349,11 @@ class Survey:
         found = {reason: len(paths) for reason, paths in sorted(self.sources.odd.items())}
         uploads = len(read_json(self.settings.state_dir / "s3_uploads.json") or {})
         return found | ({"an interrupted S3 upload, aborted by the next run": uploads} if uploads else {})
+
+
+def since_of(proof: bytes) -> bytes:
+    """When a file that was verified again had arrived, as the sync log writes times."""
+    return utc_text(int(proof.partition(b";since=")[2].partition(b";")[0])).encode()
 
 
 def status(work: Work) -> None:
@@ -3702,10 +3710,10 @@ def uncovered(pieces: Iterable[Piece], start_sec: float, end_sec: float) -> list
     """Stretches between the two times of which there is no footage."""
     gaps, reached_sec = [], start_sec
     for one in sorted(pieces, key=lambda one: one.start_sec):
-        if one.start_sec > reached_sec:
+        if one.start_sec > reached_sec + SEAM_SEC:
             gaps.append((reached_sec, min(one.start_sec, end_sec)))
         reached_sec = max(reached_sec, one.end_sec)
-    return gaps + ([(reached_sec, end_sec)] if reached_sec < end_sec else [])
+    return gaps + ([(reached_sec, end_sec)] if reached_sec + SEAM_SEC < end_sec else [])
 
 
 def export_page(camera: str, start_sec: float, end_sec: float, wanted: Mapping[str, Piece], there: Mapping[str, str],
