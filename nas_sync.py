@@ -1035,8 +1035,47 @@ class Hashes:
             return
         with suppress(OSError):
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            printable_only = {key: value for key, value in self.known.items() if key.isprintable()}
+            printable_only = {key: value for key, value in dict(self.known).items() if key.isprintable()}
             write_json(self.file, {key: value for key, value in printable_only.items() if os.path.lexists(key)})
+
+
+class Hashing(threading.Thread):
+    """Hashes files while rsync sends them: what one of them has read, the other finds in memory. It does not outlive
+    the process, so a signal need not wait for it."""
+
+    def __init__(self, files: Sequence[Footage], hashes: Hashes, is_late: Callable[[], bool]) -> None:
+        super().__init__(name="hashing", daemon=True)
+        self.files, self.hashes, self.is_late = files, hashes, is_late
+        self.hashed: dict[Footage, str] = {}
+        self.failed: dict[Footage, Exception] = {}
+        self.is_over = False
+
+    def run(self) -> None:
+        for footage in self.files:
+            if self.is_over:
+                break
+            try:
+                self.hashed[footage] = self.hashes.of(footage)
+            except Exception as problem:  # noqa: BLE001  raised by results()
+                self.failed[footage] = problem
+
+    def results(self) -> tuple[dict[Footage, str], dict[Footage, Exception]]:
+        """Of all files, or of those until time was up: what was hashed, and what vanished, changed or was not read."""
+        while self.is_alive() and not self.is_late():
+            self.join(LOOK_SEC)
+        self.is_over = True
+        failed = dict(self.failed)
+        for problem in failed.values():
+            if not isinstance(problem, (Gone, OSError)):
+                raise problem
+        return dict(self.hashed), failed
+
+    def __enter__(self) -> Hashing:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.is_over = True
 
 
 def identity(status: os.stat_result) -> list[int]:
@@ -1537,13 +1576,17 @@ class NasTarget:
     # -- files --
 
     def send(self, batch: Sequence[Footage], hashes: Hashes, progress: Progress) -> list[list[Outcome]]:
-        outcomes, hashed = [], {}
+        outcomes, same = [], []
         for footage in batch:
             try:
-                hashed[footage] = hashes.of(footage)
+                with open_same(footage):
+                    same.append(footage)
             except (Gone, OSError) as problem:
                 outcomes.append(gone(footage, problem))
-        failures = self._transfer(list(hashed), ["--ignore-existing"], progress)
+        with Hashing(same, hashes, self.settings.time_is_up) as hashing:
+            failures = self._transfer(same, ["--ignore-existing"], progress)
+            hashed, failed = hashing.results()
+        outcomes += [gone(footage, problem) for footage, problem in failed.items()]
         items = self._compare(list(hashed), "--checksum") if hashed else {}
         damaged = [one for one in hashed
                    if judge(items.get(one.recorded)) == "conflict" and self.is_recorded(one, self.target_id)]
