@@ -2669,7 +2669,7 @@ class Work:
         if words not in self.failures:
             self.fail(words)
 
-    def stop(self, problem: CannotStart) -> None:
+    def fail_target(self, problem: CannotStart) -> None:
         """A target cannot be used; unless it is only that --max_duration left no time to ask it."""
         if self.settings.time_is_up() and RSYNC_STATUS[TIMED_OUT] in str(problem):
             return self.fail_once(f"--max_duration is over; the rest waits for the next run: {problem}")
@@ -2992,6 +2992,9 @@ def obstacle(work: Work, footage: Footage, targets: Sequence[Target]) -> str:
             if proof:  # the name, size and time of other footage: to be looked at anew
                 work.synclog.append([replace(proof, proof=LOST, at_sec=time.time())])
             raise Gone(f"its content is not what was proven on {target.name}; kept, and looked at anew by the next run")
+    told = (read_json(footage.path.with_suffix(".json")) or {}).get("sha256") if footage.kind == "clip" else None
+    if told and told != work.hashes.of(footage):
+        return "its sidecar tells another SHA-256, so it is not what was downloaded; look at both"
     return ""
 
 
@@ -3140,7 +3143,7 @@ def examine(work: Work, records: Sequence[Record], due_before: float) -> None:
         try:
             target_id = work.target(name).target_id
         except CannotStart as problem:
-            work.stop(problem)
+            work.fail_target(problem)
             continue
         due = sorted((one for one in records if one.target == target_id), key=lambda one: one.at_sec)
         plan = [archived(one, local, timeline) for one in due]
@@ -3174,7 +3177,7 @@ def examine_target(work: Work, name: str, plan: Sequence[Archived], local: Mappi
                                                         deep=work.settings.deep)  # fmt: skip
             except CannotStart as problem:
                 if not work.settings.time_is_up():
-                    return work.stop(problem)
+                    return work.fail_target(problem)
                 break
             now = time.time()
             findings = [against_sidecar(one, local, timeline) for one in findings]
@@ -3810,7 +3813,7 @@ def run_all(work: Work) -> None:
         try:
             step(work)
         except CannotStart as problem:
-            work.stop(problem)
+            work.fail_target(problem)
 
 
 def prepare_targets(work: Work, words: Sequence[str]) -> None:
@@ -3904,7 +3907,7 @@ def one_round(arguments: argparse.Namespace, config: Mapping[str, Any], config_f
             else:
                 COMMANDS[arguments.command][0](work)
         except CannotStart as problem:
-            work.stop(problem)
+            work.fail_target(problem)
         finally:
             work.close()
         if arguments.command in COMMANDS and arguments.command not in READERS and not settings.dry_run:
@@ -3935,6 +3938,8 @@ def service(every_sec: float, once: Callable[[], int]) -> int:
                 raise
             except ProgramError as problem:
                 log.log(logging.WARNING if isinstance(problem, Busy) else logging.ERROR, "%s", problem)
+            except OSError as problem:  # a full disk, a folder that is away: perhaps not in the next round
+                log.error("%s: %s: the next round tries again", problem.filename or "state", problem.strerror)
             time.sleep(max(0.0, every_sec - (time.monotonic() - began)))
     return Status.DONE
 

@@ -335,3 +335,12 @@ def test_a_power_cut_of_the_nas_after_the_proof_costs_nothing(syncs, site, disk_
             assert {Path(name).name for name in site.local()} == set(files)
         site.run("backup")
         assert {Path(name).name: content for name, content in site.archived(again).items()}.items() >= here.items()
+
+
+def test_a_clip_that_is_not_what_its_sidecar_says_stays_here(site):
+    """It was damaged between the download and the archive, so what is archived is not what was recorded."""
+    clip, _ = site.clip()
+    site.write(clip, b"b clip" * 1000, START_SEC + 90_000)
+    done = site.run("run")
+    assert b"b clip" * 1000 in site.local().values()
+    assert "its sidecar tells another SHA-256" in done.err
