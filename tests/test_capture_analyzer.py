@@ -277,6 +277,22 @@ def test_the_time_of_a_recording_comes_from_sidecar_journal_name_or_mtime(tmp_pa
     assert analyzer.start_of_recording(other, zone) == (1e9, "mtime")
 
 
+@pytest.mark.parametrize(
+    "file, camera",
+    [
+        ("Gate/Gate_20261120T120000.mkv", "Gate"),
+        ("Gate/2026-11-20/Gate_20261120T120000.mkv", "Gate"),
+        ("Gate/2026/11/20/Gate_20261120T120000.mkv", "Gate"),
+        ("capture1/captures/capture_20261120120000.jpg", "capture1"),
+        ("clips/Yard__YardBcDeFgHiJkLmNoPqg_1795161600_video.mp4", "Yard__YardBcDeFgHiJkLmNoPqg"),
+        ("clips/Lobbyv1_-LobbyDeFgHiJkLmNoPqRA.v1_20261120_134202_alert_FACE_ALERT_7hDHHU7IfAuUvrzyTfzqHA_combined.mp4",
+         "Lobbyv1_-LobbyDeFgHiJkLmNoPqRA"),
+    ],
+)  # fmt: skip
+def test_a_recording_belongs_to_the_folder_above_its_dates_and_a_clip_to_the_camera_in_its_name(file, camera):
+    assert analyzer.camera_of(Path("/srv") / file) == camera
+
+
 def test_no_ffmpeg_is_left_behind_when_reading_is_given_up(footage, ffmpeg):
     pictures = analyzer.read_pictures(ffmpeg, footage(CASES[0]))
     next(pictures)

@@ -57,7 +57,7 @@ LINES_NOW = {
     "copy_footage": 3020,
     "rtsp_recorder": 3700,
     "nas_sync": 4030,
-    "capture_analyzer": 4600,
+    "capture_analyzer": 4700,
     "rhombus_logging": 860,
     "rhombus_mpd_info": 420,
 }
@@ -392,6 +392,26 @@ def functions(script: str) -> Iterator[tuple[str, int]]:
 @every_script
 def test_a_script_keeps_its_size(script):
     assert len(source(script).splitlines()) <= LINES_NOW.get(script, PROGRAM_LINES)
+
+
+def test_the_readme_names_every_file_below_tests():
+    found = subprocess.run(["git", "ls-files", "tests/*.py"], cwd=ROOT, check=False, capture_output=True, text=True)
+    names = found.stdout.split() if found.returncode == 0 else [str(file) for file in (ROOT / "tests").rglob("*.py")]
+    assert names
+    assert [name for name in names if f"{Path(name).name}`" not in readme()] == []
+
+
+@every_script
+def test_no_name_of_a_script_is_given_twice(script):
+    """The second would silently take the place of the first, above all after two branches were merged."""
+    names: list[str] = []
+    for node in ast.parse(source(script)).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.append(node.name)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names += [name.id for one in targets for name in ast.walk(one) if isinstance(name, ast.Name)]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
 
 
 @every_script

@@ -343,6 +343,7 @@ def test_what_ffmpeg_says_has_a_cause(cause, line, status, frames):
 def test_what_is_quoted_in_a_warning_never_looks_like_an_error():
     line = "[in#0 @ 0x5] [error] Error opening input: Input/output error"
     assert recorder.quotable(line) == "failure opening input: Input/output failure"
+    assert recorder.quotable("[error] pipe:0: Connection refused") == "Connection refused"
 
 
 def test_the_first_file_begins_when_its_first_frame_came_though_few_anchors_are_known_then(tmp_path, monkeypatch):
