@@ -43,7 +43,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone, tzinfo
+from functools import partial
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import IO, Any, Protocol
 from urllib.parse import unquote_to_bytes
@@ -571,9 +573,28 @@ def scan(folder: Path) -> Iterator[os.DirEntry[str]]:
     """What lies in a folder, by name; nothing when it is not there."""
     try:
         with os.scandir(folder) as entries:
-            yield from sorted(entries, key=lambda entry: entry.name)
+            yield from sorted(entries, key=attrgetter("name"))
     except FileNotFoundError:
         return
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The names in a folder of a source. What they are is looked at later, and only where the sync log does not know
+    them: of 100,000 archived files that is what planning costs."""
+
+    folder: Path
+    place: str  # "CAMERA/YYYY-MM-DD/", "alerts/...": what `recorded` has before the name
+    entries: list[os.DirEntry[str]]
+    make: Callable[[os.DirEntry[str]], Footage | None]  # None: it is not ours, and noted if it is odd
+
+    def files(self) -> Iterator[Footage]:
+        return filter(None, map(self.make, self.entries))
+
+    def paths(self) -> list[bytes]:
+        """As they stand in the sync log, in the order of the entries."""
+        place = encode_path(self.place)
+        return [(place + encode_path(entry.name)).encode() for entry in self.entries]
 
 
 @dataclass
@@ -610,12 +631,13 @@ class Sources:
     def note(self, reason: str, path: str) -> None:
         self.odd.setdefault(reason, []).append(path)
 
-    def entries(self, folder: Path) -> list[os.DirEntry[str]]:
-        """What lies in a folder; one that cannot be read does not stop the others."""
+    def entries(self, folder: str | Path) -> list[os.DirEntry[str]]:
+        """What lies in a folder, in no order; one that cannot be read does not stop the others."""
         try:
-            return [entry for entry in scan(folder) if entry.name != LOST_AND_FOUND]
+            with os.scandir(folder) as entries:
+                return [entry for entry in entries if entry.name != LOST_AND_FOUND]
         except OSError as problem:
-            self.miss(problem, folder)
+            self.miss(problem, Path(folder))
             return []
 
     def miss(self, problem: OSError, folder: Path | None = None) -> None:
@@ -625,6 +647,9 @@ class Sources:
 
     def recordings(self) -> Iterator[Footage]:
         """CAMERA/NAME of the recorder."""
+        return (one for listing in self.recorded() for one in listing.files())
+
+    def recorded(self) -> Iterator[Listing]:
         root = self.settings.local_dir
         others = {self.settings.ready_dir, self.settings.clips_dir, self.settings.evidence_dir}
         for folder in self.entries(root) if root else ():
@@ -634,50 +659,67 @@ class Sources:
                 self.note("no camera's folder", folder.path)
             elif self.wants(folder.name):
                 assert root is not None
-                yield from self._recordings_of(root, folder)
+                yield self._recordings_of(root, folder)
 
-    def _recordings_of(self, root: Path, folder: os.DirEntry[str]) -> Iterator[Footage]:
+    def _recordings_of(self, root: Path, folder: os.DirEntry[str]) -> Listing:
+        camera = folder.name
         starts: dict[str, float] | None = None
-        for entry in self.entries(Path(folder.path)):
+
+        def make(entry: os.DirEntry[str]) -> Footage | None:
+            nonlocal starts
             if entry.is_dir(follow_symlinks=False) or (status := self.file(entry)) is None:
-                continue
+                return None
             if not entry.name.lower().endswith(FOOTAGE_SUFFIXES):
                 self.note("foreign", entry.path)
-                continue
+                return None
             if starts is None:
-                starts = journal_starts(root / RECORDER_JOURNAL / folder.name)
+                starts = journal_starts(root / RECORDER_JOURNAL / camera)
             start_sec, basis = starts.get(entry.name), "journal"
             if start_sec is None:
                 start_sec, basis = name_sec(entry.name, self.settings.zone), "name"
-            if start_sec is None and folder.name in self.settings.cameras:
+            if start_sec is None and camera in self.settings.cameras:
                 start_sec, basis = status.st_mtime, "mtime"
             if start_sec is None:
                 self.note("of unknown time", entry.path)
-            else:
-                yield Footage(root, f"{folder.name}/{entry.name}", folder.name, "recording", start_sec, basis,
-                              status.st_size, status.st_mtime_ns)  # fmt: skip
+                return None
+            return Footage(root, f"{camera}/{entry.name}", camera, "recording", start_sec, basis, status.st_size,
+                           status.st_mtime_ns)  # fmt: skip
+
+        return Listing(Path(folder.path), f"{camera}/", self.entries(folder.path), make)
 
     def clips(self) -> Iterator[Footage]:
         """Clips and sidecars of copy_footage.py; other files in that folder are none of ours."""
+        return (one for listing in self.downloaded() for one in listing.files())
+
+    def downloaded(self) -> Iterator[Listing]:
         root = self.settings.clips_dir
+        cameras: dict[str, list[os.DirEntry[str]]] = {}
         for entry in self.entries(root) if root else ():
-            found = CLIP_NAME.fullmatch(entry.name)
-            if not found or not self.wants(found[1]) or (status := self.file(entry)) is None:
-                continue
+            if (found := CLIP_NAME.fullmatch(entry.name)) and self.wants(found[1]):
+                cameras.setdefault(found[1], []).append(entry)
+        for camera, entries in sorted(cameras.items()):
             assert root is not None
-            start_sec, basis = clip_start(Path(entry.path), self.settings.zone)
-            if start_sec is None:
-                self.note("of unknown time", entry.path)
-                continue
-            kind = "sidecar" if found[4] == "json" else "clip"
-            if kind == "clip" and not Path(entry.path).with_suffix(".json").exists() \
-                    and time.time() - status.st_mtime < SIDECAR_PATIENCE_SEC:  # fmt: skip
-                continue  # it is written right after the clip
-            yield Footage(root, entry.name, found[1], kind, start_sec, basis, status.st_size, status.st_mtime_ns,
-                          f"{found[1]}/")  # fmt: skip
+            yield Listing(root, f"{camera}/", entries, partial(self._clip, root, camera))
+
+    def _clip(self, root: Path, camera: str, entry: os.DirEntry[str]) -> Footage | None:
+        if (status := self.file(entry)) is None:
+            return None
+        start_sec, basis = clip_start(Path(entry.path), self.settings.zone)
+        if start_sec is None:
+            self.note("of unknown time", entry.path)
+            return None
+        kind = "sidecar" if entry.name.endswith(".json") else "clip"
+        if kind == "clip" and not Path(entry.path).with_suffix(".json").exists() \
+                and time.time() - status.st_mtime < SIDECAR_PATIENCE_SEC:  # fmt: skip
+            return None  # it is written right after the clip
+        return Footage(root, entry.name, camera, kind, start_sec, basis, status.st_size, status.st_mtime_ns,
+                       f"{camera}/")  # fmt: skip
 
     def organized(self) -> Iterator[Footage]:
         """CAMERA/YYYY-MM-DD/NAME of the ready folder; the folder is the date."""
+        return (one for listing in self.ready() for one in listing.files())
+
+    def ready(self) -> Iterator[Listing]:
         root = self.settings.ready_dir
         for camera in self.entries(root) if root else ():
             if camera.name.startswith(".") or not camera.is_dir(follow_symlinks=False) or not self.wants(camera.name):
@@ -687,17 +729,22 @@ class Sources:
                 if midnight_sec is None or not day.is_dir(follow_symlinks=False):
                     self.note("not in a folder CAMERA/YYYY-MM-DD", day.path)
                     continue
-                entries = self.entries(Path(day.path))
+                assert root is not None
+                entries = self.entries(day.path)
                 told = {entry.name.removesuffix(".json") for entry in entries if entry.name.endswith(".json")}
-                for entry in entries:
-                    if (status := self.file(entry)) is None:
-                        continue
-                    assert root is not None
-                    start_sec, basis = self._start(Path(entry.path), midnight_sec, told)
-                    kind = "clip" if CLIP_NAME.fullmatch(entry.name) else "recording"
-                    kind = "sidecar" if entry.name.endswith(".json") else kind  # also X_1.json, beside a namesake
-                    yield Footage(root, f"{camera.name}/{day.name}/{entry.name}", camera.name, kind, start_sec,
-                                  basis, status.st_size, status.st_mtime_ns)  # fmt: skip
+                place = f"{camera.name}/{day.name}/"
+                make = partial(self._organized, root, place, midnight_sec, told)
+                yield Listing(Path(day.path), place, entries, make)
+
+    def _organized(self, root: Path, place: str, midnight_sec: float, told: Collection[str],
+                   entry: os.DirEntry[str]) -> Footage | None:  # fmt: skip
+        if (status := self.file(entry)) is None:
+            return None
+        start_sec, basis = self._start(Path(entry.path), midnight_sec, told)
+        kind = "clip" if CLIP_NAME.fullmatch(entry.name) else "recording"
+        kind = "sidecar" if entry.name.endswith(".json") else kind  # also X_1.json, beside a namesake
+        return Footage(root, place + entry.name, place.partition("/")[0], kind, start_sec, basis, status.st_size,
+                       status.st_mtime_ns)  # fmt: skip
 
     def _start(self, path: Path, midnight_sec: float, told: Collection[str]) -> tuple[float, str]:
         """When an organized file begins; `told`: the names, without suffix, of which there is a sidecar."""
@@ -717,17 +764,33 @@ class Sources:
 
     def below(self, root: Path | None, kind: str, prefix: str) -> Iterator[Footage]:
         """Everything below a folder: evidence, and journals."""
+        return (one for listing in self.tree(root, kind, prefix) for one in listing.files())
+
+    def tree(self, root: Path | None, kind: str, prefix: str) -> Iterator[Listing]:
         for folder, names, _ in os.walk(root, onerror=self.miss) if root else ():
             names[:] = sorted(name for name in names if not name.startswith(".") and name != LOST_AND_FOUND)
             assert root is not None
-            for entry in self.entries(Path(folder)):
-                if entry.is_dir(follow_symlinks=False) or (status := self.file(entry)) is None:
-                    continue
-                relative = Path(entry.path).relative_to(root).as_posix()
-                camera = relative.partition("/")[0] if "/" in relative else ""
-                if self.wants(camera):
-                    yield Footage(root, relative, camera, kind, status.st_mtime, "mtime", status.st_size,
-                                  status.st_mtime_ns, prefix)  # fmt: skip
+            place = "" if Path(folder) == root else f"{Path(folder).relative_to(root).as_posix()}/"
+            if self.wants(place.partition("/")[0]):
+                make = partial(self._any, root, place, kind, prefix)
+                yield Listing(Path(folder), prefix + place, self.entries(folder), make)
+
+    def _any(self, root: Path, place: str, kind: str, prefix: str, entry: os.DirEntry[str]) -> Footage | None:
+        if entry.is_dir(follow_symlinks=False) or (status := self.file(entry)) is None:
+            return None
+        return Footage(root, place + entry.name, place.partition("/")[0], kind, status.st_mtime, "mtime",
+                       status.st_size, status.st_mtime_ns, prefix)  # fmt: skip
+
+    def waiting(self) -> Iterator[Listing]:
+        """All that is for a target."""
+        if self.settings.ready_dir:
+            yield from self.ready()
+        else:
+            yield from self.recorded()
+            yield from self.downloaded()
+        yield from self.tree(self.settings.evidence_dir, "evidence", EVIDENCE_PREFIX)
+        if self.settings.local_dir:
+            yield from self.tree(self.settings.local_dir / RECORDER_JOURNAL, "journal", JOURNAL_PREFIX)
 
 
 def is_known(camera: str, settings: Settings) -> bool:
@@ -747,19 +810,29 @@ def find_footage(settings: Settings, fail: Callable[[str], None] = log.error) ->
     """What waits in the sources for a target, oldest first. Odd files are reported once, and left alone; `fail` is told
     of folders that cannot be read."""
     sources = Sources(settings)
-    found = list(sources.organized()) if settings.ready_dir else [*sources.recordings(), *sources.clips()]
-    found += sources.below(settings.evidence_dir, "evidence", EVIDENCE_PREFIX)
-    if settings.local_dir:
-        found += sources.below(settings.local_dir / RECORDER_JOURNAL, "journal", JOURNAL_PREFIX)
+    found = [one for listing in sources.waiting() for one in listing.files()]
     report_odd(sources, fail)
     return sorted(found, key=by_age)
+
+
+def find_unproven(settings: Settings, target_id: str,
+                  fail: Callable[[str], None]) -> tuple[list[Footage], SyncLog]:  # fmt: skip
+    """What of it is not proven on a target, oldest first, and what the sync log says of everything that is here."""
+    sources = Sources(settings)
+    listings = [(listing, listing.paths()) for listing in sources.waiting()]
+    synclog = SyncLog(settings.log_dir, {path for _, paths in listings for path in paths})
+    found: list[Footage] = []
+    for listing, paths in listings:
+        found += replace(listing, entries=list(synclog.doubtful(listing, paths, target_id))).files()
+    report_odd(sources, fail)
+    return sorted((one for one in found if not synclog.has_proof(one, target_id)), key=by_age), synclog
 
 
 def report_odd(sources: Sources, fail: Callable[[str], None]) -> None:
     for words in sources.unread:
         fail(words)
     for reason, paths in sorted(sources.odd.items()):
-        shown = ", ".join(printable(path) for path in paths[:ODD_SHOWN])
+        shown = ", ".join(printable(path) for path in sorted(paths)[:ODD_SHOWN])
         more = f" and {len(paths) - ODD_SHOWN} more" if len(paths) > ODD_SHOWN else ""
         log.warning("left alone, %s: %s%s", reason, shown, more)
 
@@ -828,13 +901,13 @@ class SyncLog:
     the older scripts wrote it: such a file is unproven.
     """
 
-    def __init__(self, folder: Path, wanted: Iterable[str] | CameraPaths | None = None) -> None:
+    def __init__(self, folder: Path, wanted: Iterable[str | bytes] | CameraPaths | None = None) -> None:
         self.folder = folder
         self.horizon = utc_text(time.time() + HORIZON_SEC).encode()
         self.lines: dict[bytes, bytes] = {}  # "path TAB target" -> its last line; parsed when it is asked for
         self.last: dict[bytes, bytes] = {}  # path -> its last line, whatever the target
         keys = wanted if wanted is None or isinstance(wanted, CameraPaths) else {
-            encode_path(path).encode() for path in wanted}  # fmt: skip
+            path if isinstance(path, bytes) else encode_path(path).encode() for path in wanted}  # fmt: skip
         files = [] if keys == set() else sorted(folder.glob("*.synced"))
         damaged = sum(self._read(file, keys) for file in files)
         if damaged:
@@ -846,17 +919,17 @@ class SyncLog:
             content = file.read_bytes()
         except OSError as problem:
             raise CannotStart(f"{file}: the sync log cannot be read: {problem.strerror}") from problem
-        damaged = 0
+        damaged, lines, last, crc32 = 0, self.lines, self.last, zlib.crc32
         for line in content.split(b"\n"):
             if keys is not None and line[: line.find(b"\t")] not in keys:
                 continue
             fields = line.split(b"\t")
             try:
-                whole = zlib.crc32(line[: line.rindex(b"\t")]) == int(fields[7], 16)
+                whole = crc32(line[: line.rindex(b"\t")]) == int(fields[7], 16)
             except (ValueError, IndexError):
                 whole = False
             if whole:
-                self.lines[fields[0] + b"\t" + fields[4]] = self.last[fields[0]] = line
+                lines[b"%b\t%b" % (fields[0], fields[4])] = last[fields[0]] = line
             else:
                 damaged += len(fields) > 1
         return damaged
@@ -886,6 +959,30 @@ class SyncLog:
         _, size, mtime_ns, _, _, proof, at, *_ = line.split(b"\t")
         return (proof != LOST.encode() and at <= self.horizon
                 and (int(size), int(mtime_ns)) == (footage.size, footage.mtime_ns))  # fmt: skip
+
+    def doubtful(self, listing: Listing, paths: Iterable[bytes], target_id: str) -> Iterator[os.DirEntry[str]]:
+        """The files of a folder without those that are surely proven, as they are now; has_proof() judges the rest.
+        Written for 100,000 files: the line is compared as it stands, and nothing is made of a file that is proven."""
+        lines, target, lost = self.lines, f"\t{target_id}".encode(), f"\t{LOST}\t".encode()
+        horizon = b"\t" + self.horizon  # any other byte in place of the TAB is greater, so an odd line never passes
+        try:
+            folder = os.open(listing.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            yield from listing.entries
+            return
+        try:  # a name below an open folder is found faster than a whole path
+            for entry, path in zip(listing.entries, paths, strict=True):
+                line = lines.get(path + target)
+                try:
+                    status = os.stat(entry.name, dir_fd=folder, follow_symlinks=False) if line else None
+                except OSError:
+                    status = None
+                begins = b"%b\t%d\t%d\t" % (path, status.st_size, status.st_mtime_ns) if status else b""
+                if not line or not status or not line.startswith(begins) or lost in line or line[-30:-9] > horizon \
+                        or not stat.S_ISREG(status.st_mode):  # fmt: skip
+                    yield entry
+        finally:
+            os.close(folder)
 
     def append(self, records: Sequence[Record]) -> None:
         """Durable when this returns. Raises CannotStart where the log cannot be written."""
@@ -948,8 +1045,47 @@ class Hashes:
             return
         with suppress(OSError):
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            printable_only = {key: value for key, value in self.known.items() if key.isprintable()}
+            printable_only = {key: value for key, value in dict(self.known).items() if key.isprintable()}
             write_json(self.file, {key: value for key, value in printable_only.items() if os.path.lexists(key)})
+
+
+class Hashing(threading.Thread):
+    """Hashes files while rsync sends them: what one of them has read, the other finds in memory. It does not outlive
+    the process, so a signal need not wait for it."""
+
+    def __init__(self, files: Sequence[Footage], hashes: Hashes, is_late: Callable[[], bool]) -> None:
+        super().__init__(name="hashing", daemon=True)
+        self.files, self.hashes, self.is_late = files, hashes, is_late
+        self.hashed: dict[Footage, str] = {}
+        self.failed: dict[Footage, Exception] = {}
+        self.is_over = False
+
+    def run(self) -> None:
+        for footage in self.files:
+            if self.is_over:
+                break
+            try:
+                self.hashed[footage] = self.hashes.of(footage)
+            except Exception as problem:  # noqa: BLE001  raised by results()
+                self.failed[footage] = problem
+
+    def results(self) -> tuple[dict[Footage, str], dict[Footage, Exception]]:
+        """Of all files, or of those until time was up: what was hashed, and what vanished, changed or was not read."""
+        while self.is_alive() and not self.is_late():
+            self.join(LOOK_SEC)
+        self.is_over = True
+        failed = dict(self.failed)
+        for problem in failed.values():
+            if not isinstance(problem, (Gone, OSError)):
+                raise problem
+        return dict(self.hashed), failed
+
+    def __enter__(self) -> Hashing:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.is_over = True
 
 
 def identity(status: os.stat_result) -> list[int]:
@@ -1450,13 +1586,17 @@ class NasTarget:
     # -- files --
 
     def send(self, batch: Sequence[Footage], hashes: Hashes, progress: Progress) -> list[list[Outcome]]:
-        outcomes, hashed = [], {}
+        outcomes, same = [], []
         for footage in batch:
             try:
-                hashed[footage] = hashes.of(footage)
+                with open_same(footage):
+                    same.append(footage)
             except (Gone, OSError) as problem:
                 outcomes.append(gone(footage, problem))
-        failures = self._transfer(list(hashed), ["--ignore-existing"], progress)
+        with Hashing(same, hashes, self.settings.time_is_up) as hashing:
+            failures = self._transfer(same, ["--ignore-existing"], progress)
+            hashed, failed = hashing.results()
+        outcomes += [gone(footage, problem) for footage, problem in failed.items()]
         items = self._compare(list(hashed), "--checksum") if hashed else {}
         damaged = [one for one in hashed
                    if judge(items.get(one.recorded)) == "conflict" and self.is_recorded(one, self.target_id)]
@@ -2449,6 +2589,11 @@ class Work:
         self.synclog = SyncLog(self.settings.log_dir, [one.recorded for one in found])
         return found
 
+    def unproven(self, target_id: str) -> list[Footage]:
+        """Of the footage as it is now, what is not proven on a target."""
+        found, self.synclog = find_unproven(self.settings, target_id, self.fail_once)
+        return found
+
     @property
     def ids(self) -> dict[str, str]:
         """Target id -> name, of the configured targets that this host knows."""
@@ -2604,9 +2749,7 @@ def transfer(work: Work, step: str, name: str, key: str) -> None:
     if name not in settings.targets:
         raise UsageError(f"{step}: {key} is not set")
     target = work.target(name)
-    found = work.look()
-    waiting = [one for one in found if not work.synclog.has_proof(one, target.target_id)]
-    waiting = work.limited(finished(waiting, work.segment_sec))
+    waiting = work.limited(finished(work.unproven(target.target_id), work.segment_sec))
     work.counts.setdefault(step, Counter())
     if settings.dry_run:
         return work.show_plan(step, waiting)

@@ -56,7 +56,7 @@ PROGRAM_LINES = 1600
 LINES_NOW = {
     "copy_footage": 3020,
     "rtsp_recorder": 3700,
-    "nas_sync": 3900,
+    "nas_sync": 4030,
     "capture_analyzer": 4700,
     "rhombus_logging": 860,
     "rhombus_mpd_info": 420,

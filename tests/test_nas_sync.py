@@ -964,3 +964,24 @@ def test_records_around_midnight_go_to_the_log_of_their_own_day_and_are_all_read
     assert sorted(file.name for file in (tmp_path / "synced").iterdir()) == ["2026-11-19.synced", "2026-11-20.synced"]
     assert list(SyncLog(tmp_path / "synced")) == records
     assert list(SyncLog(tmp_path / "synced", [records[1].path])) == records[1:]
+
+
+def test_planning_takes_as_proven_only_what_the_sync_log_proves_of_the_file_as_it_is(tmp_path):
+    site = Site(tmp_path, organize=False)
+    site.init()
+    names = ["proven", "crlf", "9%\n", "\udcff", "lost", "future", "longer", "touched"]
+    files = {name: site.record("Gate", hour, name=f"20261119_{hour:02}0000_{name}.mp4")
+             for hour, name in enumerate(names)}  # fmt: skip
+    assert set(site.run("backup").states("backup").values()) == {"proven"}
+    (log,) = site.synced.glob("*.synced")
+    records = {one.path.rpartition("_")[2].removesuffix(".mp4"): one for one in SyncLog(site.synced)}
+    line = nas_sync.record_line(records["crlf"])
+    log.write_text(log.read_text().replace(line, line + "\r"), newline="")
+    SyncLog(site.synced).append([
+        replace(records["lost"], proof=nas_sync.LOST), replace(records["future"], at_sec=time.time() + 100 * 86400)])
+    times = {name: file.stat().st_mtime_ns for name, file in files.items()}
+    files["longer"].write_bytes(files["longer"].read_bytes() + b"!")
+    os.utime(files["longer"], ns=(times["longer"],) * 2)
+    os.utime(files["touched"], ns=(times["touched"] + 1,) * 2)
+    planned = [row["file"] for row in site.run("backup", "--dry_run").rows if "file" in row]
+    assert [one.rpartition("_")[2] for one in planned] == ["lost.mp4", "future.mp4", "longer.mp4", "touched.mp4"]

@@ -459,9 +459,7 @@ def part_plan(bench: Bench) -> None:
 
     def plan() -> None:
         work = work_on(site, "backup")
-        found = work.look()
-        target_id = next(iter(work.ids))
-        waiting = [one for one in found if not work.synclog.has_proof(one, target_id)]
+        waiting = work.unproven(next(iter(work.ids)))
         assert len(waiting) == 100, len(waiting)
 
     scans, plans = ([cpu_of(act) for _ in range(bench.repeat)] for act in (scan, plan))
