@@ -55,7 +55,7 @@ HEAVY = {
 PROGRAM_LINES = 1600
 LINES_NOW = {
     "copy_footage": 3020,
-    "rtsp_recorder": 3700,
+    "rtsp_recorder": 3500,
     "nas_sync": 4030,
     "capture_analyzer": 4700,
     "rhombus_logging": 860,
