@@ -54,11 +54,11 @@ HEAVY = {
 # The aim is 1,500 lines for a program and 400 for a shared module. What is already longer may only shrink.
 PROGRAM_LINES = 1600
 LINES_NOW = {
-    "copy_footage": 3020,
-    "rtsp_recorder": 3500,
-    "nas_sync": 4030,
+    "copy_footage": 3010,
+    "rtsp_recorder": 3455,
+    "nas_sync": 4015,
     "capture_analyzer": 4700,
-    "rhombus_logging": 860,
+    "rhombus_logging": 850,
     "rhombus_mpd_info": 420,
 }
 FUNCTION_LINES = 60  # hardly one function of the codebases that we look up to is longer
