@@ -67,6 +67,7 @@ from rhombus_logging import (
     notify,
     part_file,
     read_json,
+    read_overlay,
     run,
     run_lock,
     start_logging,
@@ -417,27 +418,6 @@ def parse_time(text: str, what: str, zone: tzinfo) -> float:
     if moment is None:
         raise UsageError(f"{what}: {text!r} is no time; say 2026-01-31T12:00, epoch seconds or '2 hours ago'")
     return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp()
-
-
-def read_overlay(file: Path | None) -> dict[str, Any]:
-    """An older cameras.json or backup.json as sections of config.yaml."""
-    try:
-        document = json.loads(file.read_text(encoding="utf-8")) if file else {}
-    except (OSError, ValueError) as problem:
-        raise UsageError(f"{file}: cannot be read as JSON: {problem}") from problem
-    if isinstance(document, list):
-        return {"cameras": document}
-    if not isinstance(document, dict):
-        raise UsageError(f"{file}: expected a map of keys or a list of cameras")
-    sections: dict[str, Any] = {}
-    for name, value in document.items():
-        if name == "defaults":
-            sections.setdefault("recording", {})["defaults"] = value
-        elif isinstance(value, dict) or name == "cameras":
-            sections[name] = {**sections.get(name, {}), **value} if isinstance(value, dict) else value
-        else:
-            sections.setdefault("nas", {})[name] = value
-    return sections
 
 
 def folder_of(text: Any) -> Path | None:

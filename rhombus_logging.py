@@ -314,6 +314,35 @@ def load_config(path: Path | None, sections: tuple[str, ...], beside: Path, *mor
     return {section: _fill(section, document.get(section) or {}, section in open_sections) for section in sections}
 
 
+def read_overlay(file: Path | None) -> dict[str, Any]:
+    """An older cameras.json or backup.json as `more` for load_config; {} without one. Raises UsageError."""
+    try:
+        document = json.loads(file.read_text(encoding="utf-8")) if file else {}
+    except (OSError, ValueError) as problem:
+        raise UsageError(f"{file}: cannot be read as JSON: {problem}") from problem
+    if not isinstance(document, (dict, list)):
+        raise UsageError(f"{file}: expected a map of keys or a list of cameras")
+    return as_sections(document)
+
+
+def as_sections(document: Any) -> dict[str, Any]:
+    """An older cameras.json or backup.json as sections of config.yaml.
+
+    A list is `cameras`, `defaults` belongs to `recording`, flat keys of a backup belong to `nas`.
+    """
+    if isinstance(document, list):
+        return {"cameras": document}
+    sections: dict[str, Any] = {}
+    for name, value in document.items():
+        if name == "defaults":
+            sections.setdefault("recording", {})["defaults"] = value
+        elif isinstance(value, dict) or name == "cameras":
+            sections[name] = {**sections.get(name, {}), **value} if isinstance(value, dict) else value
+        else:
+            sections.setdefault("nas", {})[name] = value
+    return sections
+
+
 def _read_yaml(file: Path) -> dict[Any, Any]:
     import yaml
 

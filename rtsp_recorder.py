@@ -65,10 +65,12 @@ from rhombus_logging import (
     mask,
     part_file,
     ping,
+    read_overlay,
     run,
     run_lock,
     send_message,
     start_logging,
+    tell_systemd,
     write_json,
 )
 
@@ -307,34 +309,6 @@ def settle_cameras(config: Mapping[str, Any], flags: Mapping[str, Any], wanted: 
     if not chosen:
         raise UsageError("no camera to record: add one to `cameras` in config.yaml, or give --station and --ip")
     return chosen
-
-
-def as_sections(document: Any) -> dict[str, Any]:
-    """An older cameras.json or backup.json as sections of config.yaml.
-
-    A list is `cameras`, `defaults` belongs to `recording`, flat keys of a backup belong to `nas`.
-    """
-    if isinstance(document, list):
-        return {"cameras": document}
-    sections: dict[str, Any] = {}
-    for name, value in document.items():
-        if name == "defaults":
-            sections.setdefault("recording", {})["defaults"] = value
-        elif isinstance(value, dict) or name == "cameras":
-            sections[name] = {**sections.get(name, {}), **value} if isinstance(value, dict) else value
-        else:
-            sections.setdefault("nas", {})[name] = value
-    return sections
-
-
-def read_overlay(file: Path | None) -> dict[str, Any]:
-    try:
-        document = json.loads(file.read_text(encoding="utf-8")) if file else {}
-    except (OSError, ValueError) as problem:
-        raise UsageError(f"{file}: cannot be read as JSON: {problem}") from problem
-    if not isinstance(document, (dict, list)):
-        raise UsageError(f"{file}: expected a map of keys or a list of cameras")
-    return as_sections(document)
 
 
 def parse_zone(name: str | None) -> tzinfo:
@@ -1736,19 +1710,6 @@ def disk_key(root: Path) -> str:
 
 
 # --- record ------------------------------------------------------------------------------------------------------
-
-
-def tell_systemd(message: str) -> None:
-    """sd_notify: one datagram to the socket that systemd names, nothing without it."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
-        try:
-            notifier.connect("\0" + address[1:] if address.startswith("@") else address)
-            notifier.sendall(message.encode())
-        except OSError as problem:
-            log.debug("systemd was not told %s: %s", message, problem)
 
 
 def knows_tls_options(ffmpeg: str) -> bool:

@@ -25,7 +25,7 @@ from conftest import NOT_TESTED, ROOT, need
 from fake_camera import FakeCamera, frame_numbers
 
 import rtsp_recorder as recorder
-from rhombus_logging import Status, UsageError, load_config
+from rhombus_logging import Status, UsageError, as_sections, load_config
 
 FPS = 20
 PASSWORD = "p@:/%#$ü' \"&?"
@@ -236,9 +236,9 @@ def test_the_last_camera_of_the_config_stops_first_and_none_uses_the_reserve():
 
 
 def test_older_files_mean_the_same_as_the_sections():
-    assert recorder.as_sections([{"station": "a"}]) == {"cameras": [{"station": "a"}]}
+    assert as_sections([{"station": "a"}]) == {"cameras": [{"station": "a"}]}
     older = {"defaults": {"user": "u"}, "cameras": [], "nas_target_dir": "/nas", "storage": {"local_path": "/x"}}
-    assert recorder.as_sections(older) == {
+    assert as_sections(older) == {
         "recording": {"defaults": {"user": "u"}}, "cameras": [], "nas": {"nas_target_dir": "/nas"},
         "storage": {"local_path": "/x"}}  # fmt: skip
 
