@@ -25,7 +25,7 @@ import rhombus_logging
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = {  # shared module -> the programs that may import it, None for all of them
-    "rhombus_logging": 875None,
+    "rhombus_logging": None,
     "rhombus_mpd_info": {"copy_footage"},
 }
 TOP_LEVEL = {
