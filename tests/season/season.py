@@ -43,6 +43,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 HERE = Path(__file__).resolve().parent
@@ -62,6 +63,7 @@ DEVICE = rs.ruuid("season camera")
 DISK_BYTES = 400_000_000
 PASSWORD = "p@ss:/%#$ü-season"
 RUN_LIMIT_SEC = 240
+BLACK_SEEN_SEC = 20  # shorter pieces of one frame a second may be too little to tell
 
 
 @dataclass(frozen=True)
@@ -212,10 +214,10 @@ class Season:
     def make_media(self) -> Path:
         """An hour of one frame a second; pieces are cut from it without encoding."""
         base = self.folder / "base.mkv"
-        self.ffmpeg("-f", "lavfi", "-i", "testsrc2=size=64x48:rate=1", "-t", str(SEGMENT_SEC), "-g", "1", "-c:v",
+        self.ffmpeg("-f", "lavfi", "-i", "testsrc2=size=64x48:rate=1", "-t", str(SEGMENT_SEC), "-g", "4", "-c:v",
                     "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p", str(base))  # fmt: skip
         black = self.folder / "black.mkv"
-        self.ffmpeg("-f", "lavfi", "-i", "color=black:size=64x48:rate=1", "-t", str(SEGMENT_SEC), "-g", "1", "-c:v",
+        self.ffmpeg("-f", "lavfi", "-i", "color=black:size=64x48:rate=1", "-t", str(SEGMENT_SEC), "-g", "4", "-c:v",
                     "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p", str(black))  # fmt: skip
         return base
 
@@ -284,9 +286,8 @@ class Season:
         place = self.disk / "recordings" / ".rtsp_recorder" / "staging" / camera / f"run{start}"
         place.mkdir(parents=True, exist_ok=True)
         path = place / time.strftime("%Y%m%dT%H%M%SZ.mkv", time.gmtime(start))
-        dark = any(one.what == "black" and one.who == camera and one.start <= start < one.end
-                   for one in self.plan.events)  # fmt: skip
-        spool, source = self.folder / "spool.mkv", self.folder / ("black.mkv" if dark else "base.mkv")
+        spool, source = self.folder / "spool.mkv", self.folder / ("black" if self.is_dark(camera, start) else "base")
+        source = source.with_suffix(".mkv")
         self.ffmpeg("-i", str(source), "-t", str(stop - start), "-c", "copy", "-metadata", f"comment={camera} {start}",
                     str(spool))  # fmt: skip
         shutil.copyfile(spool, path)
@@ -353,6 +354,7 @@ class Season:
         for _ in range(4):  # nothing goes wrong any more
             self.now += 8 * HOUR
             self.tick()
+        self.look()
         self.balance()
 
     def tick(self) -> None:
@@ -370,6 +372,33 @@ class Season:
             self.run("nas_sync", "run", "--config", self.config, statuses=(0, 1, 3) if far or full else (0,))
         return None
 
+    def look(self) -> None:
+        """A day of the archive is looked at: black where the camera was covered, and nowhere else."""
+        day = time.strftime("%Y-%m-%d", time.gmtime(self.plan.start + DAY))
+        places = [place for camera in CAMERAS if (place := self.nas / camera / day).is_dir()]
+        out = self.run("capture_analyzer", "video", *places, "--json", "--config", self.config)
+        lines = filter(None, map(judged, out.splitlines()))
+        found = {(line["camera_folder"], round(line["start_sec"])): line["types"] for line in lines}
+        for camera in CAMERAS:
+            for start, stop in pieces_of(self.plan, camera):
+                if time.strftime("%Y-%m-%d", time.gmtime(start)) != day:
+                    continue
+                wanted = self.is_dark(camera, start) and stop - start > BLACK_SEEN_SEC
+                seen = "blackscreen" in found.get((camera, start), ())
+                if (camera, start) not in found:
+                    self.problems.append(f"{camera}: the piece from {start} was not looked at in the archive")
+                elif wanted != seen and stop - start > BLACK_SEEN_SEC:
+                    self.problems.append(f"{camera}: the piece from {start} is {'' if seen else 'not '}called black")
+        page = self.folder / "report.html"
+        words = ("report", self.disk / "recordings", self.nas, "--output", page)
+        self.run("capture_analyzer", *words, "--config", self.config)
+        if not page.exists():
+            self.problems.append("there is no report")
+
+    def is_dark(self, camera: str, start: int) -> bool:
+        return any(one.what == "black" and one.who == camera and one.start <= start < one.end
+                   for one in self.plan.events)  # fmt: skip
+
     # -- the books --
 
     def balance(self) -> None:
@@ -377,6 +406,8 @@ class Season:
             self.balance_camera(camera)
         self.balance_archive()
         self.balance_alerts()
+        self.run("nas_sync", "verify", "--config", self.config)
+        self.run("nas_sync", "status", "--config", self.config)
         self.look_for_secrets()
         out = self.run("nas_sync", "run", "--config", self.config)
         if out.strip():
@@ -445,6 +476,17 @@ class Season:
             content = path.read_bytes() if path.stat().st_size < 5_000_000 else b""
             if any(secret.encode() in content for secret in secrets):
                 self.problems.append(f"a secret is in {path.relative_to(self.folder)}")
+
+
+def judged(text: str) -> dict[str, Any] | None:
+    """A line of video --json about a recording: its camera, its start, what was found; None for others."""
+    line = json.loads(text)
+    if "file" not in line or DEVICE in line["file"]:
+        return None
+    path = Path(line["file"])
+    start = datetime.fromisoformat(line["start"].replace("Z", "+00:00")).timestamp()
+    return {"camera_folder": path.parent.parent.name, "start_sec": start,
+            "types": {one["type"] for one in line["incidents"]}}  # fmt: skip
 
 
 def join(windows: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
