@@ -926,7 +926,7 @@ class Scanner:
             if length_sec - sound_sec >= self.rules.quiet_sec:  # the pictures go on without sound
                 lost = joined([*lost, (sound_sec, length_sec)], SOUND_WINDOW_SEC)
             found += [("audio_loss", interval) for interval in lost]
-        if self.metrics:
+        if self.metrics is not None:
             self.metrics.write(sound_row(file, place, level) for place, level in enumerate(levels))
         if pictures == sound == "none":
             reasons = ["it holds neither pictures nor sound"]
@@ -976,7 +976,7 @@ class Scanner:
             if self.stopped and self.stopped.is_set():
                 raise Unreadable("stopped")
             picture = meter.measure(gray, time_sec, is_key=is_key or keys_only)
-            if self.metrics:
+            if self.metrics is not None:
                 self.metrics.write([picture_row(file, picture)])
             yield picture
 

@@ -1196,6 +1196,7 @@ class Recorder:
                 self.look_after(current)
                 ours = self.verdict(current)
             lines = list(current.stderr)  # not what our TERM makes it say
+            ours = ours or ("clock" if self.has_jumped() else None)  # FFmpeg may have ended before we saw it
             if ours:
                 self.note(current)
                 current.stop(STOP_STEP_SEC if self.stopping.is_set() else self.camera.limits.stop_wait)
@@ -1233,18 +1234,25 @@ class Recorder:
         """Why the running FFmpeg has to end now, None while all is well."""
         if self.stopping.is_set():
             return "stopped"
-        now = time.monotonic()
-        before, self.clock_offset = self.clock_offset, time.time() - now
-        if abs(jump := self.clock_offset - before) > self.camera.limits.clock_step:
-            log.warning("%s: the clock of this machine jumped by %.1f s", self.camera.name, jump)
-            self.stepped_at = now + before
+        if self.has_jumped():
             return "clock"
+        now = time.monotonic()
         if now >= self.next_space_check:
             self.next_space_check = now + SPACE_EVERY_SEC
             if self.obstacle(going=True):
                 return "disk"
         return dead_cause(now - current.last_rise, current.frames, current.out_sec - current.out_at_rise_sec,
                           self.camera.limits)  # fmt: skip
+
+    def has_jumped(self) -> bool:
+        """Whether the host's clock was set since the last look."""
+        now = time.monotonic()
+        before, self.clock_offset = self.clock_offset, time.time() - now
+        if abs(jump := self.clock_offset - before) <= self.camera.limits.clock_step:
+            return False
+        log.warning("%s: the clock of this machine jumped by %.1f s", self.camera.name, jump)
+        self.stepped_at = now + before
+        return True
 
     def obstacle(self, *, going: bool) -> str | None:
         """Why there must be no recording now: mount away, too little space. Going on needs more than not stopping."""

@@ -63,7 +63,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def need(program: str) -> str:
     """The path of a program that a test cannot do without; skips the test where it is missing."""
-    found = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")  # sshd is in no user's PATH
+    beside = str(Path(sys.executable).parent)  # what pip brought along; sshd is in no user's PATH
+    found = shutil.which(program) or shutil.which(program, path=os.pathsep.join([beside, "/usr/sbin", "/sbin"]))
     if found is None:
         pytest.skip(NOT_TESTED + program)
     return found
