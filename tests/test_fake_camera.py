@@ -28,7 +28,7 @@ import fake_camera
 from fake_camera import FakeCamera, SessionRecord, find_ffmpeg, frame_numbers, numbers_between
 from rtsp_server import GstServer, need_gst_server
 
-# The camera of the tests. It is measured in tenths of a second, which a busy machine spoils: then once more, and said so.
+# The camera of the tests, measured in tenths of a second, which a busy machine spoils: then once more, and it is said.
 pytestmark = [pytest.mark.slow, pytest.mark.flaky(reruns=2, reruns_delay=1)]
 PASSWORD = "p@:/%#$ü ?"
 VIDEO, VIDEO_RTCP, AUDIO, AUDIO_RTCP = range(4)  # interleaved channels, as this client asks for them
