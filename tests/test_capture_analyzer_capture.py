@@ -26,6 +26,8 @@ import capture_analyzer
 from capture_analyzer import Litter, Tidiness, capture_wait_sec, duration_sec, plan_cleaning, publish_still
 from rhombus_logging import CONFIG_KEYS, UsageError, find_ffmpeg
 
+pytestmark = pytest.mark.slow  # captures run in real time
+
 PROGRAM = [sys.executable, str(ROOT / "capture_analyzer.py")]
 SETTINGS = {name: key.default for name, key in CONFIG_KEYS["capture"].items()}
 

@@ -23,6 +23,8 @@ import capture_analyzer
 from capture_analyzer import Footage, Mark, Reported, find_gaps
 from rhombus_logging import find_ffmpeg
 
+pytestmark = pytest.mark.slow  # pages of whole archives
+
 PROGRAM = [sys.executable, str(ROOT / "capture_analyzer.py")]
 NOON = datetime(2026, 3, 28, 12, tzinfo=timezone.utc).timestamp()  # the day before Berlin's clocks go forward
 HOUR, DAY = 3600, 86400

@@ -30,6 +30,8 @@ from archive_servers import FaultProxy, LyingS3, RcloneS3, wait_until
 import nas_sync
 from rhombus_logging import ProgramError
 
+pytestmark = pytest.mark.slow  # whole servers are started
+
 ROOT = Path(__file__).resolve().parent.parent
 MB = 1 << 20
 START = "20261101_120000"

@@ -23,6 +23,8 @@ from rtsp_server import GstServer, gst_problem, need_gst_server
 import rtsp_recorder as recorder
 from rhombus_logging import UsageError
 
+pytestmark = pytest.mark.slow  # cameras are measured for seconds
+
 PASSWORD = "p@:/%#$ü' \"&?"
 WRONG = "wrong-hunter22"
 FFMPEGS = ("path", "pip")

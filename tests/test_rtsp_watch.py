@@ -26,6 +26,8 @@ from test_rtsp_recorder import A_TENTH, PASSWORD, Site, end, small_disk, until  
 import rtsp_recorder as recorder
 from rhombus_logging import Status, load_config, run_lock
 
+pytestmark = pytest.mark.slow  # recorders and mail servers come and go
+
 SYSTEMCTL = """#!/bin/sh
 echo "$@" >> "$0.calls"
 case "$1" in
