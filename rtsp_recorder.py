@@ -26,6 +26,7 @@ import logging.handlers
 import math
 import os
 import re
+import select
 import selectors
 import shutil
 import signal
@@ -84,8 +85,8 @@ QUIETLY = ("-hide_banner", "-nostdin", "-nostats", "-loglevel")
 PROTOCOLS = "pipe,file,fd,rtsp,rtp,tcp,udp,tls"
 RETRY_GROWTH = 1.3
 STEADY_SEC = 10  # a run that recorded so long counts as a success: the next wait is the shortest again
-TICK_SEC = 1.0  # at most, how long a camera's thread waits for FFmpeg to say something
-STATE_EVERY_SEC = 1.0
+TICK_SEC = 1.25  # at most, how long a thread waits for FFmpeg to say something, which it does each second
+STATE_EVERY_SEC, TABLE_EVERY_SEC = 0.9, 0.2  # the first a little less than FFmpeg's second
 STATE_BYTES = 1024  # of a state file, filled up with spaces
 STATE_STALE_SEC = 30  # older states are of a recorder that was killed
 START_SPACING_SEC = 0.05  # between the first starts of two cameras
@@ -588,8 +589,11 @@ def days_of(span: Interval, zone: tzinfo) -> Iterator[tuple[str, Interval]]:
 
 def read_state(file: Path) -> dict[str, Any]:
     for _ in range(2):  # the first reading may have met the moment of writing
-        with suppress(OSError, ValueError):
-            state = json.loads(file.read_text(encoding="utf-8"))
+        with suppress(ValueError):
+            try:
+                state = json.loads(file.read_bytes())
+            except OSError:
+                break
             return state if isinstance(state, dict) else {}
     return {}
 
@@ -910,8 +914,9 @@ class Run:
         return bool(self._selector.get_map())
 
     def _take_progress(self, line: str) -> None:
-        self._block.append(line)
         if not line.startswith("progress="):
+            if line.startswith(("frame=", "out_time_us=")):
+                self._block.append(line)
             return
         (frames, out_sec), self._block = read_progress(self._block), []
         now = time.time()
@@ -1111,9 +1116,9 @@ class Recorder:
                                       "since": time.time(), "cause": None, "last_frame_at": None,
                                       "recording_since": None, "fps": 0.0, "bytes_per_sec": 0.0,
                                       "last_file": None, "lost_today_sec": 0.0}  # fmt: skip
-        self.down_since, self.today = time.time(), utc_day(time.time())
+        self.down_since, self.today = time.time(), time.time() // 86400
         self.down_cause: str | None = None
-        self.state_file = camera.state_file
+        self.state_file, self.state_size = camera.state_file, 0
         self.default_cause = "stopped"  # of the seconds between the program's start and the first frame
         self.said: str | None = None
         self.detail, self.shut_out = "", False  # of the last failure: what was said; was password or path refused
@@ -1344,20 +1349,24 @@ class Recorder:
         self.beat = time.monotonic()
         self.next_state = self.beat + STATE_EVERY_SEC
         file = self.state_file
-        if (today := utc_day(time.time())) != self.today:
+        now = time.time()
+        if (today := now // 86400) != self.today:
             self.today, self.state["lost_today_sec"] = today, 0.0
-        self.state |= {"updated_at": round(time.time(), 3), "last_file": self.finisher.last_file}
+        self.state |= {"updated_at": round(now, 3), "last_file": self.finisher.last_file}
         data = json.dumps(self.state).ljust(STATE_BYTES - 1).encode() + b"\n"
         try:
-            if not file.exists():
+            if self.state_size != len(data):  # the first one: a longer one may be there
                 file.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(file, os.O_WRONLY | os.O_CREAT, 0o644)
             try:
                 os.pwrite(handle, data, 0)
-                os.ftruncate(handle, len(data))
+                if self.state_size != len(data):
+                    os.ftruncate(handle, len(data))
+                self.state_size = len(data)
             finally:
                 os.close(handle)
         except OSError as problem:
+            self.state_size = 0
             log.debug("%s: %s", file, problem)
 
     def take_jobs(self, current: Run) -> None:
@@ -1778,12 +1787,16 @@ def warn_about_tls(cameras: Sequence[Camera], tls_options: bool) -> None:
 def record(cameras: Sequence[Camera], quiet: bool, config: Mapping[str, Any]) -> int:
     """Record until a signal; SIGTERM and SIGHUP are the ordinary end of a service, SIGINT is 130."""
     signals: list[int] = []
+    woken, waking = socket.socketpair()  # a signal ends a wait at once
+    waking.setblocking(False)
     for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(one) is not signal.SIG_IGN:  # nohup
             signal.signal(one, lambda number, _frame: signals.append(number))
     ffmpeg = find_ffmpeg("recording")
     tls_options = knows_tls_options(ffmpeg)
     with ExitStack() as held:
+        signal.set_wakeup_fd(waking.fileno())
+        held.callback(signal.set_wakeup_fd, -1)
         cameras = lock_cameras(cameras, held)
         warn_about_tls(cameras, tls_options)
         stopping = threading.Event()
@@ -1796,14 +1809,15 @@ def record(cameras: Sequence[Camera], quiet: bool, config: Mapping[str, Any]) ->
             thread.start()
         log.info("recording %s with %s", ", ".join(camera.name for camera in cameras), ffmpeg)
         tell_systemd("READY=1")
-        with live_table(recorders, shown=sys.stderr.isatty() and not quiet) as update:
+        shown = sys.stderr.isatty() and not quiet
+        with live_table(recorders, shown=shown) as update:
             while not signals:
-                time.sleep(0.2)
+                select.select([woken], [], [], TABLE_EVERY_SEC if shown else STATE_EVERY_SEC)
                 update()
-                if all(time.monotonic() - recorder.beat < WATCHDOG_QUIET_SEC for recorder in recorders):
-                    tell_systemd("WATCHDOG=1")
+                alive = all(time.monotonic() - recorder.beat < WATCHDOG_QUIET_SEC for recorder in recorders)
+                tell_systemd(status_line(recorders) + ("\nWATCHDOG=1" if alive else ""))
         tell_systemd("STOPPING=1")
-        deadline = time.monotonic() + STOP_WITHIN_SEC - 0.7  # until a signal is noticed, and to end
+        deadline = time.monotonic() + STOP_WITHIN_SEC - 0.5  # to end
         stopping.set()
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -1811,6 +1825,13 @@ def record(cameras: Sequence[Camera], quiet: bool, config: Mapping[str, Any]) ->
         teller.join(min(TELL_EVERY_SEC, max(0.0, deadline - time.monotonic())))  # half a mail would come twice
         pool.shutdown(wait=False, cancel_futures=True)
     return Status.SIGINT if signals[0] == signal.SIGINT else Status.DONE
+
+
+def status_line(recorders: Sequence[Recorder]) -> str:
+    """What `systemctl status` shows."""
+    others = [f"{one.camera.name} {one.state['state']} {one.state['cause'] or ''}".strip() for one in recorders
+              if one.state["state"] != "recording"]  # fmt: skip
+    return "; ".join([f"STATUS={len(recorders) - len(others)} of {len(recorders)} recorded", *others])
 
 
 def wait_for_files(recorders: Sequence[Recorder], deadline: float) -> None:

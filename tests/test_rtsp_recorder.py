@@ -795,9 +795,12 @@ def test_systemd_is_told_when_it_is_ready_and_alive(site):
         listener.bind(str(site.folder / "n"))
         listener.settimeout(15)
         process = site.start(environment={"NOTIFY_SOCKET": str(site.folder / "n")})
-        heard = [listener.recv(100), listener.recv(100)]
+        heard = [listener.recv(200)]
+        until(lambda: heard.append(listener.recv(200)) or b"1 of 1" in heard[-1], "recorded")
         end(process)
-    assert heard == [b"READY=1", b"WATCHDOG=1"]
+    assert heard[0] == b"READY=1"
+    assert heard[1] == b"STATUS=0 of 1 recorded; Gate starting\nWATCHDOG=1"
+    assert heard[-1] == b"STATUS=1 of 1 recorded\nWATCHDOG=1"
 
 
 # --- a full disk ---
