@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import csv
 import errno
+import filecmp
 import itertools
 import json
 import logging
@@ -64,6 +65,7 @@ from rhombus_logging import (
     load_config,
     lock_file,
     mask,
+    notify,
     part_file,
     ping,
     read_overlay,
@@ -86,6 +88,7 @@ PROTOCOLS = "pipe,file,fd,rtsp,rtp,tcp,udp,tls"
 RETRY_GROWTH = 1.3
 STEADY_SEC = 10  # a run that recorded so long counts as a success: the next wait is the shortest again
 TICK_SEC = 1.25  # at most, how long a thread waits for FFmpeg to say something, which it does each second
+ADOPT_SEC = 0.05  # so soon a new file has its own name
 STATE_EVERY_SEC, TABLE_EVERY_SEC = 0.9, 0.2  # the first a little less than FFmpeg's second
 STATE_BYTES = 1024  # of a state file, filled up with spaces
 STATE_STALE_SEC = 30  # older states are of a recorder that was killed
@@ -194,6 +197,10 @@ class Camera:
 # --- cameras -----------------------------------------------------------------------------------------------------
 
 
+def absolute(path: object) -> Path:
+    return Path(os.path.abspath(Path(str(path)).expanduser()))  # noqa: PTH100  links stay as they are
+
+
 def split_login(rest: str) -> tuple[str, str]:
     """`user:password@` and what follows, of an address after its `://`; also with '@' or '/' left as they are."""
     host, slash, path = rest.partition("/")
@@ -254,7 +261,7 @@ def settle_camera(given: Mapping[str, Any], config: Mapping[str, Any], rank: tup
     place, of = rank
     reserve = max(0, storage["reserve_bytes"])
     settled = Camera(
-        name=name, url=camera_url(chosen), root=Path(os.path.abspath(Path(str(root)).expanduser())),  # noqa: PTH100
+        name=name, url=camera_url(chosen), root=absolute(root),
         segment_sec=int(own.get("segment_time") or shared.get("segment_time") or recording["segment_duration"]),
         filename=stem, container=str(chosen["container"] or extension or "mkv"),
         zone=parse_zone(recording["timezone"]), audio=chosen["audio"], transport=chosen["transport"],
@@ -278,6 +285,8 @@ def refuse(camera: Camera) -> None:
         raise UsageError(f"{where}: loglevel {camera.loglevel!r} is none of {', '.join(LOG_LEVELS)}")
     if not 1 <= camera.segment_sec <= 86400:
         raise UsageError(f"{where}: segment_time {camera.segment_sec} is not from 1 to 86400 seconds")
+    if re.search(r"[\x00-\x1f\x7f]", camera.url):
+        raise UsageError(f"{where}: its address holds control characters, a line break perhaps")
     if camera.core is not None and not 0 <= camera.core < (os.cpu_count() or 1):
         raise UsageError(f"{where}: this machine has no CPU core {camera.core}")
     for name, value in asdict(camera.limits).items():
@@ -460,6 +469,11 @@ def utc_day(moment_sec: float) -> str:
     return datetime.fromtimestamp(moment_sec, timezone.utc).strftime("%Y-%m-%d")
 
 
+def in_columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
 def clock_text(moment_sec: float, zone: tzinfo) -> str:
     return datetime.fromtimestamp(moment_sec, zone).isoformat(" ", "seconds")
 
@@ -589,11 +603,8 @@ def days_of(span: Interval, zone: tzinfo) -> Iterator[tuple[str, Interval]]:
 
 def read_state(file: Path) -> dict[str, Any]:
     for _ in range(2):  # the first reading may have met the moment of writing
-        with suppress(ValueError):
-            try:
-                state = json.loads(file.read_bytes())
-            except OSError:
-                break
+        with suppress(OSError, ValueError):
+            state = json.loads(file.read_bytes())
             return state if isinstance(state, dict) else {}
     return {}
 
@@ -689,11 +700,14 @@ class Media:
     problems: tuple[str, ...]
 
 
+def run_aside(command: Sequence[str], timeout_sec: float | None = None) -> subprocess.CompletedProcess[str]:
+    """A program that asks nothing, in a session of its own: a hangup does not reach it."""
+    return subprocess.run(list(command), stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+                          check=False, timeout=timeout_sec, start_new_session=True)  # fmt: skip
+
+
 def run_ffmpeg(command: Sequence[str], size_bytes: int) -> subprocess.CompletedProcess[str]:
-    """A helper run of FFmpeg with a timeout for its size, in a session of its own: a hangup does not reach it."""
-    return subprocess.run(
-        list(command), stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False,
-        timeout=CHECK_TIMEOUT_SEC + size_bytes / CHECK_BYTES_PER_SEC, start_new_session=True)  # fmt: skip
+    return run_aside(command, CHECK_TIMEOUT_SEC + size_bytes / CHECK_BYTES_PER_SEC)
 
 
 def read_media(ffmpeg: str, path: Path, window: Sequence[str] = ()) -> Media:
@@ -708,6 +722,8 @@ def read_media(ffmpeg: str, path: Path, window: Sequence[str] = ()) -> Media:
     header = re.search(r"Duration: (\d+):(\d+):([\d.]+)", done.stderr)
     codec = re.search(r"Video: (\w+)", done.stderr)
     problems = [line for line in done.stderr.splitlines() if "[error]" in line or "[fatal]" in line]
+    if done.returncode < 0:  # for want of memory, say: it tells nothing about the file
+        raise OSError(f"{path.name}: FFmpeg was killed while it read this")
     if done.returncode or not frames or not codec:
         raise Unreadable(f"{path.name}: {problems[-1] if problems else 'it holds no video'}")
     length = out_sec or 0.0
@@ -771,9 +787,16 @@ def publish(staged: Path, folder: Path, names: Iterable[str]) -> Path:
         try:
             os.link(staged, final)
         except FileExistsError:
-            if not final.samefile(staged):
+            if not (final.samefile(staged) or filecmp.cmp(final, staged, shallow=False)):
                 continue
         except OSError as problem:
+            if problem.errno == errno.EXDEV:  # the camera's folder is on another disk
+                near = folder / f".{staged.name}.part"
+                shutil.copy2(staged, near)
+                sync_file(near)
+                final = publish(near, folder, itertools.chain([final.name], names))
+                near.unlink(missing_ok=True)
+                return final
             if problem.errno not in NO_LINKS:
                 raise
             try:
@@ -800,7 +823,7 @@ def writers_in(folder: Path) -> list[int]:
     found = []
     for entry in Path("/proc").glob("[0-9]*") if Path("/proc/self/cwd").exists() else ():
         with suppress(OSError):  # ended, or another user's
-            if (entry / "cwd").readlink() == folder and ours in (entry / "cmdline").read_bytes():
+            if (entry / "cwd").samefile(folder) and ours in (entry / "cmdline").read_bytes():
                 found.append(int(entry.name))
     return found
 
@@ -848,8 +871,9 @@ class Run:
         self.new_stderr: list[str] = []
         self.rows: list[tuple[Job, float, float]] = []  # start and end in stream time
         self.jobs: list[Job] = []
-        self.closed: set[str] = set()  # names of files that FFmpeg has closed
-        self._open: Path | None = None
+        self.adopted = self.closed = 0  # files that got their own name; those that FFmpeg has closed
+        self.open: deque[Path] = deque()  # the difference: one, for an instant two
+        self.astray = 0  # how often in a row the file that FFmpeg writes to was not there
         self._block: list[str] = []
         self._buffers: dict[int, bytes] = {}
         self._selector = selectors.DefaultSelector()
@@ -897,6 +921,9 @@ class Run:
         """Read what FFmpeg says; False once it has ended and everything is read."""
         if not self._selector.get_map():
             return False
+        if self.frames and not self.open:  # the next file is about to be
+            self.adopt()
+            timeout_sec = timeout_sec if self.open else min(timeout_sec, ADOPT_SEC)
         for key, _ in self._selector.select(timeout_sec):
             try:
                 data = os.read(key.fd, 65536)
@@ -933,10 +960,17 @@ class Run:
 
     def _take_row(self, line: str) -> None:
         row = read_row(line)
-        if row and Path(row[0]).name == row[0]:
-            name, start, end = row
-            self.rows.append((Job(self.folder / name, first=not self.closed), start, end))
-            self.closed.add(name)
+        self.adopt()
+        if row and self.open:
+            self.rows.append((Job(self.open.popleft(), first=not self.closed), *row[1:]))
+            self.closed += 1
+
+    def adopt(self) -> None:
+        """Rename what FFmpeg has begun to write: when the clock is set back a little, it takes the name once more."""
+        with suppress(OSError):
+            for path in sorted(self.folder.glob("*Z.mkv")):
+                self.open.append(path.rename(path.with_stem(f"{path.stem}-{self.adopted}")))
+                self.adopted += 1
 
     def settle_rows(self) -> None:
         """Make jobs of the rows: soon after the start there are too few anchors to tell when stream time 0 was."""
@@ -951,12 +985,12 @@ class Run:
             self.stderr.append(text)
         self.new_stderr.append(text)
 
-    def open_file(self) -> Path | None:
-        """The file that FFmpeg is writing: the newest that it has not closed."""
-        if self._open is None or self._open.name in self.closed:
-            names = sorted(entry.name for entry in os.scandir(self.folder) if entry.name not in self.closed)
-            self._open = self.folder / names[-1] if names else None
-        return self._open
+    def sync(self) -> None:
+        """fsync the open file. Somebody may have removed it, or its folder: FFmpeg would not notice for an hour."""
+        with suppress(OSError):  # a disk that fails ends FFmpeg, which says so
+            self.astray = self.astray + 1 if self.frames and not any(map(Path.exists, self.open)) else 0
+            for path in self.open:
+                sync_file(path)
 
     def stop(self, step_sec: float) -> None:
         """TERM lets FFmpeg finish its file; one that waits for its camera needs the second; then KILL."""
@@ -983,9 +1017,8 @@ class Run:
         self._selector.close()
         self._stderr.close()
         self.settle_rows()
-        for entry in sorted(os.scandir(self.folder), key=lambda entry: entry.name):
-            if entry.name.endswith(".mkv") and entry.name not in self.closed:
-                self.jobs.append(Job(self.folder / entry.name, first=not self.closed))
+        self.adopt()
+        self.jobs += [Job(path, first=not self.closed) for path in self.open]
 
 
 # --- finished files ----------------------------------------------------------------------------------------------
@@ -1119,6 +1152,7 @@ class Recorder:
         self.down_since, self.today = time.time(), time.time() // 86400
         self.down_cause: str | None = None
         self.state_file, self.state_size = camera.state_file, 0
+        self.unwritten: deque[tuple[float, float, str]] = deque()  # what the journal did not take yet
         self.default_cause = "stopped"  # of the seconds between the program's start and the first frame
         self.said: str | None = None
         self.detail, self.shut_out = "", False  # of the last failure: what was said; was password or path refused
@@ -1138,8 +1172,11 @@ class Recorder:
             try:
                 steps[0]()
                 steps = steps[-1:]
-            except Exception:  # noqa: BLE001  a bug must not end the recording of a camera for ever
+            except Exception as problem:  # noqa: BLE001  a bug must not end the recording of a camera for ever
                 log.exception("%s: this is a bug in the program; trying again in %d s", self.camera.name, KEPT_AWAY_SEC)
+                if self.state["state"] == "recording":
+                    self.down_since = self.state["last_frame_at"] or time.time()
+                self.down("crashed", f"a bug in the program: {problem}")
                 self.stopping.wait(KEPT_AWAY_SEC)
         self.end()
 
@@ -1149,16 +1186,17 @@ class Recorder:
         if before:
             stopped = before.get("state") in ("stopped", "down")
             since = before.get("since") if stopped else before.get("last_frame_at") or before.get("since")
+            since, midnight = float(since or self.down_since), self.today * 86400
             self.default_cause = str(before.get("cause") or "stopped") if stopped else "crashed"
-            self.try_journal(float(since or self.down_since), self.down_since, self.default_cause)
+            self.try_journal(since, self.down_since, self.default_cause)
+            lost = before.get("lost_today_sec") if float(before.get("updated_at") or 0) >= midnight else 0
+            self.state["lost_today_sec"] = round(float(lost or 0) + max(0.0, self.down_since - max(since, midnight)), 1)
             if before.get("state") != "stopped":
                 self.default_cause = "crashed"
         staging = self.camera.own("staging")
         staging.mkdir(parents=True, exist_ok=True)
         for folder in sorted(entry for entry in staging.iterdir() if entry.is_dir()):
             end_writers(folder, self.camera.limits.stop_wait)
-            for part in folder.glob("*.part"):
-                part.unlink()
             stems = sorted({file.stem for file in folder.glob("*.m[kp][v4]")})
             for stem in stems:
                 self.submit(Job(folder / f"{stem}.mkv", found=True))
@@ -1214,6 +1252,8 @@ class Recorder:
                                 for job in current.jobs]  # fmt: skip
             self.take_jobs(current)
         if current.frames:
+            if self.state["state"] != "recording":  # too short for that; the time before is written down all the same
+                self.up(current)
             self.down_since = min(self.stepped_at, time.time()) if ours == "clock" else current.media_end
         self.tidy(folder)
         refused = not current.frames and bool(re.search(LOGIN_OR_PATH, "\n".join(lines)))
@@ -1229,9 +1269,7 @@ class Recorder:
             self.up(current)
         if now >= self.next_sync:
             self.next_sync = now + self.camera.limits.fsync_every
-            with suppress(OSError):  # published while we looked; a disk that fails ends FFmpeg, which says so
-                if opened := current.open_file():
-                    sync_file(opened)
+            current.sync()
         if now >= self.next_state:
             self.note(current)
 
@@ -1241,6 +1279,9 @@ class Recorder:
             return "stopped"
         if self.has_jumped():
             return "clock"
+        if current.astray > 1:
+            log.warning("%s: the file that is being recorded was removed by somebody", self.camera.name)
+            return "disk"
         now = time.monotonic()
         if now >= self.next_space_check:
             self.next_space_check = now + SPACE_EVERY_SEC
@@ -1299,8 +1340,12 @@ class Recorder:
         self.write_state()
 
     def try_journal(self, start_sec: float, end_sec: float, cause: str) -> None:
-        with suppress(OSError):  # a full disk: the gap shows in the journal all the same, only not why
-            write_down(self.camera, start_sec, end_sec, cause)
+        """What a full disk does not take is written the next time: the gap shows all the same, only not why."""
+        self.unwritten.append((start_sec, end_sec, cause))
+        with suppress(OSError):
+            while self.unwritten:
+                write_down(self.camera, *self.unwritten[0])
+                self.unwritten.popleft()
 
     def rest(self, wait_sec: float) -> None:
         until = time.monotonic() + wait_sec
@@ -1329,9 +1374,8 @@ class Recorder:
         if current.frames:
             self.state["last_frame_at"] = round(current.media_end, 3)
         size = 0
-        with suppress(OSError):  # published while we looked, at the end of the run
-            opened = current.open_file()
-            size = opened.stat().st_size if opened else 0
+        with suppress(OSError):  # gone with its folder, or published at the end of the run
+            size = current.open[-1].stat().st_size if current.open else 0
         then, frames, before = self.rate
         if now - then >= STATE_EVERY_SEC:
             self.state["fps"] = round(max(0, current.frames - frames) / (now - then), 1)
@@ -1355,19 +1399,15 @@ class Recorder:
         self.state |= {"updated_at": round(now, 3), "last_file": self.finisher.last_file}
         data = json.dumps(self.state).ljust(STATE_BYTES - 1).encode() + b"\n"
         try:
-            if self.state_size != len(data):  # the first one: a longer one may be there
+            if not self.state_size:  # else it was written before, and as long
                 file.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(file, os.O_WRONLY | os.O_CREAT, 0o644)
+            handle = os.open(file, os.O_WRONLY | os.O_CREAT | (0 if self.state_size else os.O_TRUNC), 0o644)
             try:
-                os.pwrite(handle, data, 0)
-                if self.state_size != len(data):
-                    os.ftruncate(handle, len(data))
-                self.state_size = len(data)
+                self.state_size = os.pwrite(handle, data, 0)
             finally:
                 os.close(handle)
-        except OSError as problem:
+        except OSError:  # `watch` sees that the state is old
             self.state_size = 0
-            log.debug("%s: %s", file, problem)
 
     def take_jobs(self, current: Run) -> None:
         if len(current.anchors) >= ANCHOR_ENOUGH:
@@ -1399,6 +1439,8 @@ class Recorder:
 
     def tidy(self, folder: Path) -> None:
         with suppress(OSError):  # files in it are still to be published, or FFmpeg is at work
+            for part in () if any(folder.glob("*.m[kp][v4]")) else folder.glob("*.part"):
+                part.unlink()
             folder.rmdir()
 
 
@@ -1467,6 +1509,11 @@ def own_folder(root: Path) -> Path:
     return folder
 
 
+def keep_json(root: Path, name: str, value: Any) -> None:
+    write_json(own_folder(root) / name, value)
+    adopt(root / STATE_FOLDER / name)
+
+
 class Outbox:
     """What was told about each camera and disk, and what is still to be told; shared by all recorders of a storage.
 
@@ -1503,21 +1550,16 @@ class Outbox:
         plain = {**box, "waiting": [asdict(one) for one in box["waiting"]]}
         try:
             try:
-                self.write(plain)
+                keep_json(self.root, "alerts.json", plain)
             except OSError:
                 self.spare.unlink()
-                self.write(plain)
+                keep_json(self.root, "alerts.json", plain)
         except OSError as problem:
             log.debug("alerts: kept in memory, because the disk cannot be written: %s", problem)
             self.unsaved = plain
         else:
             self.unsaved = None
             self.keep_spare()
-
-    def write(self, plain: Mapping[str, Any]) -> None:
-        file = own_folder(self.root) / "alerts.json"
-        write_json(file, plain)
-        adopt(file)
 
     @contextmanager
     def held(self, wait_sec: float = 0.0) -> Iterator[bool]:
@@ -1552,8 +1594,8 @@ class Outbox:
                 self.save(box)
         return ours
 
-    def send(self, *, at_once: bool) -> None:
-        """Send what waits: one message for all cameras, one for all disks; else not before others had time to join."""
+    def send(self, *, at_once: bool) -> list[str]:
+        """Send what waits, a message for all cameras and one for all disks, once others could join; what failed."""
 
         def due() -> dict[str, Any] | None:
             box, now = self.read(), time.time()
@@ -1563,10 +1605,10 @@ class Outbox:
             return box if ours and (at_once or not (joining or resting)) else None
 
         if not due():
-            return
+            return []
         with self.held() as ours:
             if not ours or not (box := due()):
-                return
+                return []
             failed = [problem for tag in ("CAMERA", "DISK") for name in self.channels
                       if (problem := self.hand_over(box, tag, name))]  # fmt: skip
             box["tries"] = box["tries"] + 1 if failed else 0
@@ -1575,6 +1617,7 @@ class Outbox:
             self.save(box)
         if failed and (at_once or box["tries"] == 1):
             log.warning("alert not sent, it is kept and tried again: %s", quotable("; ".join(failed)))
+        return failed
 
     def hand_over(self, box: dict[str, Any], tag: str, channel: str) -> str:
         """Give one channel what it lacks, and note that at once; what went wrong, else nothing."""
@@ -1815,9 +1858,10 @@ def record(cameras: Sequence[Camera], quiet: bool, config: Mapping[str, Any]) ->
                 select.select([woken], [], [], TABLE_EVERY_SEC if shown else STATE_EVERY_SEC)
                 update()
                 alive = all(time.monotonic() - recorder.beat < WATCHDOG_QUIET_SEC for recorder in recorders)
-                tell_systemd(status_line(recorders) + ("\nWATCHDOG=1" if alive else ""))
+                well = sum(recorder.state["state"] == "recording" for recorder in recorders)
+                tell_systemd(f"STATUS={well} of {len(recorders)} recorded" + ("\nWATCHDOG=1" if alive else ""))
         tell_systemd("STOPPING=1")
-        deadline = time.monotonic() + STOP_WITHIN_SEC - 0.5  # to end
+        deadline = time.monotonic() + STOP_WITHIN_SEC - 0.7  # to end, on a machine that has much else to do
         stopping.set()
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -1825,13 +1869,6 @@ def record(cameras: Sequence[Camera], quiet: bool, config: Mapping[str, Any]) ->
         teller.join(min(TELL_EVERY_SEC, max(0.0, deadline - time.monotonic())))  # half a mail would come twice
         pool.shutdown(wait=False, cancel_futures=True)
     return Status.SIGINT if signals[0] == signal.SIGINT else Status.DONE
-
-
-def status_line(recorders: Sequence[Recorder]) -> str:
-    """What `systemctl status` shows."""
-    others = [f"{one.camera.name} {one.state['state']} {one.state['cause'] or ''}".strip() for one in recorders
-              if one.state["state"] != "recording"]  # fmt: skip
-    return "; ".join([f"STATUS={len(recorders) - len(others)} of {len(recorders)} recorded", *others])
 
 
 def wait_for_files(recorders: Sequence[Recorder], deadline: float) -> None:
@@ -2050,7 +2087,8 @@ JOBS = (  # the minutes of those that a timer starts are two apart, so that they
     UnitJob("nas_sync", "nas_sync.py", ("run",), "*:0/10", "Bring footage to the NAS and to S3",
         ("RestrictSUIDSGID=no",), takes_overlays=True),  # rsync keeps the setgid bit of shared folders
     UnitJob("watch", "rtsp_recorder.py", ("watch",), "*:2/5", "Look after the recorders of the cameras",
-        ("CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_CHOWN", "ProtectProc=default"), is_root=True,
+        ("CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_CHOWN", "ProtectProc=default",
+         "StateDirectory=rtsp_recorder"), is_root=True,
         takes_overlays=True),  # only root may restart units; its files are given to the recorder's user
     UnitJob("clean", "capture_analyzer.py", ("clean",), "*:4/10", "Remove old stills of the captures"),
     UnitJob("copy_footage", "copy_footage.py", ("--alerts", "--catch_up"), "*:06", "Copy footage of Rhombus alerts"),
@@ -2306,8 +2344,7 @@ def made_units(site: Site) -> list[str]:
 def systemctl(site: Site, *words: str) -> subprocess.CompletedProcess[str]:
     program = find_program("systemctl", "starting and stopping units", "this system seems to have no systemd")
     root = [] if site.prefix is None else [f"--root={site.prefix}"]
-    return subprocess.run([program, *root, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                          errors="replace", check=False)  # fmt: skip
+    return run_aside([program, *root, *words])
 
 
 def told_systemd(site: Site, verb: str, *words: str) -> bool:
@@ -2372,8 +2409,8 @@ def services_generate(site: Site, arguments: argparse.Namespace) -> bool:
     for name in sorted(gone, key=lambda name: not name.endswith(".timer")):
         link = site.link(name)
         if link.is_symlink() and link_is_ours(site, link):
-            if not told_systemd(site, "disable", *([] if site.prefix else ["--now"]), name):
-                well = False  # it may still run; a unit that is there can be stopped
+            if not ((site.prefix or told_systemd(site, "stop", name)) and told_systemd(site, "disable", name)):
+                well = False  # it may still run; `disable` removes the link, without which nothing can be stopped
                 continue
             link.unlink(missing_ok=True)  # `disable` removes it by itself, where it could
         site.file(name).unlink()
@@ -2482,10 +2519,7 @@ def services_status(site: Site, arguments: argparse.Namespace) -> bool:
     cells = [["unit", "file", "linked", "enabled", "active", "camera"]]
     cells += [[str(value) if not isinstance(value, bool) else "yes" if value else "no" for value in row.values()]
               for row in rows]  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row_cells in cells:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row_cells, widths, strict=True))
-        sys.stdout.write(line.rstrip() + "\n")
+    sys.stdout.write("".join(f"{line}\n" for line in in_columns(cells)))
     name_older(site)
     return well
 
@@ -2523,7 +2557,7 @@ def make_user(site: Site) -> None:
     command = [program, *(["--prefix", str(site.prefix)] if site.prefix else []), "--system", "--user-group",
                "--create-home", "--home-dir", f"/var/lib/{site.user}", "--shell", "/usr/sbin/nologin",
                site.user]  # fmt: skip
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = run_aside(command)
     if done.returncode:
         raise CannotStart(f"useradd: status {done.returncode}: {' '.join(done.stderr.split())}")
     log.info("user %s: made", site.user)
@@ -2630,10 +2664,6 @@ VERBS = {"generate": services_generate, "install": services_install, "link": ser
 
 def services_command(arguments: argparse.Namespace) -> int:
     """One verb after the other; a later one is done although an earlier one was incomplete."""
-
-    def absolute(path: Path) -> Path:
-        return Path(os.path.abspath(path.expanduser()))  # noqa: PTH100  links stay as they are
-
     programs = Path(__file__).resolve().parent
     config = absolute(arguments.config or programs / "config.yaml")
     if not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", arguments.run_as):
@@ -2842,8 +2872,9 @@ def read_packets(text: str, stderr: str = "") -> dict[str, Stream]:
     return streams
 
 
-def run_for(command: Sequence[str], text: str, until: float, stopping: threading.Event) -> tuple[bytes, bytes, int]:
-    """(stdout, stderr, status) of a process that gets `text`, and is killed at `until` or when all are to stop."""
+def run_for(command: Sequence[str], text: str, until: float,
+            stopping: threading.Event) -> tuple[bytes, bytes, int | None]:  # fmt: skip
+    """(stdout, stderr, status) of a process that gets `text`; None if killed, at `until` or when all are to stop."""
     process = subprocess.Popen(
         list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         env={**os.environ, "AV_LOG_FORCE_NOCOLOR": "1"})  # fmt: skip
@@ -2856,7 +2887,7 @@ def run_for(command: Sequence[str], text: str, until: float, stopping: threading
             given = None
             if stopping.is_set() or time.monotonic() > until:
                 process.kill()
-                return *process.communicate(), 0
+                return *process.communicate(), None
 
 
 def look_at(camera: Camera, ffmpeg: str, tls_options: bool, timeout_sec: float, picture: Path | None,
@@ -2868,14 +2899,15 @@ def look_at(camera: Camera, ffmpeg: str, tls_options: bool, timeout_sec: float, 
     streams = read_packets(stdout.decode("utf-8", "replace"), told)
     video = streams.get("video")
     if video and video.packets:
-        return Finding(camera, video, streams.get("audio"))
+        few = f"{video.packets} frames came, but not {CHECK_SAMPLE_SEC} s of them within {timeout_sec:g} s"
+        return Finding(camera, video, streams.get("audio"), *(("stall", few) if status is None else ()))
     lines = told.splitlines()
     failed = [line for line in lines if re.search(r"\[(error|fatal)\]", line)]
     reason = re.sub(r"\?timeout=\d+", "", quotable(failed[0])) if failed else f"no picture within {timeout_sec:g} s"
     state = read_state(camera.state_file)
     if state.get("state") == "recording" and time.time() - float(state.get("updated_at") or 0) < STATE_STALE_SEC:
         reason += " (it is being recorded; some cameras allow one connection only)"
-    return Finding(camera, cause=classify(lines, status, 0), detail=reason)
+    return Finding(camera, cause=classify(lines, status or 0, 0), detail=reason)
 
 
 def check_camera(camera: Camera, look: Callable[[Path | None], Finding], timeout_sec: float,
@@ -2937,9 +2969,8 @@ def show_findings(findings: Sequence[Finding], form: str) -> None:
     rows = [("camera", "result", "video", "audio")]
     rows += [(finding.camera.name, finding.result, str(finding.video or "-"),
               str(finding.audio or ("none" if finding.video else "-"))) for finding in findings]  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row, one in zip(rows, [None, *findings], strict=True):
-        sys.stdout.write("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n")
+    for line, one in zip(in_columns(rows), [None, *findings], strict=True):
+        sys.stdout.write(f"{line}\n")
         if one and one.detail:
             sys.stdout.write(f"  {one.detail}\n")
         for what, expected, found in one.differences if one else ():
@@ -3041,9 +3072,9 @@ def judge(target: Target, state: Mapping[str, Any], *, alive: bool, newest_sec: 
         return Health("stale", last, "the recorder hangs", dead=True)
     if word == "down":
         return Health("down", since, cause, well=now_sec - since < after_sec)
-    if word != "recording":
+    if word != "recording" and now_sec - since <= target.stall_sec + STATE_STALE_SEC:
         return Health("starting", since, well=True)
-    if now_sec - last > target.stall_sec + STATE_STALE_SEC:
+    if word != "recording" or now_sec - last > target.stall_sec + STATE_STALE_SEC:
         return Health("no video", last, "the recorder does not notice", dead=True)
     opened = float(state.get("recording_since") or since)
     if now_sec - opened > longest_sec + STATE_STALE_SEC:
@@ -3096,7 +3127,7 @@ def watch_targets(arguments: argparse.Namespace, config: Mapping[str, Any]) -> l
                 for one in cameras]  # fmt: skip
     if arguments.segment_time is not None and arguments.segment_time < 1:
         raise UsageError("--segment_time has to be at least 1")
-    root = Path(os.path.abspath(Path(str(arguments.recording_dir)).expanduser()))  # noqa: PTH100
+    root = absolute(arguments.recording_dir)
     if not root.is_dir():
         raise CannotStart(f"--recording_dir {root}: there is no such folder")
     names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and NAME.fullmatch(entry.name))
@@ -3120,14 +3151,17 @@ def missing_roots(roots: Iterable[Path], *, require_mount: bool) -> dict[Path, s
     return found
 
 
+def tell_missing(root: Path, sentence: str, settings: Mapping[str, Any]) -> None:
+    """Mail that a storage is away, once, and that it is back. What was told cannot be kept on the storage itself."""
+    folder = os.environ.get("STATE_DIRECTORY") or Path.home() / ".local" / "state" / "rtsp_recorder"
+    notify({**settings, "on": "failure", "ping_url": None}, Path(folder) / f"watch_{quote(str(root), safe='')}.json",
+           "DISK", Status.CANNOT_START if sentence else Status.DONE, sentence or "the storage is there")  # fmt: skip
+
+
 def ask_systemd(*words: str) -> tuple[int, str]:
-    """(status, what it printed or said); status 127 where there is no systemd."""
-    program = shutil.which("systemctl")
-    if not program:
-        return 127, "systemctl was not found"
+    """(status, what it printed or said); 1 where there is no systemd."""
     try:
-        done = subprocess.run([program, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                              errors="replace", check=False, timeout=SYSTEMCTL_SEC)  # fmt: skip
+        done = run_aside(["systemctl", *words], SYSTEMCTL_SEC)
     except (OSError, subprocess.TimeoutExpired) as problem:
         return 1, str(problem)
     return done.returncode, (done.stdout if not done.returncode else done.stderr or done.stdout).strip()
@@ -3159,9 +3193,7 @@ class Restarts:
         if len(self.times.get(unit, [])) >= self.limit:
             return False
         self.times.setdefault(unit, []).append(now)
-        file = own_folder(self.root) / "watch.json"
-        write_json(file, {"restarts": self.times})
-        adopt(file)
+        keep_json(self.root, "watch.json", {"restarts": self.times})
         return True
 
 
@@ -3219,6 +3251,7 @@ def tell_camera(target: Target, finding: Health, action: str, outbox: Outbox) ->
         word = "Auto-restart" if action.startswith("restarting") else "Down"
         text = f"{target.name} {idle_text(finding)} → {action}; cause: {finding.state} ({finding.cause})"
         told = told or {"since": round(finding.since or now, 3), "cause": finding.cause}
+        told = {**told, "left_alone": told.get("left_alone") or word == "Down"}  # said once, when it comes to that
         outbox.tell(target.key, told, Told("CAMERA", word, target.name, text, now), OUTBOX_WAIT_SEC)
     elif told and finding.well and finding.state in ("recording", "files"):
         since = float(told.get("since") or now)
@@ -3266,9 +3299,8 @@ def show_reports(reports: Sequence[Report], form: str) -> None:
                   "down": [one.name for one in reports if not one.well]}  # fmt: skip
         sys.stdout.write(json.dumps({"summary": counts}, ensure_ascii=False) + "\n")
     elif form == "table":
-        wide, state = (max((len(getattr(one, of)) for one in reports), default=0) for of in ("name", "state"))
-        for one in reports:
-            sys.stdout.write(f"{one.name:<{wide}}  {one.state:<{state}}  {one.text}\n")
+        for line in in_columns([(one.name, one.state, one.text) for one in reports]):
+            sys.stdout.write(f"{line}\n")
 
 
 @contextmanager
@@ -3300,8 +3332,9 @@ def watch_all(targets: Sequence[Target], config: Mapping[str, Any], *, dry: bool
         reports.append(camera_report(target, finding, done.get(target, "")))
     least = config["retention"]["min_free_bytes"]
     reports += [watch_disk(root, least, limits["disk_percent"], outbox) for root, outbox in outboxes.items()]
-    for outbox in outboxes.values():
-        outbox.send(at_once=True)
+    for root, outbox in outboxes.items():
+        reports += [Report("alerts", str(root), "not sent", False, quotable(problem))
+                    for problem in outbox.send(at_once=True)]  # fmt: skip
         outbox.keep_spare()
     return reports
 
@@ -3316,6 +3349,8 @@ def watch_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
     targets = watch_targets(arguments, config)
     roots = sorted({target.root for target in targets})
     missing = missing_roots(roots, require_mount=config["storage"]["require_mount"] and not arguments.recording_dir)
+    if not arguments.dry_run:
+        tell_missing(roots[0], "; ".join(missing.values()), config["notify"])
     if len(missing) == len(roots):
         raise CannotStart("; ".join(missing.values()))
     for sentence in missing.values():
@@ -3325,6 +3360,11 @@ def watch_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
         if not arguments.dry_run:
             held.enter_context(only_watch(roots))
         reports = watch_all([target for target in targets if target.root in roots], config, dry=bool(arguments.dry_run))
+    staged = [(root / STATE_FOLDER, folder) for root in roots for folder in (root / STATE_FOLDER).glob("staging/*")]
+    reports += [Report("leftovers", folder.name, "forgotten", False, f"{folder} holds footage that only a recorder of "
+                       "this camera publishes: add it to the config again, and record it")
+                for own, folder in staged if not arguments.camera and any(folder.glob("*/*.m[kp][v4]"))
+                and folder.name not in {one.name for one in targets} and not is_held(own / "lock" / folder.name)]
     show_reports(reports, "json" if arguments.json else "none" if arguments.quiet else "table")
     for one in reports:
         if not one.well:
@@ -3352,6 +3392,8 @@ def build_parser() -> argparse.ArgumentParser:
         made.add_argument("--backup_config", metavar="FILE", type=Path, help="an older backup.json, over config.yaml")
         if named:
             made.add_argument("--output_dir", metavar="DIR", help="where files go (default: storage.local_path)")
+        if name in ("check", "services", "watch"):
+            made.add_argument("--json", action="store_true", default=None, help="JSON Lines, the last one a summary")
         add_common_flags(made)
         return made
 
@@ -3372,7 +3414,6 @@ def build_parser() -> argparse.ArgumentParser:
     check = command("check", "connect to each camera and compare what it sends with expected_video and expected_audio")
     check.add_argument("--snapshot", metavar="DIR", type=Path, help="keep a picture of each camera there, CAMERA.jpg")
     check.add_argument("--timeout", metavar="SEC", type=float, help="wait so long for each camera (default: 30)")
-    check.add_argument("--json", action="store_true", default=None, help="JSON Lines, the last one a summary")
     check.add_argument("--yaml", action="store_true", help="what was found, in the form of config.yaml")
 
     services = command("services", "systemd units for all of this: make them, start them, show them", named=False)
@@ -3380,14 +3421,12 @@ def build_parser() -> argparse.ArgumentParser:
     services.add_argument("--units_dir", metavar="DIR", type=Path, help="for services/ and timers/ (default: config's)")
     services.add_argument("--run_as", metavar="USER", default="footage", help="user of the units (default: footage)")
     services.add_argument("--prefix", metavar="DIR", type=Path, help="write below DIR instead of /, to try or to pack")
-    services.add_argument("--json", action="store_true", default=None, help="status as JSON Lines, the last a summary")
     watch = command("watch", "find cameras without fresh video, restart their units, tell what changed; for cron")
     watch.add_argument("--recording_dir", metavar="DIR", help="cameras are the folders in there, without a config")
     watch.add_argument("--segment_time", metavar="SEC", type=int, help="length of the files (default: of the config)")
     watch.add_argument("--multiplier", metavar="N", type=float,
                        help="a file has to appear within so many lengths of a file (default: 2)")  # fmt: skip
     watch.add_argument("--disk_percent", metavar="N", type=float, help="tell when a disk is fuller (default: 85)")
-    watch.add_argument("--json", action="store_true", default=None, help="JSON Lines, the last one a summary")
     watch.add_argument("--dry_run", action="store_true", default=None, help="restart nothing, tell nobody")
 
     gaps = command("gaps", "what is recorded, what is missing, and why; from the journal")

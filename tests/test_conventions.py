@@ -55,7 +55,7 @@ HEAVY = {
 PROGRAM_LINES = 1600
 LINES_NOW = {
     "copy_footage": 3010,
-    "rtsp_recorder": 3420,
+    "rtsp_recorder": 3480,
     "nas_sync": 3995,
     "capture_analyzer": 4700,
     "rhombus_logging": 875,

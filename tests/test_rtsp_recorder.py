@@ -350,9 +350,10 @@ def test_the_first_file_begins_when_its_first_frame_came_though_few_anchors_are_
     (camera,) = settled([{"name": "a", "rtsp_url": "rtsp://h"}])
     says = """import os, sys, time
 progress, rows = map(int, sys.argv[1:])
+open("20260101T000000Z.mkv", "w").close()
 os.write(progress, b"frame=1\\nout_time_us=100000\\nprogress=continue\\n")  # late: it looked at the stream for 3 s
 time.sleep(0.2)
-os.write(rows, b"a.mkv,0,3\\n")
+os.write(rows, b"20260101T000000Z.mkv,0,3\\n")
 time.sleep(0.2)
 for number in range(2):
     os.write(progress, b"frame=%d\\nout_time_us=%d\\nprogress=continue\\n" % (70 + number, 3500000 + number))
@@ -364,7 +365,7 @@ for number in range(2):
     while run.poll(1):
         assert run.jobs == []
     run.close()
-    assert [(job.path.name, job.first) for job in run.jobs] == [("a.mkv", True)]
+    assert [(job.path.name, job.first) for job in run.jobs] == [("20260101T000000Z-0.mkv", True)]
     assert run.jobs[0].start_sec == min(run.anchors) < max(run.anchors) - 2.5
     assert run.jobs[0].end_sec == run.jobs[0].start_sec + 3
 
@@ -799,7 +800,7 @@ def test_systemd_is_told_when_it_is_ready_and_alive(site):
         until(lambda: heard.append(listener.recv(200)) or b"1 of 1" in heard[-1], "recorded")
         end(process)
     assert heard[0] == b"READY=1"
-    assert heard[1] == b"STATUS=0 of 1 recorded; Gate starting\nWATCHDOG=1"
+    assert heard[1] == b"STATUS=0 of 1 recorded\nWATCHDOG=1"
     assert heard[-1] == b"STATUS=1 of 1 recorded\nWATCHDOG=1"
 
 

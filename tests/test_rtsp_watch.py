@@ -481,19 +481,20 @@ def test_folders_of_an_older_recorder_are_watched_without_a_config(site):
     assert site.watch(*wide, "Idle", "Fresh", config=False).returncode == 0
 
 
-def test_a_unit_is_restarted_at_most_three_times_in_an_hour_and_told_once(site, mails):
+def test_a_unit_is_restarted_three_times_in_an_hour_and_that_it_is_given_up_is_told_too(site, mails):
     site.folder_of("Idle", 9900)
     site.more = {"notify": mails.settings()}
     call = ["--recording_dir", str(site.footage), "--segment_time", "600"]
     last = [site.watch(*call) for _ in range(5)][-1]
     assert site.calls() == ["record_camera_Idle.service"] * 3
     assert "not restarted again: record_camera_Idle.service had 3 restarts within the hour" in last.stdout
-    assert mails.subjects == ["[CAMERA] Auto-restart Idle"]
+    assert mails.subjects == ["[CAMERA] Auto-restart Idle", "[CAMERA] Down Idle"]
     assert re.match(r"Idle idle for 99\d\d s → restarting record_camera_Idle.service; cause: idle", mails.got[0][1])
+    assert "not restarted again" in mails.got[1][1]
     site.folder_of("Idle", 1)
     assert site.watch(*call).returncode == 0
-    assert mails.subjects[1:] == ["[CAMERA] Recovered Idle"]
-    assert re.match(r"Idle records again: no new file for \d+ s", mails.got[1][1])
+    assert mails.subjects[2:] == ["[CAMERA] Recovered Idle"]
+    assert re.match(r"Idle records again: no new file for \d+ s", mails.got[2][1])
 
 
 def test_only_a_unit_that_somebody_wants_is_restarted_and_a_failure_says_why(site, mails):

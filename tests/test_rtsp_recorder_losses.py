@@ -1,0 +1,339 @@
+"""A second reading of rtsp_recorder.py that only looked for footage lost, gaps not told, and a false "all well".
+
+Each test is a fault that it found: real cameras on loopback, real FFmpeg, real files, a real mail server.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from conftest import need
+from fake_camera import frame_numbers
+from test_rtsp_recorder import FPS, Site, end, until
+from test_rtsp_recorder_faults import PATIENCE_SEC, Place
+from test_rtsp_watch import Mails, Watched
+
+import rtsp_recorder as recorder
+from rhombus_logging import Status
+
+pytestmark = pytest.mark.slow  # recorders, cameras and mail servers come and go
+
+
+@pytest.fixture
+def site(tmp_path):
+    made = Site(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def watched(tmp_path):
+    made = Watched(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def mails():
+    made = Mails()
+    made.start()
+    yield made
+    made.server.stop()
+
+
+# --- footage ---
+
+
+def test_a_clock_set_back_by_less_than_the_step_just_after_a_file_began_costs_no_file(tmp_path):
+    """FFmpeg gives the next file the same name once more: the full second comes twice."""
+    site = Place(tmp_path, recording={"segment_duration": 8, "stall": 8, "socket_timeout": 4, "first_frame": 20})
+    camera = site.add("Gate", gop_sec=0.2)
+    try:
+        process = site.start_with_clock("2026-01-01T00:00:00+00:00")
+        until(lambda: site.state("Gate").get("state") == "recording", "recording", PATIENCE_SEC)
+        for _ in range(2):
+            until(lambda: 0.4 < (time.time() + site.offset_sec) % 8 < 0.6, "just after a file began")
+            site.step(-1.5)
+            camera.wait_for_frames(7 * FPS, PATIENCE_SEC)
+        until(lambda: 2 < (time.time() + site.offset_sec) % 8 < 6, "amid a file")
+        assert end(process, within_sec=PATIENCE_SEC)[0] == 0
+        print([(file.name, len(frame_numbers(file))) for file in site.files("Gate")])
+        print(site.log())
+        assert site.lost_sec("Gate") <= 0.5
+    finally:
+        site.close()
+
+
+def test_a_staging_folder_that_vanishes_costs_seconds_and_not_the_rest_of_the_hour(site):
+    camera = site.add("Gate", entry={"segment_time": 3600})
+    process = site.start()
+    site.wait_for("recording")
+    camera.wait_for_frames(FPS)
+    subprocess.run(["rm", "-rf", str(site.footage / ".rtsp_recorder" / "staging" / "Gate")], check=True)
+    gone = camera.frame_log[-1][0]
+    camera.wait_for_frames(6 * FPS)
+    end(process)
+    assert [line["cause"] for line in site.journal("Gate", "down")][-1] == "disk"
+    assert min(site.numbers("Gate")) - gone <= 3.5 * FPS
+    assert "bug" not in site.log()
+
+
+def test_an_open_file_that_is_deleted_costs_seconds_and_not_the_rest_of_the_hour(site):
+    camera = site.add("Gate", entry={"segment_time": 3600})
+    process = site.start()
+    site.wait_for("recording")
+    camera.wait_for_frames(FPS)
+    for file in site.staged():
+        file.unlink()
+    gone = camera.frame_log[-1][0]
+    camera.wait_for_frames(6 * FPS)
+    end(process)
+    assert [line["cause"] for line in site.journal("Gate", "down")][-1] == "disk"
+    assert min(site.numbers("Gate")) - gone <= 3.5 * FPS
+
+
+def test_what_lies_among_the_leftovers_never_keeps_a_camera_from_being_recorded(site):
+    camera = site.add("Gate")
+    (site.footage / ".rtsp_recorder" / "staging" / "Gate" / "20260101T000000Z-1-1" / "odd.part").mkdir(parents=True)
+    process = site.start()
+    site.wait_for("recording")
+    camera.wait_for_frames(FPS)
+    end(process)
+    assert site.numbers("Gate") and "bug" not in site.log()
+
+
+def test_a_folder_of_a_camera_that_is_on_another_disk_gets_its_files_once(site, tmp_path):
+    camera = site.add("Gate")
+    (tmp_path / "other").mkdir()
+    subprocess.run([need("mount"), "-t", "tmpfs", "tmpfs", str(tmp_path / "other")], check=True)
+    try:
+        site.footage.mkdir()
+        (site.footage / "Gate").symlink_to(tmp_path / "other")
+        for _ in range(2):
+            process = site.start()
+            until(lambda process=process: site.state("Gate").get("pid") == process.pid, "taken over")
+            site.wait_for("recording")
+            camera.wait_for_frames(2 * FPS)
+            end(process)
+        assert site.staged() == []
+        names = {f"Gate/{file.name}" for file in site.files("Gate")}
+        assert names == {line["file"] for line in site.journal("Gate", "segment")} and len(names) >= 2
+        assert site.lost_sec("Gate") < 5, "and no frame is there twice"
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path / "other")], check=True)
+
+
+def test_a_good_file_whose_check_was_killed_is_checked_again_and_not_set_aside(site, tmp_path):
+    """As the kernel does when memory runs out."""
+    camera = site.add("Gate")
+    real = need("ffmpeg")
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "ffmpeg"
+    program.write_text(f"#!/bin/sh\ncase \"$*\" in *'-f null'*) [ -e {tmp_path}/once ] || {{ touch {tmp_path}/once; "
+                       f"kill -9 $$; }} ;; esac\nexec {real} \"$@\"\n")  # fmt: skip
+    program.chmod(0o755)
+    process = site.start(environment={"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"})
+    site.wait_for("recording")
+    camera.wait_for_frames(6 * FPS)
+    until(lambda: (tmp_path / "once").exists(), "a check was killed")
+    end(process)
+    assert not (site.footage / ".rtsp_recorder" / "unreadable").exists(), site.log()
+    again = site.start()
+    until(lambda: site.state("Gate").get("pid") == again.pid, "taken over")
+    site.wait_for("recording")
+    end(again)
+    assert site.lost_sec("Gate") < 5
+
+
+# --- gaps ---
+
+
+def test_what_was_lost_today_outlives_a_restart_and_counts_the_time_without_a_process(site):
+    site.add("Gate")
+    end_of = site.start()
+    site.wait_for("recording")
+    os.kill(end_of.pid, signal.SIGKILL)
+    for one in site.ffmpegs():
+        os.kill(one, signal.SIGKILL)
+    time.sleep(3)
+    site.start()
+    until(lambda: site.state("Gate").get("pid") == site.processes[-1].pid, "taken over")
+    site.wait_for("recording")
+    assert site.state("Gate")["lost_today_sec"] >= 3
+
+
+@pytest.mark.parametrize("state", ["recording", "down"])
+def test_a_cause_that_could_not_be_written_down_is_written_when_it_can_be(site, state):
+    """The journal cannot be written at the start, and over midnight."""
+    site.add("Gate")
+    own = site.footage / ".rtsp_recorder"
+    (own / "state").mkdir(parents=True)
+    began = time.time() - 2 * 86400
+    before = {"state": state, "since": began, "last_frame_at": began, "cause": "refused" if state == "down" else None}
+    (own / "state" / "Gate.json").write_text(json.dumps(before))
+    (own / "journal").mkdir()
+    (own / "journal" / "Gate").write_text("in the way")
+    site.cameras["Gate"].refuse()
+    process = site.start()
+    site.wait_for("down")
+    time.sleep(1)
+    (own / "journal" / "Gate").unlink()
+    site.cameras["Gate"].refuse(False)
+    site.wait_for("recording")
+    end(process)
+    downs = site.journal("Gate", "down")
+    assert downs and downs[0]["start"] == pytest.approx(began, abs=1)
+    assert downs[0]["cause"] == ("crashed" if state == "recording" else "refused")
+    assert len(downs) >= 3, "a line for each day"
+
+
+def test_a_camera_that_comes_back_for_an_instant_keeps_the_cause_of_the_time_before(site):
+    """Too short to be called recording; the time before it was forgotten."""
+    camera = site.add("Gate")
+    site.start()
+    site.wait_for("recording")
+    camera.refuse()
+    camera.reset()
+    site.wait_for("down")
+    time.sleep(3)
+    until(lambda: not site.staged(), "published")
+    camera.refuse(False)
+    until(site.staged, "there again")
+    camera.reset()
+    camera.refuse()
+    time.sleep(1)
+    camera.refuse(False)
+    until(lambda: "bug" in site.log() or site.state("Gate")["state"] == "recording", "recording")
+    camera.wait_for_frames(2 * FPS)
+    end(site.processes[-1])
+    found = json.loads(site.gaps("--json").stdout.splitlines()[-1])["summary"]["Gate"]
+    assert "unknown" not in found["lost_sec_by_cause"], (found, site.journal("Gate"), site.log())
+
+
+# --- all well? ---
+
+
+def test_check_does_not_call_a_camera_well_that_sends_one_picture_and_then_nothing(site):
+    camera = site.add("Gate")
+    done = []
+
+    def wedge() -> None:
+        until(lambda: camera.frames_sent > 4 * FPS, "connected")
+        camera.wedge()
+        done.append(1)
+
+    thread = threading.Thread(target=wedge)
+    thread.start()
+    found = subprocess.run(site.command("check", "--timeout", "15", "--json"), capture_output=True, text=True,
+                           timeout=60, check=False)  # fmt: skip
+    thread.join()
+    first = json.loads(found.stdout.splitlines()[0])
+    assert done and first["result"] == "stall" and found.returncode == Status.PARTIAL, found.stdout
+
+
+def test_a_storage_that_is_gone_is_mailed_once_and_so_is_its_return(watched, mails, tmp_path, monkeypatch):
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "kept"))
+    watched.add("Gate")
+    watched.more = {"notify": mails.settings()}
+    watched.storage = {"reserve_bytes": 1, "require_mount": True}
+    for _ in range(2):
+        assert watched.watch().returncode == Status.CANNOT_START
+    assert [subject.partition("/")[0].strip() for subject in mails.subjects] == ["[DISK] failed:"]
+    assert "not mounted" in mails.got[0][1]
+    watched.storage = {"reserve_bytes": 1}
+    watched.watch()
+    assert sum(subject.startswith("[DISK] recovered") for subject in mails.subjects) == 1
+
+
+def test_watch_does_not_call_it_well_when_what_there_is_to_tell_reaches_nobody(watched, mails):
+    mails.refusing = True
+    watched.more = {"notify": mails.settings()}
+    watched.add("Gate")
+    watched.folder_of("Gate", 100000)
+    assert watched.watch().returncode == Status.PARTIAL
+    watched.folder_of("Gate", 1)
+    second = watched.watch()
+    assert second.returncode == Status.PARTIAL and "not sent" in second.stdout
+    mails.refusing = False
+    assert watched.watch().returncode == Status.DONE
+
+
+def test_that_a_dead_recorder_is_not_restarted_any_more_is_mailed(watched, mails):
+    watched.more = {"notify": mails.settings(), "watch": {"restart_limit": 1}}
+    watched.add("Gate")
+    watched.folder_of("Gate", 100000)
+    for _ in range(4):
+        watched.watch()
+    assert mails.subjects == ["[CAMERA] Auto-restart Gate", "[CAMERA] Down Gate"]
+
+
+def test_footage_that_a_camera_no_longer_in_the_config_left_behind_is_told(watched):
+    watched.add("Gate")
+    watched.folder_of("Gate", 1)
+    run = watched.footage / ".rtsp_recorder" / "staging" / "Older" / "20260101T000000Z-1-1"
+    run.mkdir(parents=True)
+    (run / "20260101T000000Z.mkv").write_bytes(b"x" * 10000)
+    found = watched.watch()
+    assert found.returncode == Status.PARTIAL and "Older" in found.stdout
+
+
+# --- what others wrote ---
+
+
+@pytest.mark.parametrize("values", [{"rtsp_url": "rtsp://h/a\nfile x"}, {"ip": "h", "rtsp_path": "a\nfile x"}])
+def test_an_address_with_a_line_break_cannot_add_to_what_ffmpeg_is_told(values, site):
+    site.entries.append({"name": "Gate", **values})
+    done = subprocess.run(site.command("record"), capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == Status.USAGE and "control" in done.stderr
+
+
+# --- a bug ---
+
+
+class Buggy(recorder.Recorder):
+    """Has a bug that shows once, after the camera was recorded for a while."""
+
+    bugs = 1
+
+    def verdict(self, current: recorder.Run) -> str | None:
+        if self.state["state"] == "recording" and current.frames > 3 * FPS and self.bugs:
+            self.bugs -= 1
+            raise ZeroDivisionError("a bug")
+        return super().verdict(current)
+
+
+def test_a_bug_in_the_thread_of_a_camera_is_a_down_time_and_never_looks_like_recording(site):
+    camera = site.add("Gate")
+    site.config()
+    config = recorder.load_config(site.folder / "config.yaml", ("cameras", "recording", "storage"), site.folder)
+    stopping = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        one = Buggy(recorder.settle_cameras(config, {}, ())[0], need("ffmpeg"), tls_options=False, pool=pool,
+                    stopping=stopping)  # fmt: skip
+        thread = threading.Thread(target=one.work, args=(0,))
+        thread.start()
+        until(lambda: one.state["state"] == "recording", "recording")
+        until(lambda: one.state["state"] == "down", "down")
+        until(lambda: one.state["state"] == "recording", "recording again")
+        camera.wait_for_frames(FPS)
+        stopping.set()
+        thread.join(10)
+    assert [line["cause"] for line in site.journal("Gate", "down")][-1] == "crashed"
+    assert site.lost_sec("Gate") < recorder.KEPT_AWAY_SEC + 5
+
+
+def test_a_recorder_that_says_starting_for_ever_is_dead():
+    target = recorder.Target("Gate", Path("/nowhere"), 3600, 75)
+    state = {"state": "starting", "since": 1000.0, "updated_at": 1200.0}
+    finding = recorder.judge(target, state, alive=True, newest_sec=None, multiplier=2, after_sec=60, now_sec=1200)
+    assert finding.dead
+    state["since"] = 1150.0
+    assert recorder.judge(target, state, alive=True, newest_sec=None, multiplier=2, after_sec=60, now_sec=1200).well
