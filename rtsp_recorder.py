@@ -89,7 +89,7 @@ RETRY_GROWTH = 1.3
 STEADY_SEC = 10  # a run that recorded so long counts as a success: the next wait is the shortest again
 TICK_SEC = 1.25  # at most, how long a thread waits for FFmpeg to say something, which it does each second
 ADOPT_SEC = 0.05  # so soon a new file has its own name
-STATE_EVERY_SEC, TABLE_EVERY_SEC = 0.9, 0.2  # the first a little less than FFmpeg's second
+STATE_EVERY_SEC, TABLE_EVERY_SEC, ALIVE_EVERY_SEC = 0.9, 0.2, 5.0  # a bit less than FFmpeg's second; to systemd
 STATE_BYTES = 1024  # of a state file, filled up with spaces
 STATE_STALE_SEC = 30  # older states are of a recorder that was killed
 START_SPACING_SEC = 0.05  # between the first starts of two cameras
@@ -116,7 +116,7 @@ EMPTY_BYTES = 4096  # a file up to this size without a readable picture is a bar
 CHECK_SAMPLE_SEC = 5  # of each camera; rates over less say little
 CHECK_CAMERA_SEC = 30.0  # connecting and learning what a stream is may take 10 s
 CHECK_WORKERS = 32  # cameras looked at side by side; they do little but wait
-TELL_EVERY_SEC = 1.0  # the alerts' thread looks at cameras and disks
+TELL_EVERY_SEC = 2.0  # the alerts' thread looks at cameras and disks
 COLLECT_SEC = 3.0  # changes of many cameras within this time become one message
 MAIL_AGAIN_SEC, MAIL_AGAIN_MAX_SEC = 2.0, 600.0  # after a failure; doubled from try to try up to the second
 WAITING_MOST = 1000  # messages kept while no channel takes them; the oldest are given up
@@ -1647,7 +1647,7 @@ def lost_text(root: Path, camera: str, since_sec: float, until_sec: float) -> st
 
 
 class Pulse:
-    """One camera seen once a second: is it to be told that it is down, or that it records again?
+    """One camera seen every two seconds: is it to be told that it is down, or that it records again?
 
     Down is what lost `after_sec` seconds in all, recording again what recorded so long without a break: so a camera
     that comes and goes is one message, and not one for each attempt. `told` is what an earlier process has told.
@@ -1855,7 +1855,7 @@ def record(cameras: Sequence[Camera], quiet: bool, config: Mapping[str, Any]) ->
         shown = sys.stderr.isatty() and not quiet
         with live_table(recorders, shown=shown) as update:
             while not signals:
-                select.select([woken], [], [], TABLE_EVERY_SEC if shown else STATE_EVERY_SEC)
+                select.select([woken], [], [], TABLE_EVERY_SEC if shown else ALIVE_EVERY_SEC)
                 update()
                 alive = all(time.monotonic() - recorder.beat < WATCHDOG_QUIET_SEC for recorder in recorders)
                 well = sum(recorder.state["state"] == "recording" for recorder in recorders)

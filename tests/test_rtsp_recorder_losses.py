@@ -18,7 +18,7 @@ import pytest
 from conftest import need
 from fake_camera import frame_numbers
 from test_rtsp_recorder import FPS, Site, end, until
-from test_rtsp_recorder_faults import PATIENCE_SEC, Place
+from test_rtsp_recorder_faults import PATIENCE_SEC, Place, mounted
 from test_rtsp_watch import Mails, Watched
 
 import rtsp_recorder as recorder
@@ -216,6 +216,35 @@ def test_a_camera_that_comes_back_for_an_instant_keeps_the_cause_of_the_time_bef
     end(site.processes[-1])
     found = json.loads(site.gaps("--json").stdout.splitlines()[-1])["summary"]["Gate"]
     assert "unknown" not in found["lost_sec_by_cause"], (found, site.journal("Gate"), site.log())
+
+
+def test_a_disk_that_turns_read_only_is_noticed_and_after_its_return_the_gap_has_a_cause(site, tmp_path):
+    """As a disk with bad sectors does: the system forces it, while files are open for writing."""
+    camera, image = site.add("Gate"), tmp_path / "image"
+    with image.open("wb") as handle:
+        handle.truncate(64 << 20)
+    subprocess.run([need("mkfs.ext4"), "-q", "-F", str(image)], check=True, stdin=subprocess.DEVNULL)
+    loop = ["-o", "loop,errors=remount-ro"]
+    with mounted(image, tmp_path / "disk", need("mount"), *loop) as disk:
+        site.storage["local_path"] = str(disk)
+        process = site.start()
+        site.wait_for("recording")
+        camera.wait_for_frames(2 * FPS)
+        device = subprocess.run(["findmnt", "-no", "SOURCE", str(disk)], check=True, capture_output=True, text=True)
+        (Path("/sys/fs/ext4") / Path(device.stdout.strip()).name / "trigger_fs_error").write_text("1")
+        until(lambda: "not recording: disk" in site.log(), "noticed")
+        time.sleep(3)
+        assert end(process)[0] == 0
+        assert "bug" not in site.log()
+    with mounted(image, tmp_path / "again", need("mount"), *loop) as disk:
+        site.storage["local_path"] = str(disk)
+        process = site.start()
+        site.wait_for("recording")
+        camera.wait_for_frames(2 * FPS)
+        end(process)
+        causes = json.loads(site.gaps("--json").stdout.splitlines()[-1])["summary"]["Gate"]["lost_sec_by_cause"]
+        assert sum(causes.values()) >= 3 and set(causes) <= {"crashed", "disk", "stopped"}
+        assert site.staged() == []
 
 
 # --- all well? ---
