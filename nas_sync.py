@@ -45,7 +45,6 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone, tzinfo
 from functools import partial
 from itertools import islice
-from operator import attrgetter
 from pathlib import Path
 from typing import IO, Any, Protocol
 from urllib.parse import unquote_to_bytes
@@ -103,7 +102,7 @@ ODD_SHOWN = 3
 BATCH_FILES, BATCH_BYTES = 2000, 16 << 30  # records are written after each batch
 READ_BACK_BYTES = 1 << 30  # at once, through a temporary folder
 # Of a shell on the target, which is given names on its standard input: a line for each, in their order.
-HASH_ALL = """exec xargs -0 sh -c 'for f; do if [ -f "./$f" ]; then h=$(sha256sum <"./$f") || h=unreadable
+HASH_ALL = """exec env LC_ALL=C xargs -0 sh -c 'for f; do if [ -f "./$f" ]; then h=$(sha256sum <"./$f") || h=unreadable
 echo "${h%% *}"; else echo missing; fi; done' sh"""
 HERE_IS_OTHER = "the file here is no longer what was archived; what the target holds was not judged by it"
 SSH = "ssh -o BatchMode=yes -o ConnectTimeout=15 -o ServerAliveInterval=15 -o ServerAliveCountMax=4"
@@ -189,7 +188,7 @@ class Gone(Exception):
     """A file vanished or changed while we were at it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Footage:
     """One finished local file that is ours to archive."""
 
@@ -213,7 +212,7 @@ class Footage:
         return self.prefix + self.relative
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """One line of the sync log: this content was seen on that target (or, with proof LOST, is no longer there)."""
 
@@ -288,6 +287,7 @@ class Target(Protocol):
     """A NAS or a bucket."""
 
     name: str  # "nas" or "s3", as in retention.required
+    address: str
     target_id: str  # known after open()
 
     def open(self) -> None:
@@ -306,8 +306,9 @@ class Target(Protocol):
         Raises CannotStart when the target itself is gone; files in between are then simply unproven.
         """
 
-    def present(self, batch: Sequence[Footage]) -> set[str]:
-        """Of these archived files, the `recorded` paths that the target still has, by name and size. For cleanup."""
+    def present(self, proven: Sequence[Archived], hashes: Hashes) -> set[str]:
+        """Of these files, which are here and proven, the `recorded` paths of those that the target still has as they
+        were proven: by name, size and time or ETag, and by content where these differ. For cleanup."""
 
     def verify(self, batch: Sequence[Archived], hashes: Hashes, *, deep: bool) -> list[Finding]:
         """What the target really holds of these; files that the run's time did not suffice for have no finding.
@@ -342,6 +343,7 @@ class Settings:
     lock_file: Path
     zone: tzinfo  # of file names without a Z
     cameras: tuple[str, ...]  # configured names
+    same: tuple[tuple[str, str], ...]  # a configured name, and the rhombus_uuid of the same device
     only: tuple[str, ...]  # --camera
     limit: int | None
     deep: bool
@@ -436,12 +438,15 @@ def settle(arguments: argparse.Namespace, config: Mapping[str, Any], config_file
     state_dir = home / STATE_FOLDER
     entries = config["cameras"] if isinstance(config["cameras"], list) else []  # the section may be missing
     cameras = [str(one.get("name") or one.get("station") or "") for one in entries if one]
+    uuids = [str(one.get("rhombus_uuid") or "") for one in entries if one]
     duration_sec = parse_duration(getattr(arguments, "max_duration", None) or 0, "--max_duration")
     settings = Settings(
         local_dir=local_dir, clips_dir=clips_dir, evidence_dir=evidence_dir, ready_dir=ready_dir, state_dir=state_dir,
         log_dir=folder_of(nas["success_log_dir"]) or state_dir / "synced",
         lock_file=(folder_of(nas["lock_dir"]) or state_dir) / "nas_sync.lock", zone=parse_zone(recording["timezone"]),
-        cameras=tuple(filter(None, cameras)), only=tuple(arguments.camera or ()), limit=arguments.limit,
+        cameras=tuple(filter(None, cameras)),
+        same=tuple(pair for pair in zip(cameras, uuids, strict=True) if all(pair)),
+        only=tuple(arguments.camera or ()), limit=arguments.limit,
         deep=bool(getattr(arguments, "deep", False)), limits=config["status"],
         deadline=time.monotonic() + duration_sec if duration_sec else None,
         bwlimit_bytes_per_sec=parse_rate(arguments.bwlimit or "0", "--bwlimit"), dry_run=bool(arguments.dry_run),
@@ -527,10 +532,6 @@ def clip_start(path: Path, zone: tzinfo) -> tuple[float | None, str]:
     return name_sec(path.name, zone), "name"
 
 
-def journal_starts(folder: Path) -> dict[str, float]:
-    return {name: start_sec for name, (start_sec, _) in journal_spans(folder).items()}
-
-
 def journal_spans(folder: Path) -> dict[str, tuple[float, float]]:
     """File name -> start and end, of all that a recorder's journal of one camera tells; torn lines are left out."""
     spans: dict[str, tuple[float, float]] = {}
@@ -549,15 +550,6 @@ def journal_spans(folder: Path) -> dict[str, tuple[float, float]]:
     return spans
 
 
-def scan(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """What lies in a folder, by name; nothing when it is not there."""
-    try:
-        with os.scandir(folder) as entries:
-            yield from sorted(entries, key=attrgetter("name"))
-    except FileNotFoundError:
-        return
-
-
 @dataclass(frozen=True)
 class Listing:
     """The names in a folder of a source. What they are is looked at later, and only where the sync log does not know
@@ -573,8 +565,11 @@ class Listing:
 
     def paths(self) -> list[bytes]:
         """As they stand in the sync log, in the order of the entries."""
-        place = encode_path(self.place)
-        return [(place + encode_path(entry.name)).encode() for entry in self.entries]
+        place, names = encode_path(self.place), [entry.name for entry in self.entries]
+        plain = "".join(names)
+        if encode_path(plain) is not plain:
+            names = list(map(encode_path, names))
+        return [(place + name).encode() for name in names]
 
 
 @dataclass
@@ -625,11 +620,8 @@ class Sources:
             where = printable(folder or problem.filename)
             self.unread.append(f"{where}: this folder cannot be read: {problem.strerror}")
 
-    def recordings(self) -> Iterator[Footage]:
-        """CAMERA/NAME of the recorder."""
-        return (one for listing in self.recorded() for one in listing.files())
-
     def recorded(self) -> Iterator[Listing]:
+        """CAMERA/NAME of the recorder."""
         root = self.settings.local_dir
         others = {self.settings.ready_dir, self.settings.clips_dir, self.settings.evidence_dir}
         for folder in self.entries(root) if root else ():
@@ -643,7 +635,7 @@ class Sources:
 
     def _recordings_of(self, root: Path, folder: os.DirEntry[str]) -> Listing:
         camera = folder.name
-        starts: dict[str, float] | None = None
+        starts: dict[str, tuple[float, float]] | None = None
 
         def make(entry: os.DirEntry[str]) -> Footage | None:
             nonlocal starts
@@ -653,8 +645,8 @@ class Sources:
                 self.note("foreign", entry.path)
                 return None
             if starts is None:
-                starts = journal_starts(root / RECORDER_JOURNAL / camera)
-            start_sec, basis = starts.get(entry.name), "journal"
+                starts = journal_spans(root / RECORDER_JOURNAL / camera)
+            start_sec, basis = starts[entry.name][0] if entry.name in starts else None, "journal"
             if start_sec is None:
                 start_sec, basis = name_sec(entry.name, self.settings.zone), "name"
             if start_sec is None and camera in self.settings.cameras:
@@ -667,11 +659,8 @@ class Sources:
 
         return Listing(Path(folder.path), f"{camera}/", self.entries(folder.path), make)
 
-    def clips(self) -> Iterator[Footage]:
-        """Clips and sidecars of copy_footage.py; other files in that folder are none of ours."""
-        return (one for listing in self.downloaded() for one in listing.files())
-
     def downloaded(self) -> Iterator[Listing]:
+        """Clips and sidecars of copy_footage.py; other files in that folder are none of ours."""
         root = self.settings.clips_dir
         cameras: dict[str, list[os.DirEntry[str]]] = {}
         for entry in self.entries(root) if root else ():
@@ -695,11 +684,8 @@ class Sources:
         return Footage(root, entry.name, camera, kind, start_sec, basis, status.st_size, status.st_mtime_ns,
                        f"{camera}/")  # fmt: skip
 
-    def organized(self) -> Iterator[Footage]:
-        """CAMERA/YYYY-MM-DD/NAME of the ready folder; the folder is the date."""
-        return (one for listing in self.ready() for one in listing.files())
-
     def ready(self) -> Iterator[Listing]:
+        """CAMERA/YYYY-MM-DD/NAME of the ready folder; the folder is the date."""
         root = self.settings.ready_dir
         for camera in self.entries(root) if root else ():
             if camera.name.startswith(".") or not camera.is_dir(follow_symlinks=False) or not self.wants(camera.name):
@@ -742,11 +728,8 @@ class Sources:
             start_sec = float(found[2])
         return start_sec if start_sec is not None and 0 <= start_sec - midnight_sec < 86400 else midnight_sec
 
-    def below(self, root: Path | None, kind: str, prefix: str) -> Iterator[Footage]:
-        """Everything below a folder: evidence, and journals."""
-        return (one for listing in self.tree(root, kind, prefix) for one in listing.files())
-
     def tree(self, root: Path | None, kind: str, prefix: str) -> Iterator[Listing]:
+        """Everything below a folder."""
         for folder, names, _ in os.walk(root, onerror=self.miss) if root else ():
             names[:] = sorted(name for name in names if not name.startswith(".") and name != LOST_AND_FOUND)
             assert root is not None
@@ -768,17 +751,37 @@ class Sources:
         else:
             yield from self.recorded()
             yield from self.downloaded()
+        yield from self.others()
+
+    def others(self) -> Iterator[Listing]:
+        """Evidence and journals, which stay where they are."""
         yield from self.tree(self.settings.evidence_dir, "evidence", EVIDENCE_PREFIX)
         if self.settings.local_dir:
             yield from self.tree(self.settings.local_dir / RECORDER_JOURNAL, "journal", JOURNAL_PREFIX)
 
 
+def same_device(names: Container[str], settings: Settings) -> list[str]:
+    """By what else the device of one of these lower-case names is called, as cameras[].rhombus_uuid says."""
+    pairs = (pair for pair in settings.same if any(name.lower() in names for name in pair))
+    return [name for pair in pairs for name in pair if name.lower() not in names]
+
+
+def known_cameras(settings: Settings) -> set[str]:
+    """What cameras the config and the sources have."""
+    entries, clips_dir = Sources(settings).entries, settings.clips_dir
+    folders = [entry.name for root in (settings.local_dir, settings.ready_dir) if root for entry in entries(root)]
+    clips = [found[1] for entry in (entries(clips_dir) if clips_dir else ())
+             if (found := CLIP_NAME.fullmatch(entry.name))]  # fmt: skip
+    return {*settings.cameras, *(uuid for _, uuid in settings.same), *folders, *clips}
+
+
+def files_of(*sources: Iterable[Listing]) -> list[Footage]:
+    return [one for listings in sources for listing in listings for one in listing.files()]
+
+
 def is_known(camera: str, settings: Settings) -> bool:
-    """Whether the config or a source has a camera of this name; a typo would protect, or archive, nothing."""
-    folders = [entry.name for root in (settings.local_dir, settings.ready_dir) if root for entry in scan(root)]
-    clips = [found[1] for entry in scan(settings.clips_dir) if (found := CLIP_NAME.fullmatch(entry.name))] \
-        if settings.clips_dir else []  # fmt: skip
-    return any(camera.lower() in names_of(name) for name in {*settings.cameras, *folders, *clips})
+    """A typo would protect, or archive, nothing."""
+    return any(camera.lower() in names_of(name) for name in known_cameras(settings))
 
 
 def by_age(footage: Footage) -> tuple[float, int, str]:
@@ -790,7 +793,7 @@ def find_footage(settings: Settings, fail: Callable[[str], None] = log.error) ->
     """What waits in the sources for a target, oldest first. Odd files are reported once, and left alone; `fail` is told
     of folders that cannot be read."""
     sources = Sources(settings)
-    found = [one for listing in sources.waiting() for one in listing.files()]
+    found = files_of(sources.waiting())
     report_odd(sources, fail)
     return sorted(found, key=by_age)
 
@@ -800,7 +803,7 @@ def find_unproven(settings: Settings, target_id: str,
     """What of it is not proven on a target, oldest first, and what the sync log says of everything that is here."""
     sources = Sources(settings)
     listings = [(listing, listing.paths()) for listing in sources.waiting()]
-    synclog = SyncLog(settings.log_dir, {path for _, paths in listings for path in paths})
+    synclog = SyncLog(settings.log_dir, {path: path for _, paths in listings for path in paths})
     found: list[Footage] = []
     for listing, paths in listings:
         found += replace(listing, entries=list(synclog.doubtful(listing, paths, target_id))).files()
@@ -881,14 +884,13 @@ class SyncLog:
     the older scripts wrote it: such a file is unproven.
     """
 
-    def __init__(self, folder: Path, wanted: Iterable[str | bytes] | CameraPaths | None = None) -> None:
+    def __init__(self, folder: Path, wanted: Iterable[str] | dict[bytes, bytes] | CameraPaths | None = None) -> None:
         self.folder = folder
         self.horizon = utc_text(time.time() + HORIZON_SEC).encode()
-        self.lines: dict[bytes, bytes] = {}  # "path TAB target" -> its last line; parsed when it is asked for
-        self.last: dict[bytes, bytes] = {}  # path -> its last line, whatever the target
-        keys = wanted if wanted is None or isinstance(wanted, CameraPaths) else {
-            path if isinstance(path, bytes) else encode_path(path).encode() for path in wanted}  # fmt: skip
-        files = [] if keys == set() else sorted(folder.glob("*.synced"))
+        self.lines: dict[bytes, dict[bytes, bytes]] = {}  # target -> path -> its last line; parsed when asked for
+        keys = wanted if wanted is None or isinstance(wanted, (CameraPaths, dict)) else {
+            path: path for path in (encode_path(one).encode() for one in wanted)}  # fmt: skip
+        files = [] if keys == {} else sorted(folder.glob("*.synced"))
         damaged = sum(self._read(file, keys) for file in files)
         if damaged:
             log.warning("%s: %s damaged lines are not believed; what they recorded is checked again", folder, damaged)
@@ -899,32 +901,42 @@ class SyncLog:
             content = file.read_bytes()
         except OSError as problem:
             raise CannotStart(f"{file}: the sync log cannot be read: {problem.strerror}") from problem
-        damaged, lines, last, crc32 = 0, self.lines, self.last, zlib.crc32
+        damaged, lines, crc32 = 0, self.lines, zlib.crc32
+        known = keys if isinstance(keys, dict) else {}  # its objects are found faster than equal ones, and kept once
         for line in content.split(b"\n"):
-            if keys is not None and line[: line.find(b"\t")] not in keys:
+            path = line[: line.find(b"\t")]
+            if keys is not None and path not in keys:
                 continue
             fields = line.split(b"\t")
             try:
-                whole = crc32(line[: line.rindex(b"\t")]) == int(fields[7], 16)
+                if crc32(line[: -len(fields[7]) - 1]) == int(fields[7], 16):
+                    if fields[4] not in lines:
+                        lines[fields[4]] = {}
+                    lines[fields[4]][known.get(path, path)] = line
+                    continue
             except (ValueError, IndexError):
-                whole = False
-            if whole:
-                lines[b"%b\t%b" % (fields[0], fields[4])] = last[fields[0]] = line
-            else:
-                damaged += len(fields) > 1
+                pass
+            damaged += len(fields) > 1
         return damaged
 
     def __iter__(self) -> Iterator[Record]:
         """The last record of every path and target."""
-        return filter(None, map(read_record, self.lines.values()))
+        return filter(None, map(read_record, self.all_lines()))
+
+    def all_lines(self) -> Iterator[bytes]:
+        return (line for lines in self.lines.values() for line in lines.values())
+
+    def line(self, path: str, target_id: str) -> bytes:
+        return self.lines.get(target_id.encode(), {}).get(encode_path(path).encode(), b"")
 
     def get(self, path: str, target_id: str) -> Record | None:
         """The last record of a path on a target; it may be LOST, or of an earlier file of that name."""
-        return read_record(self.lines.get(f"{encode_path(path)}\t{target_id}".encode(), b""))
+        return read_record(self.line(path, target_id))
 
-    def latest(self, path: str) -> Record | None:
-        """The last record of a path on whatever target."""
-        return read_record(self.last.get(encode_path(path).encode(), b""))
+    def everywhere(self, path: str) -> list[Record]:
+        """The last records of a path, of each target."""
+        key = encode_path(path).encode()
+        return list(filter(None, (read_record(lines.get(key, b"")) for lines in self.lines.values())))
 
     def proof(self, footage: Footage, target_id: str) -> Record | None:
         """The record that proves this very file, by path, size and time, on a target."""
@@ -933,7 +945,7 @@ class SyncLog:
 
     def has_proof(self, footage: Footage, target_id: str) -> bool:
         """The same, quickly: asked of everything that is here. Whole lines only are kept, so fields are enough."""
-        line = self.lines.get(f"{encode_path(footage.recorded)}\t{target_id}".encode())
+        line = self.line(footage.recorded, target_id)
         if not line:
             return False
         _, size, mtime_ns, _, _, proof, at, *_ = line.split(b"\t")
@@ -943,7 +955,7 @@ class SyncLog:
     def doubtful(self, listing: Listing, paths: Iterable[bytes], target_id: str) -> Iterator[os.DirEntry[str]]:
         """The files of a folder without those that are surely proven, as they are now; has_proof() judges the rest.
         Written for 100,000 files: the line is compared as it stands, and nothing is made of a file that is proven."""
-        lines, target, lost = self.lines, f"\t{target_id}".encode(), f"\t{LOST}\t".encode()
+        lines, lost = self.lines.get(target_id.encode(), {}), f"\t{LOST}\t".encode()
         horizon = b"\t" + self.horizon  # any other byte in place of the TAB is greater, so an odd line never passes
         try:
             folder = os.open(listing.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -952,13 +964,13 @@ class SyncLog:
             return
         try:  # a name below an open folder is found faster than a whole path
             for entry, path in zip(listing.entries, paths, strict=True):
-                line = lines.get(path + target)
+                line = lines.get(path)
                 try:
                     status = os.stat(entry.name, dir_fd=folder, follow_symlinks=False) if line else None
                 except OSError:
                     status = None
-                begins = b"%b\t%d\t%d\t" % (path, status.st_size, status.st_mtime_ns) if status else b""
-                if not line or not status or not line.startswith(begins) or lost in line or line[-30:-9] > horizon \
+                if not line or not status or lost in line or line[-30:-9] > horizon \
+                        or not line.startswith(b"%d\t%d\t" % (status.st_size, status.st_mtime_ns), len(path) + 1) \
                         or not stat.S_ISREG(status.st_mode):  # fmt: skip
                     yield entry
         finally:
@@ -980,8 +992,8 @@ class SyncLog:
                 raise CannotStart(f"{file}: the sync log cannot be written: {problem.strerror}; nothing is deleted "
                                   "on the word of what could not be recorded") from problem  # fmt: skip
         for record in records:
-            line, key = record_line(record).encode(), encode_path(record.path).encode()
-            self.lines[key + b"\t" + record.target.encode()] = self.last[key] = line
+            key = encode_path(record.path).encode()
+            self.lines.setdefault(record.target.encode(), {})[key] = record_line(record).encode()
 
 
 # --- local files -------------------------------------------------------------------------------------------------
@@ -1166,10 +1178,10 @@ def organize(work: Work) -> None:
     if not settings.ready_dir:
         raise UsageError("organize: nas.ready_for_backup_dir is not set; without it files are archived where they are")
     sources = Sources(settings)
-    found = sorted([*sources.recordings(), *sources.clips()], key=by_age)
+    found = sorted(files_of(sources.recorded(), sources.downloaded()), key=by_age)
     report_odd(sources, work.fail_once)
     # A sidecar after its clip: it tells the date of both, also to a run that finds only the clip left.
-    ready = work.limited(sorted(finished(found, work.segment_sec),
+    ready = work.limited("organize", sorted(finished(found, work.segment_sec),
                                 key=lambda one: (one.start_sec, one.kind == "sidecar", one.recorded)))  # fmt: skip
     if settings.dry_run:
         return work.show_plan("organize", ready)
@@ -1197,7 +1209,7 @@ def archived_names(log_dir: Path, files: Sequence[Footage]) -> SyncLog:
     while True:
         names = [list(islice(other_names(organized_name(one)), depth)) for one in files]
         known = SyncLog(log_dir, [name for listed in names for name in listed])
-        if not any(known.latest(listed[-1]) for listed in names):
+        if not any(known.everywhere(listed[-1]) for listed in names):
             return known
         depth *= 4
 
@@ -1209,8 +1221,7 @@ def move(footage: Footage, ready_dir: Path, archived: SyncLog, hashes: Hashes) -
     """
     for relative in other_names(organized_name(footage)):
         final = ready_dir / relative
-        record = archived.latest(relative)
-        if record and not (record.size == footage.size and record.sha256 == hashes.of(footage)):
+        if any(one.size != footage.size or one.sha256 != hashes.of(footage) for one in archived.everywhere(relative)):
             continue  # other footage of this name is in the archive, as after a repeated hour
         final.parent.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(final):
@@ -1406,6 +1417,17 @@ def is_group_alive(process: subprocess.Popen[bytes]) -> bool:
     return True
 
 
+def right_id(target: Target, found: str | None, memory: Memory, doubts: str, other: str) -> str:
+    """The id that was found, when it is the one that we know. Raises CannotStart."""
+    expected, where = memory.of(target.name).get("id"), f"{target.name}: {target.address}"
+    if not found:
+        raise CannotStart(f"{where} holds no {TARGET_FILE}: {doubts}, run once: nas_sync.py target init")
+    if found != expected:
+        known = f"expected was {expected}: {other}" if expected else "which this host does not know yet."
+        raise CannotStart(f"{where} is target {found}, {known} If you mean it, run: nas_sync.py target init")
+    return found
+
+
 class NasTarget:
     """The NAS: a mounted path, `user@host:/path` or `rsync://host/module`. Only children of ours ever touch it, so a
     mount that hangs cannot hang us."""
@@ -1427,16 +1449,8 @@ class NasTarget:
 
     def open(self) -> None:
         self.rsync = find_program("rsync", "copies to the NAS", "install it from your system: apt-get install rsync")
-        expected = self.memory.of("nas").get("id")
-        found = self._read_id()
-        if not found:
-            raise CannotStart(f"nas: {self.address} holds no {TARGET_FILE}: not mounted, mistyped, or not prepared "
-                              "yet; if it is the right place, run once: nas_sync.py target init")  # fmt: skip
-        if found != expected:
-            known = f"expected was {expected}: another share?" if expected else "which this host does not know yet"
-            raise CannotStart(f"nas: {self.address} is target {found}, {known} If you mean it, run: "
-                              "nas_sync.py target init")  # fmt: skip
-        self.target_id = found
+        self.target_id = right_id(self, self._read_id(), self.memory, "not mounted, mistyped, or not prepared yet; if "
+                                  "it is the right place", "another share?")  # fmt: skip
 
     def _read_id(self) -> str | None:
         """The id in the target's root; None when there is none. Raises CannotStart when the target cannot be asked."""
@@ -1508,6 +1522,13 @@ class NasTarget:
         patience_sec = round(self.timeout_sec + more_sec)
         command = [self.rsync, f"--timeout={patience_sec}", *(["-e", SSH] if self.is_ssh else []), *options,
                    *connection_options(self.options), "--", source, place]  # fmt: skip
+        return self._watched(command, names, patience_sec + QUIET_MORE_SEC, lambda pid, _out: moved_bytes(pid),
+                             KEEP_ALIVE_BYTES, watch)  # fmt: skip
+
+    def _watched(self, command: Sequence[str], names: bytes, patience_sec: float, moved: Callable[[int, Path], float],
+                 least: float, watch: Callable[[Path], None] | None = None) -> RsyncResult:  # fmt: skip
+        """A child with these names on its standard input; ended when what it has `moved` grows by no more than `least`
+        for so long."""
         log.debug("running %s", shlex.join(command))
         with tempfile.TemporaryDirectory(prefix="nas_sync-") as folder:
             listed, out, said = (Path(folder, name) for name in ("names", "out", "said"))
@@ -1516,12 +1537,12 @@ class NasTarget:
                 process = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True,
                                            pass_fds=[self.lock_fd] if self.lock_fd is not None else [])
             try:
-                moved, moved_at = 0.0, time.monotonic()
+                before, moved_at = 0.0, time.monotonic()
                 looked_at = moved_at
                 while process.poll() is None:
-                    if (now := moved_bytes(process.pid)) > moved + KEEP_ALIVE_BYTES:
-                        moved, moved_at = now, time.monotonic()
-                    if self.settings.time_is_up() or time.monotonic() - moved_at > patience_sec + QUIET_MORE_SEC:
+                    if (now := moved(process.pid, out)) > before + least:
+                        before, moved_at = now, time.monotonic()
+                    if self.settings.time_is_up() or time.monotonic() - moved_at > patience_sec:
                         break
                     if watch and time.monotonic() - looked_at > LOOK_SEC:
                         looked_at = time.monotonic()
@@ -1621,7 +1642,8 @@ class NasTarget:
             return Outcome(footage, "conflict", sha256, why="the NAS has other content under this name; both are kept")
         return Outcome(footage, "failed", sha256, why=failures[-1] if failures else "it did not arrive")
 
-    def present(self, batch: Sequence[Footage]) -> set[str]:
+    def present(self, proven: Sequence[Archived], hashes: Hashes) -> set[str]:  # noqa: ARG002  a bucket needs them
+        batch = [one.footage for one in proven]
         items = self._compare(batch) if batch else {}
         touched = [one for one in batch if (item := items.get(one.recorded)) and item[4] == "t" and item[3] != "s"]
         items |= self._compare(touched, "--checksum") if touched else {}  # another time: written since, or never set
@@ -1700,27 +1722,10 @@ class NasTarget:
 
     def _ask(self, command: Sequence[str], names: bytes, patience_sec: float) -> list[str]:
         """The whole lines that a command says about these names; ended when it says nothing for so long."""
-        log.debug("running %s", shlex.join(command))
-        with tempfile.TemporaryDirectory(prefix="nas_sync-") as folder:
-            listed, out, said = (Path(folder, name) for name in ("names", "out", "said"))
-            listed.write_bytes(names)
-            with listed.open("rb") as stdin, out.open("wb") as stdout, said.open("wb") as stderr:
-                process = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True,
-                                           env={**os.environ, "LC_ALL": "C"},
-                                           pass_fds=[self.lock_fd] if self.lock_fd is not None else [])  # fmt: skip
-            try:
-                size, grown_at = 0, time.monotonic()
-                while process.poll() is None and not self.settings.time_is_up():
-                    if (now := out.stat().st_size) > size:
-                        size, grown_at = now, time.monotonic()
-                    if time.monotonic() - grown_at > patience_sec:
-                        break
-                    time.sleep(STEP_SEC)
-            finally:
-                end_group(process)
-            if words := said.read_bytes()[-2000:].decode("utf-8", "replace").strip():
-                log.debug("nas: %s", quotable(words))
-            return out.read_text(encoding="ascii", errors="replace").split("\n")[:-1]
+        done = self._watched(command, names, patience_sec, lambda _pid, out: out.stat().st_size, 0)
+        if done.words:
+            log.debug("nas: %s", quotable(done.words))
+        return done.output.decode("ascii", "replace").split("\n")[:-1]
 
     def _sizes(self, batch: Sequence[Footage]) -> dict[str, int]:
         """`recorded` -> size on the target, of those that are there."""
@@ -2024,15 +2029,8 @@ class S3Target:
         return text if re.fullmatch(r"[0-9a-f]{16}", text) else None
 
     def open(self) -> None:
-        expected, found = self.memory.of("s3").get("id"), self._read_id()
-        if not found:
-            raise CannotStart(f"s3: {self.address} holds no {TARGET_FILE}: mistyped, or not prepared yet; if it is the "
-                              "right bucket, run once: nas_sync.py target init")  # fmt: skip
-        if found != expected:
-            known = f"expected was {expected}: another bucket?" if expected else "which this host does not know yet."
-            raise CannotStart(f"s3: {self.address} is target {found}, {known} If you mean it, run: "
-                              "nas_sync.py target init")  # fmt: skip
-        self.target_id = found
+        self.target_id = right_id(self, self._read_id(), self.memory, "mistyped, or not prepared yet; if it is the "
+                                  "right bucket", "another bucket?")  # fmt: skip
 
     def initialise(self) -> str:
         found = self._read_id()
@@ -2087,6 +2085,11 @@ class S3Target:
                 log.info("s3: %s stays in the bucket: %s", S3_PROBE_KEY, explain_s3(problem))
         self.memory.put("s3", {**self.memory.of("s3"), "able": asdict(self.able)})
 
+    def _recall(self) -> None:
+        """What the last probe has found."""
+        with suppress(KeyError, TypeError):
+            self.able = Abilities(**self.memory.of("s3")["able"])
+
     def _checks_put(self, algorithm: str) -> bool:
         content, field_name = secrets.token_bytes(S3_PROBE_BYTES), f"Checksum{algorithm}"
         right, wrong = Checksum.of(content, algorithm), Checksum.of(content[1:], algorithm)
@@ -2131,8 +2134,7 @@ class S3Target:
         """Once per run: what the endpoint does, left-overs of a killed run, and one transfer manager."""
         if self.manager:
             return
-        with suppress(KeyError, TypeError):
-            self.able = Abilities(**self.memory.of("s3")["able"])
+        self._recall()
         if self.able.address != self.address or not 0 <= time.time() - self.able.at_sec < S3_PROBED_FOR_SEC:
             self._probe()
         self._abort_orphans()
@@ -2209,35 +2211,45 @@ class S3Target:
                 raise
 
     def send(self, batch: Sequence[Footage], hashes: Hashes, progress: Progress) -> Iterator[list[Outcome]]:
-        """Outcomes as they come. A sidecar goes before its clip, everything else side by side."""
+        """Outcomes as they come, those of half a second together: each list is one write to the disk. A sidecar goes
+        before its clip, everything else side by side."""
         self._begin(batch)
+        with self._told():  # what is not there is sent with If-None-Match, without another look
+            there = self._listed(batch) if self.able.keeps else None
         groups: dict[str, list[Footage]] = {}
         for one in batch:
             groups.setdefault(str(one.path.with_suffix("")), []).append(one)
         pool = ThreadPoolExecutor(self.at_once + S3_AT_ONCE, "upload")
         waiting = iter(groups.values())
         running: set[Future[list[Outcome]]] = set()
+        outcomes: list[Outcome] = []
+        told_at = time.monotonic()
         try:
             while not self.settings.time_is_up():
                 room = 0 if self.refused else 2 * self.at_once + S3_AT_ONCE - len(running)
-                running |= {pool.submit(self._send_group, group, hashes, progress) for group in islice(waiting, room)}
+                running |= {pool.submit(self._send_group, group, hashes, progress, there)
+                            for group in islice(waiting, room)}  # fmt: skip
                 if not running:
                     break
                 done, running = wait(running, S3_STEP_SEC, FIRST_COMPLETED)
-                for future in done:
-                    yield future.result()
+                outcomes += [outcome for future in done for outcome in future.result()]
+                if outcomes and time.monotonic() - told_at > S3_STEP_SEC:
+                    yield outcomes
+                    outcomes, told_at = [], time.monotonic()
+            yield outcomes
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
         if self.refused:
             raise CannotStart(f"s3: {self.address}: {self.refused}")
 
-    def _send_group(self, group: Sequence[Footage], hashes: Hashes, progress: Progress) -> list[Outcome]:
+    def _send_group(self, group: Sequence[Footage], hashes: Hashes, progress: Progress,
+                    there: Container[str] | None) -> list[Outcome]:  # fmt: skip
         outcomes = []
         for footage in group:
             if self.refused or self.settings.time_is_up():
                 break
             try:
-                outcomes.append(self._send_one(footage, hashes, progress))
+                outcomes.append(self._send_one(footage, hashes, progress, there))
             except (Gone, OSError) as problem:
                 outcomes.append(gone(footage, problem))
             except Exception as problem:  # noqa: BLE001  of boto3, s3transfer, urllib3: one file failed, others go on
@@ -2247,14 +2259,17 @@ class S3Target:
                 outcomes.append(Outcome(footage, "failed", why=explain_s3(problem)))
         return outcomes
 
-    def _send_one(self, footage: Footage, hashes: Hashes, progress: Progress) -> Outcome:
+    def _send_one(self, footage: Footage, hashes: Hashes, progress: Progress,
+                  there: Container[str] | None) -> Outcome:  # fmt: skip
+        """`there`: the keys that are taken; None where a put could overwrite what came since they were listed."""
         key, digests = key_of(footage), self._digest(footage, hashes)
-        outcome = self._judge(footage, key, digests)
+        outcome = self._judge(footage, key, digests) if there is None or key in there else None
         if outcome is None or outcome.state == "failed":
             if outcome:
                 self._set_aside(footage, key, outcome)
-            accepted = self._upload(footage, key, digests, progress, may_replace=outcome is not None)
-            outcome = self._judge(footage, key, digests, accepted=accepted)
+            accepted, etag = self._upload(footage, key, digests, progress, may_replace=outcome is not None)
+            outcome = Outcome(footage, "proven", digests.sha256, f"{self.able.algorithm.lower()};etag={etag}") \
+                if accepted and etag else self._judge(footage, key, digests, accepted=accepted)  # fmt: skip
         if not is_unchanged(footage):
             raise Gone("changed while it was sent")
         return outcome or Outcome(footage, "failed", digests.sha256, why="confirmed, but it is not in the bucket")
@@ -2276,17 +2291,24 @@ class S3Target:
         running.close_part()
         return Digests(sha256, running.text(running.whole), tuple(running.parts))
 
-    def _upload(self, footage: Footage, key: str, digests: Digests, progress: Progress, *, may_replace: bool) -> bool:
-        """Whether the endpoint checked what it took. When the end of an upload is unclear (a lost response, a 412 that
-        may mean our own object) the answer is False, and what is there decides."""
+    def _upload(self, footage: Footage, key: str, digests: Digests, progress: Progress, *,
+                may_replace: bool) -> tuple[bool, str]:  # fmt: skip
+        """Whether the endpoint checked what it took, and the ETag that it then told. When the end of an upload is
+        unclear (a lost response, a 412 that may mean our own object) that is False, and what is there decides."""
         is_checked = self.able.parts if self._in_parts(footage) else bool(self.able.algorithm)
-        more = {"ContentType": content_type(footage), "Metadata": {"sha256": digests.sha256}}
+        kind = CONTENT_TYPES.get(footage.path.suffix.lower(), "application/octet-stream")
+        more = {"ContentType": kind, "Metadata": {"sha256": digests.sha256}}
         if is_checked:
             more[f"Checksum{self.able.algorithm}"] = digests.whole
         self.plans[key] = digests, may_replace
         try:
-            self.manager.upload(str(footage.path), self.bucket, key, more, [FileProgress(footage, progress)]).result()
-            return is_checked
+            told = FileProgress(footage, progress)
+            if self._in_parts(footage) or self.settings.bwlimit_bytes_per_sec:
+                self.manager.upload(str(footage.path), self.bucket, key, more, [told]).result()
+                return is_checked, ""
+            answer = self._put(footage, key, more, told)
+            is_same = answer.get(f"Checksum{self.able.algorithm}", digests.whole) == digests.whole
+            return is_checked and is_same, plain_etag(answer.get("ETag", ""))
         except Exception as problem:
             if not is_unchanged(footage):
                 raise Gone("changed while it was sent") from problem
@@ -2294,9 +2316,20 @@ class S3Target:
                 raise
             log.info("%s: the end of its upload is unclear (%s), so what is there is compared",
                      printable(footage.recorded), explain_s3(problem))  # fmt: skip
-            return False
+            return False, ""
         finally:
             self.plans.pop(key, None)
+
+    def _put(self, footage: Footage, key: str, more: Mapping[str, Any], told: FileProgress) -> dict[str, Any]:
+        """In one piece, without the transfer manager, which costs a third more and keeps the server's answer."""
+        told.on_queued()
+        try:
+            with open_same(footage) as handle:
+                answer = dict(self.client.put_object(Bucket=self.bucket, Key=key, Body=handle, **more))
+            told.on_progress(footage.size)
+            return answer
+        finally:
+            told.on_done()
 
     def _in_parts(self, footage: Footage) -> bool:
         return footage.size >= (S3_PART_BYTES if self.able.multipart else S3_LARGEST_PUT_BYTES)
@@ -2340,37 +2373,56 @@ class S3Target:
             return self.able.algorithm.lower() if stored == digests.whole else ""
         if has_etag(footage, head.get("ETag", "")):
             return "etag"
-        digest = hashlib.sha256()
-        for piece in self.client.get_object(Bucket=self.bucket, Key=key)["Body"].iter_chunks(READ_BYTES):
-            digest.update(piece)
-        return "readback" if digest.hexdigest() == digests.sha256 else ""
+        return "readback" if self._hash_back(key) == digests.sha256 else ""
 
-    def _listed(self, batch: Sequence[Footage]) -> dict[str, tuple[int, str]]:
-        """Key -> size and ETag, of those that are there."""
-        wanted = {key_of(one) for one in batch}
-        found: dict[str, tuple[int, str]] = {}
+    def _listed(self, batch: Iterable[Footage]) -> dict[str, tuple[int, str]]:
+        """Key -> size and ETag, of those that are there: a listing for each folder, from the first that is asked for,
+        some at a time."""
+        folders: dict[str, list[str]] = {}
+        for key in sorted(map(key_of, batch)):
+            folders.setdefault(key.rpartition("/")[0] + "/", []).append(key)
         pages = self.client.get_paginator("list_objects_v2")
-        for folder in sorted({key.rpartition("/")[0] + "/" for key in wanted}):
-            for page in pages.paginate(Bucket=self.bucket, Prefix=folder):
-                found |= {one["Key"]: (one["Size"], plain_etag(one.get("ETag", "")))
-                          for one in page.get("Contents", []) if one["Key"] in wanted}  # fmt: skip
-        return found
 
-    def present(self, batch: Sequence[Footage]) -> set[str]:
+        def listing(folder: str) -> dict[str, tuple[int, str]]:
+            wanted = set(folders[folder])
+            return {one["Key"]: (one["Size"], plain_etag(one.get("ETag", "")))
+                    for page in pages.paginate(Bucket=self.bucket, Prefix=folder, StartAfter=folders[folder][0][:-1])
+                    for one in page.get("Contents", []) if one["Key"] in wanted}  # fmt: skip
+
+        pool = ThreadPoolExecutor(S3_AT_ONCE, "list")
+        try:
+            return {key: found for listed in pool.map(listing, folders) for key, found in listed.items()}
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def present(self, proven: Sequence[Archived], hashes: Hashes) -> set[str]:
+        self._recall()
+        there = set()
         with self._told():
-            found = self._listed(batch)
-        if batch and self._read_id() != self.target_id:
+            found = self._listed(one.footage for one in proven)
+            for one in proven:
+                size, etag = found.get(key_of(one.footage), (-1, ""))
+                if size == one.record.size and (etag == one.record.etag or not one.record.etag
+                                                or self._is_still(one, hashes)):  # fmt: skip
+                    there.add(one.footage.recorded)
+        if proven and self._read_id() != self.target_id:
             raise CannotStart(f"s3: {self.address} was replaced; nothing is deleted")
-        return {one.recorded for one in batch if found.get(key_of(one), (-1, ""))[0] == one.size}
+        return there
+
+    def _is_still(self, one: Archived, hashes: Hashes) -> bool:
+        """Whether an object with another ETag than when it was proven has the content that was: a copy within S3, a
+        change of its encryption, and listings of some endpoints change the ETag."""
+        with suppress(Gone, OSError):
+            return self._compared(one, hashes).state == "verified"
+        return False
 
     # -- reading --
 
     def verify(self, batch: Sequence[Archived], hashes: Hashes, *, deep: bool) -> list[Finding]:
-        with suppress(KeyError, TypeError):
-            self.able = Abilities(**self.memory.of("s3")["able"])
+        self._recall()
         findings: list[Finding] = []
         with self._told():
-            listed = self._listed([one.footage for one in batch])
+            listed = self._listed(one.footage for one in batch)
             for one in batch:
                 if self.settings.time_is_up():
                     break
@@ -2461,10 +2513,6 @@ class FileProgress:
 
 def plain_etag(etag: str) -> str:
     return re.sub("[^0-9A-Za-z-]", "", etag)
-
-
-def content_type(footage: Footage) -> str:
-    return CONTENT_TYPES.get(footage.path.suffix.lower(), "application/octet-stream")
 
 
 def checksum_algorithms() -> tuple[str, ...]:
@@ -2558,6 +2606,7 @@ class Work:
         self.opened: dict[str, Target] = {}
         self.lost: dict[str, CannotStart] = {}
         self.conflicts: dict[str, Counter[str]] = {}  # step -> camera
+        self.behind: dict[str, set[str]] = {}  # step -> what it could not settle, with --limit
         self.about: dict[str, Any] = {}  # more for the summary of --json
         self.synclog = SyncLog(settings.log_dir, ())
 
@@ -2622,8 +2671,13 @@ class Work:
         except (Gone, OSError):
             return False
 
-    def limited(self, found: list[Footage]) -> list[Footage]:
-        return found[: self.settings.limit]
+    def limited(self, step: str, found: list[Footage]) -> list[Footage]:
+        """At most --limit of them. What earlier runs could not settle comes last, else it would keep the rest back."""
+        if self.settings.limit is None:
+            return found
+        told = (read_json(self.settings.state_dir / LAST_RUN) or {}).get(step, {})
+        behind = self.behind[step] = {one.recorded for one in found}.intersection(told.get("behind", []))
+        return sorted(found, key=lambda one: one.recorded in behind)[: self.settings.limit]
 
     def close(self) -> None:
         for target in self.opened.values():
@@ -2637,6 +2691,9 @@ class Work:
         self.counts.setdefault(step, Counter())[state] += 1
         if state in SETTLED_STATES:
             self.bytes[step] += footage.size
+            self.behind.get(step, set()).discard(footage.recorded)
+        elif step in self.behind:
+            self.behind[step].add(footage.recorded)
         failed = state in FAILED_STATES
         if state == "conflict":
             self.conflicts.setdefault(step, Counter())[footage.camera] += 1
@@ -2672,7 +2729,8 @@ class Work:
         file = self.settings.state_dir / LAST_RUN
         told = read_json(file) or {}
         for step in self.counts:
-            told[step] = {"at": time.time(), "conflicts": self.conflicts.get(step, {})}
+            names = [name for name in sorted(self.behind.get(step, ())) if name.isprintable()]
+            told[step] = {"at": time.time(), "conflicts": self.conflicts.get(step, {}), "behind": names}
         with suppress(OSError):
             write_json(file, told)
 
@@ -2729,7 +2787,7 @@ def transfer(work: Work, step: str, name: str, key: str) -> None:
     if name not in settings.targets:
         raise UsageError(f"{step}: {key} is not set")
     target = work.target(name)
-    waiting = work.limited(finished(work.unproven(target.target_id), work.segment_sec))
+    waiting = work.limited(step, finished(work.unproven(target.target_id), work.segment_sec))
     work.counts.setdefault(step, Counter())
     if settings.dry_run:
         return work.show_plan(step, waiting)
@@ -2793,13 +2851,14 @@ def all_holds(settings: Settings) -> list[Hold]:
     return list(dict.fromkeys(one for file in hold_files(settings) for one in read_holds(file)))
 
 
-def is_held(footage: Footage, holds: Sequence[Hold]) -> bool:
-    """Touches a hold. A file ends at the latest when it was last written, unless that is said to be before its start;
-    an uncertain start counts a day earlier."""
+def is_held(footage: Footage, settings: Settings, holds: Sequence[Hold]) -> bool:
+    """Touches a hold, of its camera or of the same device by another name. A file ends at the latest when it was last
+    written, unless that is said to be before its start; an uncertain start counts a day earlier."""
     written_sec, day_later_sec = footage.mtime_ns / 1e9, footage.start_sec + UNCERTAIN_SEC
     start_sec = footage.start_sec - (UNCERTAIN_SEC if footage.start_basis == "mtime" else 0)
     end_sec = (min(written_sec, day_later_sec) if written_sec >= footage.start_sec else day_later_sec) + 1
     names = names_of(footage.camera)
+    names |= {name.lower() for name in same_device(names, settings)}
     return any(hold.camera.lower() in names and start_sec < hold.end_sec and hold.start_sec < end_sec for hold in holds)
 
 
@@ -2820,21 +2879,30 @@ def hold(settings: Settings, words: Sequence[str]) -> int:
         raise UsageError("hold: TO is not after FROM")
     if action == "add" and not is_known(wanted.camera, settings):
         log.warning("hold: %s: no footage of a camera of this name is here; is it spelled right?", wanted.camera)
+    also = twins(wanted.camera, settings)
     with run_lock(file.with_suffix(".lock"), "hold", HOLD_WAIT_SEC):
         if action == "remove" and wanted not in all_holds(settings):
             raise UsageError(f"hold: there is no hold of {wanted.camera} with these times; see hold list")
-        for each in [] if settings.dry_run else hold_files(settings):
-            change_holds(each, wanted, add=action == "add" and each == file)
-    if settings.dry_run:
-        return Status.DONE
-    log.info("hold: %s %s to %s %s", wanted.camera, utc_text(wanted.start_sec), utc_text(wanted.end_sec),
+        if settings.dry_run:
+            return Status.DONE
+        for each in hold_files(settings):
+            change_holds(each, [wanted, *(replace(wanted, camera=name) for name in also)],
+                         add=action == "add" and each == file)  # fmt: skip
+    log.info("hold: %s%s: %s to %s %s", wanted.camera, f" and {', '.join(also)} (the same device)" if also else "",
+             utc_text(wanted.start_sec), utc_text(wanted.end_sec),
              "is spared by cleanup" if action == "add" else "is no longer held")  # fmt: skip
     return Status.DONE
 
 
-def change_holds(file: Path, wanted: Hold, *, add: bool) -> None:
+def twins(camera: str, settings: Settings) -> list[str]:
+    """Its other names; that of a Rhombus camera leads to its UUID by its folder or its clips."""
+    folders = [names_of(name) for name in known_cameras(settings) if camera.lower() in names_of(name)]
+    return same_device(names_of(camera).union(*folders), settings)
+
+
+def change_holds(file: Path, wanted: Sequence[Hold], *, add: bool) -> None:
     before = read_holds(file)
-    kept = [one for one in before if one != wanted] + ([wanted] if add else [])
+    kept = [one for one in before if one not in wanted] + (list(wanted) if add else [])
     if kept != before:
         write_json(file, {"holds": [as_row(one) for one in kept]})
 
@@ -2893,9 +2961,9 @@ def cleanup(work: Work) -> None:
     holds = all_holds(settings)
     may_go = finished(found, work.segment_sec) if ring else [
         one for one in found if is_due([work.synclog.proof(one, t.target_id) for t in targets], grace_sec, now)]
-    may_go = [one for one in may_go if not is_held(one, holds)]
+    may_go = [one for one in may_go if not is_held(one, settings, holds)]
     chosen, short_bytes = choose_everywhere(found, may_go, settings.retention, now)
-    chosen = work.limited(chosen)
+    chosen = work.limited("cleanup", chosen)
     if settings.dry_run:
         return work.show_plan("cleanup", chosen)
     if is_unusual(chosen, found, settings) and not settings.delete_many:
@@ -2945,12 +3013,13 @@ def is_unusual(chosen: Sequence[Footage], found: Sequence[Footage], settings: Se
 def delete(work: Work, batch: Sequence[Footage], targets: Sequence[Target]) -> None:
     """Ask each target whether it still has the files; what it lost is recorded as lost, and sent again."""
     for target in targets:
-        there = target.present(batch)
-        lost = [one for one in batch if one.recorded not in there]
-        proofs = [work.synclog.proof(one, target.target_id) for one in lost]
-        work.synclog.append([replace(proof, proof=LOST, at_sec=time.time()) for proof in proofs if proof])
+        proofs = {one: proof for one in batch if (proof := work.synclog.proof(one, target.target_id))}
+        there = target.present([Archived(one, proof, True) for one, proof in proofs.items()], work.hashes)
+        lost = [one for one in proofs if one.recorded not in there]
+        work.synclog.append([replace(proofs[one], proof=LOST, at_sec=time.time()) for one in lost])
         for one in lost:
-            work.tell("cleanup", one, "lost", f"{target.name} no longer has it; kept here, sent again by the next run")
+            work.tell("cleanup", one, "lost", f"{target.name} no longer has it as it was proven; kept here, sent again "
+                      "by the next run")  # fmt: skip
         batch = [one for one in batch if one.recorded in there]
     for one in batch:
         try:
@@ -2970,7 +3039,7 @@ def delete(work: Work, batch: Sequence[Footage], targets: Sequence[Target]) -> N
 
 def obstacle(work: Work, footage: Footage, targets: Sequence[Target]) -> str:
     """Why a file that is due must stay after all: the last look before it is deleted. Raises Gone, OSError."""
-    if is_held(footage, all_holds(work.settings)):
+    if is_held(footage, work.settings, all_holds(work.settings)):
         return "held"
     if has_writer(footage.path):
         return "it is open for writing"
@@ -3265,7 +3334,8 @@ class Survey:
         self.names = work.ids
         self.tallies: dict[tuple[str, str], Tally] = {}
         self.incoming: dict[int, int] = {}  # bytes of the last day, by disk
-        self.local = self._find()
+        sources = self.sources
+        self.local = files_of(sources.recorded(), sources.downloaded(), sources.ready(), sources.others())
         self.synclog = SyncLog(self.settings.log_dir)
         self._count_archive()
         self._count_waiting()
@@ -3276,14 +3346,6 @@ class Survey:
             self.tallies[camera, target] = Tally(camera, target)
         return self.tallies[camera, target]
 
-    def _find(self) -> list[Footage]:
-        settings, sources = self.settings, self.sources
-        found = [*sources.recordings(), *sources.clips(), *sources.organized()]
-        found += sources.below(settings.evidence_dir, "evidence", EVIDENCE_PREFIX)
-        if settings.local_dir:
-            found += sources.below(settings.local_dir / RECORDER_JOURNAL, "journal", JOURNAL_PREFIX)
-        return found
-
     def _count_archive(self) -> None:
         """Written for a million lines: fields of bytes, and one dictionary for each camera and target."""
         day_ago = self.now - DAY_SEC
@@ -3292,7 +3354,7 @@ class Survey:
         known: dict[tuple[bytes, bytes], Tally | None] = {}
         last: dict[Any, bytes] = {}
         arrived: dict[bytes, int] = {}
-        for line in self.synclog.lines.values():
+        for line in self.synclog.all_lines():
             path, size, mtime_ns, _, target, proof, at, _ = line.split(b"\t")
             key = path[: path.find(b"/", 8 if path.startswith((b"alerts/", b"journal/")) else 0)], target
             if key not in known:
@@ -3507,7 +3569,7 @@ def pieces_of(work: Work, camera: str) -> list[Piece]:
     sources, timeline = Sources(settings), Timeline(settings, work.segment_sec)
     found: dict[tuple[str, int, int], list[Place]] = {}
     roots = {settings.local_dir: "local", settings.ready_dir: "ready", settings.clips_dir: "clips"}
-    for one in [*sources.recordings(), *sources.organized(), *sources.clips()]:
+    for one in files_of(sources.recorded(), sources.ready(), sources.downloaded()):
         place = Place(roots.get(one.root, "local"), str(one.path), one, None)
         found.setdefault((one.recorded, one.size, one.mtime_ns), []).append(place)
     for record in SyncLog(settings.log_dir, CameraPaths(sources.wants)):
@@ -3937,6 +3999,30 @@ def service(every_sec: float, once: Callable[[], int]) -> int:
 # --- command line ------------------------------------------------------------------------------------------------
 
 
+ACTING = ("run", "organize", "backup", "upload", "verify", "cleanup")
+# flag -> the commands that it means something to (none: all), and what argparse is told
+FLAGS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "--at": (("find", "fetch"), {"metavar": "TIME", "help": "a moment: epoch seconds, ISO 8601, or '2 hours ago'"}),
+    "--deep": (("verify",), {"action": "store_true", "help": "read back what the target cannot hash itself"}),
+    "--camera": ((*ACTING, "status"),
+                 {"metavar": "CAMERA", "action": "append", "help": "only this camera; repeatable"}),
+    "--limit": ((*ACTING, "fetch", "export"),
+                {"metavar": "N", "type": int, "help": "at most so many files per step (default: all)"}),
+    "--max_duration": ((*ACTING, "fetch", "export"),
+                       {"metavar": "SEC", "help": "end the run after so long (default: 0, no limit)"}),
+    "--bwlimit": (("run", "backup", "upload", "verify", "fetch", "export"),
+                  {"metavar": "RATE", "help": "bytes a second, such as 500K or 10M (default: 0, no limit)"}),
+    "--lock_wait": ((*ACTING, "target"), {"metavar": "SEC", "help": "wait so long for another run (default: 0)"}),
+    "--every": ((*ACTING, "status"), {"metavar": "SEC", "help": "repeat; 0: every upload.check_interval"}),
+    "--dry_run": ((*ACTING, "fetch", "export", "hold"),
+                  {"action": "store_true", "help": "show what would be done, change nothing"}),
+    "--delete_many": (("run", "cleanup"), {"action": "store_true", "help": "cleanup may delete unusually much"}),
+    "--json": ((), {"action": "store_true", "help": "results as JSON Lines, the last one a summary"}),
+    "--cameras_config": ((), {"metavar": "FILE", "type": Path, "help": "an older cameras.json, over config.yaml"}),
+    "--backup_config": ((), {"metavar": "FILE", "type": Path, "help": "an older backup.json, over config.yaml"}),
+}  # fmt: skip
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Every command with its flags."""
     parser = argparse.ArgumentParser(prog="nas_sync.py", description=__doc__, allow_abbrev=False,
@@ -3950,33 +4036,27 @@ def build_parser() -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=what, description=what, allow_abbrev=False)
         if name in words:
             made.add_argument("words", metavar="WORD", nargs="*", help=words[name])
-        if name in ("find", "fetch"):
-            made.add_argument("--at", metavar="TIME", help="a moment: epoch seconds, ISO 8601, or '2 hours ago'")
-        if name == "verify":
-            made.add_argument("--deep", action="store_true", help="read back what the target cannot hash itself")
-        add_flags(made)
+        add_flags(made, name)
         add_common_flags(made)
     return parser
 
 
-def add_flags(made: argparse.ArgumentParser) -> None:
-    made.add_argument("--camera", metavar="CAMERA", action="append", help="only this camera; repeatable")
-    made.add_argument("--limit", metavar="N", type=int, help="at most so many files per step (default: all)")
-    made.add_argument("--max_duration", metavar="SEC", help="end the run after so long (default: 0, no limit)")
-    made.add_argument("--bwlimit", metavar="RATE", help="bytes a second, such as 500K or 10M (default: 0, no limit)")
-    made.add_argument("--lock_wait", metavar="SEC", help="wait so long for another run to end (default: 0)")
-    made.add_argument("--every", metavar="SEC", help="repeat until SIGTERM; 0: every upload.check_interval")
-    made.add_argument("--dry_run", action="store_true", default=None, help="show what would be done, change nothing")
-    made.add_argument("--delete_many", action="store_true", help="cleanup may delete unusually much in this run")
-    made.add_argument("--json", action="store_true", default=None, help="results as JSON Lines, the last one a summary")
-    made.add_argument("--cameras_config", metavar="FILE", type=Path, help="an older cameras.json, over config.yaml")
-    made.add_argument("--backup_config", metavar="FILE", type=Path, help="an older backup.json, over config.yaml")
+def add_flags(made: argparse.ArgumentParser, command: str) -> None:
+    """Those that mean something to it; the others are as if they were not given."""
+    for flag, (commands, how) in FLAGS.items():
+        if not commands or command in commands:
+            made.add_argument(flag, **how)
+        else:
+            made.set_defaults(**{flag.removeprefix("--"): None})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, configure, refuse early, act; returns the exit status."""
-    arguments = build_parser().parse_args(argv)
+    arguments, unknown = build_parser().parse_known_args(argv)
     start_logging(arguments)
+    if unknown:
+        word = next((one for one in unknown if one.startswith("-")), unknown[0]).partition("=")[0]
+        raise UsageError(f"{arguments.command}: {word} means nothing here; see nas_sync.py {arguments.command} --help")
     overlays = [read_overlay(file) for file in (arguments.cameras_config, arguments.backup_config)]
     beside = Path(__file__).resolve().parent
     config: dict[str, Any] = {**load_config(arguments.config, SECTIONS, beside, *overlays)}

@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from archive_servers import ServerMissing, SwiftS3, Tls, make_tls
@@ -84,6 +85,27 @@ def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SwiftS3]:
             yield server
     except ServerMissing as problem:
         pytest.skip(NOT_TESTED + str(problem))
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Any:
+    """An installation of nas_sync.py with a NAS in a folder, prepared."""
+    return _installation(tmp_path, organize=True)
+
+
+@pytest.fixture
+def in_place(tmp_path: Path) -> Any:
+    """The same without a ready folder: files are archived where they are."""
+    return _installation(tmp_path, organize=False)
+
+
+def _installation(folder: Path, *, organize: bool) -> Any:
+    from nas_sync_helpers import Site  # only the tests of one program need it
+
+    need("rsync")
+    made = Site(folder, organize=organize)
+    made.init()
+    return made
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -56,7 +56,7 @@ PROGRAM_LINES = 1600
 LINES_NOW = {
     "copy_footage": 3010,
     "rtsp_recorder": 3480,
-    "nas_sync": 3995,
+    "nas_sync": 4072,
     "capture_analyzer": 4700,
     "rhombus_logging": 875,
     "rhombus_mpd_info": 420,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,23 +22,6 @@ import nas_sync
 from nas_sync import Record, SyncLog
 
 DAY = "2026-11-19"
-
-
-@pytest.fixture
-def site(tmp_path):
-    need("rsync")
-    made = Site(tmp_path)
-    made.init()
-    return made
-
-
-@pytest.fixture
-def in_place(tmp_path):
-    """An installation without a ready folder: files are archived where they are."""
-    need("rsync")
-    made = Site(tmp_path, organize=False)
-    made.init()
-    return made
 
 
 def heals(site: Site, archive: Path | None = None) -> None:
@@ -139,6 +123,32 @@ def test_a_camera_and_a_number_of_files_can_be_chosen(site):
     assert site.run("run", "--camera", "Gate", "--limit", 1).status == 0
     assert list(site.archived()) == [f"Gate/{DAY}/20261119_010000.mp4"]
     assert sorted(site.local()) == ["Gate/20261119_020000.mp4", "Yard/20261119_010000.mp4"]
+
+
+def test_conflicts_that_last_do_not_use_up_the_limit_of_every_run(in_place):
+    files = [in_place.record("Gate", hour) for hour in range(4)]
+    for one in files[:2]:
+        in_place.write(in_place.nas / "Gate" / one.name, b"other", START_SEC)
+    first = in_place.run("backup", "--limit", 2)
+    assert set(first.states("backup").values()) == {"conflict"}
+    done = in_place.run("backup", "--limit", 2)
+    assert (done.status, done.states("backup")) == (0, {one.name: "proven" for one in files[2:]})
+    assert set(in_place.run("backup", "--limit", 2).states("backup").values()) == {"conflict"}
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [(["find", "Gate", "--at", "2026-11-19"], "--limit"), (["status"], "--dry_run"), (["hold", "list"], "--every"),
+     (["target", "check"], "--camera"), (["backup"], "--delete_many"), (["cleanup"], "--deep"),
+     (["export", "Gate", "2026-11-19", "2026-11-20", "/tmp"], "--at"), (["run"], "--bogus")],
+)  # fmt: skip
+def test_a_flag_that_means_nothing_to_a_command_is_refused_in_one_sentence(site, command, flag, capsys):
+    done = site.call(*command, f"{flag}=1")
+    assert (done.status, f"{command[0]}: {flag} means nothing here" in done.err) == (2, True), done.err
+    assert len(done.err.splitlines()) == 1
+    with pytest.raises(SystemExit):
+        nas_sync.main([command[0], "--help"])
+    assert not re.search(rf"{flag}\b", capsys.readouterr().out)
 
 
 def test_cron_gets_no_line_from_a_quiet_run_that_went_well(site):

@@ -20,22 +20,6 @@ DAY = "2026-11-19"
 UNPRIVILEGED = ["--bounding-set=-dac_override,-dac_read_search"]
 
 
-@pytest.fixture
-def site(tmp_path):
-    need("rsync")
-    made = Site(tmp_path)
-    made.init()
-    return made
-
-
-@pytest.fixture
-def in_place(tmp_path):
-    need("rsync")
-    made = Site(tmp_path, organize=False)
-    made.init()
-    return made
-
-
 def unprivileged() -> list[str]:
     """Root may read everything; as what stands in front of a command this takes that away."""
     return [need("setpriv"), *UNPRIVILEGED] if os.geteuid() == 0 else ["env"]
@@ -147,6 +131,24 @@ def test_a_file_without_a_time_in_its_name_is_held_in_doubt(site):
     assert site.call("hold", "add", "Gate", "2026-11-18T23:30Z", "2026-11-18T23:40Z").status == 0
     assert site.run("run").status == 0
     assert len(site.local()) == 1
+
+
+@pytest.mark.parametrize("name", ["Gate", UUID, "Door", f"door_{UUID}"])
+def test_a_hold_covers_the_recordings_and_the_clips_of_one_device_by_whichever_name(site, name):
+    """cameras[].rhombus_uuid says that both are the same."""
+    site.config["cameras"] = [{"name": "Gate", "rtsp_url": "rtsp://127.0.0.1/1", "rhombus_uuid": UUID}]
+    site.set()
+    file, (clip, sidecar) = site.record("Gate", 9), site.clip(START_SEC + 9 * HOUR_SEC)
+    hold = (name, f"{DAY}T09:00Z", f"{DAY}T09:01Z")
+    done = site.call("hold", "add", *hold)
+    assert (done.status, "(the same device)" in done.err) == (0, True)
+    assert site.run("run").status == 0
+    names = {Path(path).name for path in site.local()}
+    assert names == {file.name, clip.name, sidecar.name}
+    assert site.call("hold", "remove", *hold).status == 0
+    assert site.call("hold", "list").out == ""
+    assert site.run("run").status == 0
+    assert {Path(path).name for path in site.local()} == {sidecar.name}
 
 
 def test_holds_are_still_known_when_a_ready_folder_comes_into_use(in_place):

@@ -43,12 +43,9 @@ def daemon(tmp_path_factory):
 
 
 @pytest.fixture
-def site(tmp_path):
-    """An installation without a ready folder, with a NAS in a folder."""
-    need("rsync")
-    made = Site(tmp_path, organize=False)
-    made.init()
-    return made
+def site(in_place):
+    """Without a ready folder, so that paths are short."""
+    return in_place
 
 
 @pytest.fixture

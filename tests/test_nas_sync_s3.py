@@ -467,6 +467,67 @@ def test_what_the_bucket_holds_damaged_is_kept_aside_and_sent_again(house, swift
     assert (aside.startswith(f"{KEY}.damaged-"), content(swift, house, aside)) == (True, b"damaged")
 
 
+def test_an_object_of_the_same_size_that_was_put_in_place_of_a_proven_one_is_noticed_before_deleting(house, swift):
+    file = house.record()
+    assert house.run("upload").status == 0
+    head = swift.client().head_object(Bucket=house.s3["bucket"], Key=KEY)
+    where = {"Bucket": house.s3["bucket"], "Key": KEY, "Metadata": head["Metadata"]}
+    swift.client().put_object(Body=os.urandom(file.stat().st_size), **where)
+    done = house.run("cleanup")
+    assert (done.status, file.exists()) == (1, True)
+    assert "no longer has it as it was proven" in done.log
+    house.heals()
+
+
+@pytest.mark.parametrize("etag", ["", "of-a-copy"])
+def test_an_object_whose_etag_is_not_that_of_its_proof_is_compared_before_deleting(house, swift, etag):
+    """A copy within S3 has another ETag than the parts that were sent; old records may have none."""
+    file = house.record(LARGE_BYTES)
+    assert house.run("upload").status == 0
+    [log] = house.state.glob("synced/*.synced")
+    [one] = house.records()
+    changed = replace(one, proof=f"{one.how};etag={etag}" if etag else one.how)
+    log.write_text(nas_sync.record_line(changed) + "\n")
+    done = house.run("cleanup")
+    assert (done.status, file.exists()) == (0, False), done.log
+
+
+def test_small_files_cost_one_request_each_and_a_listing_of_their_folder(proxied):
+    count = 12
+    for number in range(count):
+        proxied.record(10_000, f"20261101_12{number:02}00.mp4")
+    assert proxied.run("upload").status == 0
+    assert proxied.proofs() == ["crc64nvme"] * count
+    seen = [(one.method, "list-type" in one.target) for one in proxied.proxy.seen if nas_sync.TARGET_FILE not in
+            one.target]  # fmt: skip
+    assert sorted(seen) == [("GET", True)] + [("PUT", False)] * count
+
+
+def test_what_came_under_a_key_since_the_folder_was_listed_is_not_overwritten(proxied, swift):
+    file = proxied.record()
+    bucket, other = proxied.s3["bucket"], b"of another host"
+    proxied.proxy.add("delay", method="PUT", target=START, then=lambda: swift.client().put_object(
+        Bucket=bucket, Key=KEY, Body=other))  # fmt: skip
+    done = proxied.run("upload")
+    assert (done.status, content(swift, proxied), proxied.records()) == (1, other, [])
+    assert "which is kept" in done.log
+    proxied.refuses_to_delete()
+    swift.client().delete_object(Bucket=bucket, Key=KEY)
+    assert file.exists()
+    proxied.heals()
+
+
+@pytest.mark.parametrize("headers", [{}, {"ETag": '"0"', "x-amz-checksum-crc64nvme": "AAAAAAAAAAA="}])
+def test_a_success_that_the_server_never_said_is_no_proof(proxied, swift, headers):
+    """As a proxy or a captive portal on the way says it: without an ETag, or about other content."""
+    proxied.record()
+    proxied.proxy.add("answer", method="PUT", target=START, status=200, body=b"<Done/>", headers=headers)
+    done = proxied.run("upload")
+    assert (done.status, proxied.records(), keys(swift, proxied)) == (1, [], [])
+    proxied.refuses_to_delete()
+    proxied.heals("crc64nvme")
+
+
 # --- weak servers ---
 
 
