@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
+import pty
+import re
 import struct
+import subprocess
 import sys
+import termios
+import threading
+import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,15 +25,19 @@ sys.path.insert(0, str(Path(__file__).parent))
 from copy_footage_helpers import (
     CAMERA,
     NOW,
+    PROGRAM,
     SITE,
     Clock,
     Cloud,
     Clouds,
+    Run,
+    check_no_secret,
     close_to,
     content,
     frames,
     one_camera,
     packets,
+    running,
     sidecar,
     silent_camera,
 )
@@ -398,3 +413,186 @@ def test_a_message_of_the_api_that_repeats_the_key_reaches_no_state_file(clouds:
     cloud.sim.add_fault(Fault("getMediaUris|BulkMedia", "body", body=said, times=-1))
     cloud.copy(*ALERTS, "-at", int(NOW) - HOUR, ok=1)
     assert "may not" in json.dumps(pending(cloud))
+
+
+# --- LAN devices ---
+
+
+def test_what_a_device_answers_with_404_after_a_restart_is_asked_for_again(clouds: Clouds) -> None:
+    """Until the MPD is fetched anew, such a device does not know of the range."""
+    cloud = clouds(silent_camera(cloud=[]))
+    cloud.sim.add_fault(Fault(r"lan.*seg_[5-9]\.m4v", "status", status=404, times=15))
+    cloud.clip(20)
+    assert sidecar(cloud.only())["gaps"] == [] and cloud.asked("^wan ") == []
+    close_to(frames(cloud.only()), cloud.pictures(cloud.start, cloud.start + 20))
+
+
+def test_what_a_camera_answers_with_404_and_the_cloud_has_comes_over_wan(clouds: Clouds) -> None:
+    cloud, calm = clouds(silent_camera()), clouds(silent_camera())
+    calm.clip(20, "-w")
+    cloud.sim.add_fault(Fault(r"lan.*seg_4\.m4v", "status", status=404, times=-1))
+    cloud.clip(20)
+    side = sidecar(cloud.only())
+    assert side["source"] == "wan" and side["gaps"] == [] and cloud.files("*part*") == []
+    assert content(cloud) == content(calm)
+
+
+def test_a_404_stays_a_gap_when_the_cloud_has_it_no_more_than_the_camera(clouds: Clouds) -> None:
+    cloud = clouds(silent_camera())
+    cloud.sim.add_fault(Fault(r"lan.*seg_4\.m4v|wan.*seg_5\.m4v", "status", status=404, times=-1))
+    cloud.clip(20)
+    side = sidecar(cloud.only())
+    assert side["complete"] is True
+    assert side["gaps"] == [
+        {"start_ms": (cloud.start + 8) * 1000, "end_ms": (cloud.start + 10) * 1000, "reason": "not_found"}
+    ]
+
+
+@pytest.mark.parametrize(("words", "cloudy"), [((), False), (("--lan_only",), True)])
+def test_a_404_of_a_camera_without_a_way_to_the_cloud(clouds: Clouds, words: tuple[str, ...], cloudy: bool) -> None:
+    """Nothing in the cloud: a gap. Something there, and --lan_only: kept, and said."""
+    cloud = clouds(silent_camera(cloud=None if cloudy else []))
+    cloud.sim.add_fault(Fault(r"lan.*seg_4\.m4v", "status", status=404, times=-1))
+    run = cloud.clip(20, *words, ok=1 if cloudy else 0)
+    assert cloud.asked("^wan ") == []
+    if cloudy:
+        assert "404 where the cloud has footage" in run.err and len(cloud.files("*.part")) == 1
+    else:
+        assert sidecar(cloud.only())["gaps"][0]["reason"] == "not_found"
+
+
+@pytest.mark.parametrize(("words", "most"), [((), 2), (("--segment_workers", 3), 3)])
+def test_a_lan_device_gets_few_requests_at_once_however_many_clips(
+    clouds: Clouds, words: tuple[object, ...], most: int
+) -> None:
+    cloud = clouds(silent_camera(), latency_sec=0.05)
+    cloud.clip(40, "--clip_length", 10, *words)
+    assert cloud.sim.max_parallel[f"lan {CAMERA}"] == most and len(cloud.files("*.mp4")) == 4
+
+
+# --- told, although it ended otherwise ---
+
+
+def test_a_state_that_cannot_be_written_is_told_by_mail_too(clouds: Clouds) -> None:
+    """A run that ends with an exception has failed as well as one that counts a failed clip."""
+    cloud = clouds(silent_camera())
+    told: list[dict[str, Any]] = []
+    with receiver(told) as url:
+        cloud.configure(notify={"urls": [url.replace("http", "json")]})
+        state = cloud.folder / ".copy_footage" / "catch_up"
+        state.parent.mkdir(parents=True)
+        state.write_text("a file where a folder has to be")
+        with pytest.raises(OSError):
+            cloud.copy(*ALERTS, ok=None)
+    assert len(told) == 1 and "failed" in told[0]["title"]
+
+
+@contextlib.contextmanager
+def receiver(told: list[dict[str, Any]], status: int = 200) -> Iterator[str]:
+    """A server on loopback that keeps the JSON posted to it."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:  # noqa: N802
+            content = self.rfile.read(int(self.headers["Content-Length"]))
+            told.append({**json.loads(content), "path": self.path})
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *words: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+def test_a_failure_and_its_end_are_told_at_notify_urls_and_no_token_reaches_the_log(clouds: Clouds) -> None:
+    cloud, token = clouds(silent_camera()), "T0ken4-Hooks9Secret"
+    told: list[dict[str, Any]] = []
+    with receiver(told) as url:
+        cloud.configure(notify={"urls": [f"{url.replace('http', 'json')}/services/{token}"]})
+        cloud.sim.add_fault(Fault("m4v", "status", times=-1))
+        run = cloud.clip(4, "--debug", "-w", ok=1)
+        assert token not in run.err
+        cloud.sim.faults.clear()
+        run = cloud.clip(4, "--debug", "-w")
+        assert token not in run.err
+    assert [one["path"] for one in told] == [f"/services/{token}"] * 2
+    assert "failed: 1 clip: 1 incomplete" in told[0]["title"] or "1 failed" in told[0]["title"]
+    assert "recovered" in told[1]["title"] and "now well again" in told[1]["message"]
+
+
+def test_a_url_that_does_not_take_the_message_is_a_warning_and_asked_again(clouds: Clouds) -> None:
+    cloud = clouds(silent_camera())
+    told: list[dict[str, Any]] = []
+    cloud.sim.add_fault(Fault("m4v", "status", times=-1))
+    with receiver(told, 500) as url:
+        cloud.configure(notify={"urls": [url.replace("http", "json")]})
+        for count in (1, 2):
+            run = cloud.clip(4, "-w", ok=1)
+            assert "notification not sent" in run.err and len(told) == count
+
+
+# --- a terminal ---
+
+
+def on_a_terminal(cloud: Cloud, *words: Any, stdout_too: bool = False) -> tuple[int, str, str]:
+    """(status, what a terminal of 100 columns got, stdout) of the program as a process."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    process = subprocess.Popen([sys.executable, str(PROGRAM), *cloud.words(*words)], stdin=subprocess.DEVNULL,
+                               stdout=theirs if stdout_too else subprocess.PIPE, stderr=theirs, cwd=cloud.work,
+                               env=cloud.environment(TERM="xterm-256color", COLUMNS="100"))  # fmt: skip
+    os.close(theirs)
+    seen = b""
+    with running(process):  # type: ignore[arg-type]
+        while True:
+            try:
+                piece = os.read(ours, 65536)
+            except OSError:  # the other end is closed
+                break
+            if not piece:
+                break
+            seen += piece
+        out = b"" if stdout_too else process.communicate(timeout=30)[0]
+        status = process.wait(30)
+    os.close(ours)
+    check_no_secret({*cloud.sim.keys, *cloud.sim.tokens}, Run(status, out.decode(), seen.decode()), cloud.work)
+    return status, seen.decode(), out.decode()
+
+
+@pytest.mark.slow
+def test_a_terminal_shows_a_bar_for_each_clip_and_the_log_above_it(clouds: Clouds) -> None:
+    cloud = clouds(silent_camera(), real=True, latency_sec=0.25)
+    start = int(time.time()) // 2 * 2 - 7200
+    status, seen, out = on_a_terminal(cloud, "-s", start, "-u", 20, "-w", "--segment_workers", 1)
+    assert status == 0, seen
+    shares = [float(size) for size in re.findall(r"([\d.]+)/[\d.]+ kB", seen)]
+    assert "\x1b[" in seen and "Loading Dock / East" in seen and "━" in seen
+    assert len(set(shares)) > 2 and shares == sorted(shares), "the bar moves, and only forwards"
+    lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line).strip("\r") for line in seen.split("\n")]
+    assert any(line.endswith("1 clip: 1 done, " + line.rpartition(", ")[2]) for line in lines if "1 clip:" in line)
+    assert "\x1b[?25h" in seen.rpartition("\x1b[?25l")[2], "the cursor is there again"
+    assert out.strip() == str(cloud.only())
+
+
+@pytest.mark.slow
+def test_paths_on_the_same_terminal_stay_whole_lines(clouds: Clouds) -> None:
+    cloud = clouds(silent_camera(), real=True, latency_sec=0.25)
+    start = int(time.time()) // 2 * 2 - 7200
+    status, seen, _ = on_a_terminal(
+        cloud, "-s", start, "-u", 20, "-w", "--segment_workers", 1, "--clip_length", 10, stdout_too=True
+    )
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen).replace("\r", "\n").replace("\n", "")
+    assert status == 0 and all(str(path) in plain for path in cloud.folder.glob("*.mp4"))
+    assert len(cloud.files("*.mp4")) == 2
+
+
+def test_quiet_and_a_pipe_show_no_bar(clouds: Clouds) -> None:
+    cloud = clouds(silent_camera(), real=True)
+    start = int(time.time()) // 2 * 2 - 7200
+    status, seen, _ = on_a_terminal(cloud, "-s", start, "-u", 4, "-w", "--quiet")
+    assert (status, seen) == (0, "")
