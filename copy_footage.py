@@ -38,7 +38,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures import wait as wait_for
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone, tzinfo
 from functools import lru_cache, partial
@@ -1021,12 +1021,13 @@ class MediaClient:
         host = urlsplit(url).hostname or ""
         schemes = self.schemes(kind, host)
         realm = "api" if kind == "wan" else host
+        most = (self.settings.segment_workers or LAN_REQUESTS) if kind == "lan" else 0
         renewed = False
         for _ in range(PAUSES_MAX):
             at = self._scheme_at.get(host, 0)
             scheme, token = schemes[at], "" if schemes[at] == "key" else self.api.token()
-            self.context.wait_turn(realm)
-            with self._turn(kind, urlsplit(url).netloc):
+            with self._turns.setdefault(urlsplit(url).netloc, threading.Semaphore(most)) if most else nullcontext():
+                self.context.wait_turn(realm)
                 status, headers, body = self._request(kind, url, scheme, token, limit_bytes)
             if status == 200:
                 return body
@@ -1046,22 +1047,6 @@ class MediaClient:
             else:
                 raise MediaRefused(f"{host} refuses our credentials ({status})")
         raise TransferError(f"{host} keeps asking for a pause (429)")
-
-    @contextmanager
-    def _turn(self, kind: str, device: str) -> Iterator[None]:
-        """Nobody knows what a camera bears, so all clips of a LAN device share its few requests at once."""
-        if kind != "lan":
-            yield
-            return
-        with self._lock:
-            most = self.settings.segment_workers or LAN_REQUESTS
-            turn = self._turns.setdefault(device, threading.Semaphore(most))
-        while not turn.acquire(timeout=0.25):
-            self.context.check()
-        try:
-            yield
-        finally:
-            turn.release()
 
     def _request(self, kind: str, url: str, scheme: str, token: str,
                  limit_bytes: int) -> tuple[int, Mapping[str, str], bytes]:  # fmt: skip
@@ -1287,6 +1272,9 @@ class Part:
     def __init__(self, path: Path) -> None:
         self.path, self.record_path = path, record_path(path)
         self.handle = self._lock_path()
+        if self._finish_exchange():
+            self.handle.close()
+            self.handle = self._lock_path()
         self.first_try_at = time.time()
         self.recorded: list[list[float]] | None = None
         self._fresh: list[list[int]] = []
@@ -1378,17 +1366,25 @@ class Part:
 
     def _set_aside(self) -> None:
         """Exchange this part with `*.old.part`, if there is one; what an older one held is then ours to go on with."""
-        paths = (self.path, self._sibling(".old.part"), self._sibling(".spare.part"))
-        had_old = paths[1].exists()
-        for mine, other, third in (paths, tuple(map(record_path, paths))):
-            mine.replace(third)
-            if had_old and other.exists():
-                other.replace(mine)
-            third.replace(other)
-        self.handle.close()
         tried_at, recorded = self.first_try_at, self.recorded
+        self.path.replace(self._sibling(".spare.part"))
+        self._finish_exchange()
+        self.handle.close()
         self.__init__(self.path)  # type: ignore[misc]
         self.first_try_at, self.recorded = min(tried_at, self.first_try_at), recorded or self.recorded
+
+    def _finish_exchange(self) -> bool:
+        """Do what is left of an exchange, ours or one that a crash broke off; was there one?"""
+        old, spare = self._sibling(".old.part"), self._sibling(".spare.part")
+        if not spare.exists() and not record_path(spare).exists():
+            return False
+        for source, target in ((self.record_path, record_path(spare)), (old, self.path),
+                               (record_path(old), self.record_path), (spare, old),
+                               (record_path(spare), record_path(old))):  # fmt: skip
+            if not target.exists() or not target.stat().st_size:  # an empty part is one that was just opened
+                with suppress(FileNotFoundError):
+                    source.replace(target)
+        return True
 
     def prefer(self, sign: int = 1) -> None:
         """Take the part of the other source, where that has more (with a `sign` of -1: less)."""
@@ -1464,7 +1460,7 @@ class Part:
 
     def close(self) -> None:
         """Let go of the part; one that holds nothing and was never noted leaves nothing behind."""
-        if not self.record_path.exists() and not self.handle.closed:
+        if not (self.record_path.exists() or self._sibling(".old.part").exists() or self.handle.closed):
             self.discard()
         self.handle.close()
 
@@ -1783,14 +1779,16 @@ class Job:
                 failed, trouble = True, str(problem)
             if wrong := part.drop_misplaced():
                 reasons, trouble = reasons | dict.fromkeys(wrong, "invalid"), "segments of another time came"
-            lacks = [reasons.get(index, "unavailable") for index in range(count) if not part.has(index)]
-            if lacks and (self._given_up(part) or not part.have() or not UNAVAILABLE.intersection(lacks)):
+            for is_last in (False, True):
+                missing = {i: reasons.get(i, "unavailable") for i in range(count) if not part.has(i)}
+                may_come = UNAVAILABLE.intersection(missing.values()) and not self._given_up(part)
+                if not missing or is_last or (may_come and part.have()):
+                    break
                 part.prefer()
-            missing = {i: reasons.get(i, "unavailable") for i in range(count) if not part.has(i)}
             if len(missing) == count:
                 no_hope = not failed or self._given_up(part)
                 return self._nothing(missing, trouble) if no_hope else Outcome(clip, "failed", trouble)
-            if UNAVAILABLE & set(missing.values()) and not self._given_up(part):
+            if may_come:
                 return self._kept(missing, count, trouble)
             sound = sound or self._fetch_sound(part.source, None)
             contents = Contents(part.source, part.step_sec, count, part.have(count), missing)
@@ -2095,7 +2093,11 @@ class Job:
         clash = ""
         if before and before.file and self._lost_since(before, contents):
             clash = f"{before.file} holds footage that is gone now, so the longer range does not replace it"
-        elif final.exists() and not (before and before.file == final.name) and sha256_of(final) != sha256:
+        elif not final.exists() or (before and before.file == final.name):
+            pass
+        elif (facts := sidecar_facts(final, final.stat().st_size)) and facts[0] <= clip.end_sec * 1000:
+            pass  # a shorter one of ours, which stayed because it has sound
+        elif sha256_of(final) != sha256:
             clash = f"{final.name} has other content; move it away, or use --overwrite"
         if clash and not settings.overwrite:
             made.unlink()
@@ -2105,14 +2107,14 @@ class Job:
         size_bytes = final.stat().st_size
         about = {"status": sound.status, "gateway": sound.gateway, "offset_ms": round(settings.audio_offset_sec * 1000)}
         write_json(final.with_suffix(".json"), sidecar_of(clip, final, sha256, contents, about, not partial))
-        ledger.add(clip, "partial" if partial else "done", final.name, size_bytes, sha256, sound.status)
-        # our own earlier files of the same footage, which hold no more than this one
+        # Our own earlier files of the same footage, which hold no more than this one, go before the record stands.
         forms = {clip.file_name(audio, old) for audio in {False, sound.status == "ok"} for old in {True, partial}}
-        if before and before.file and not clash:
+        if before and before.file and not clash and (sound.status == "ok" or before.audio != "ok"):
             forms.add(before.file)  # under the name that the camera or the alert had then
         for name in forms - {final.name}:
             final.with_name(name).unlink(missing_ok=True)
             final.with_name(name).with_suffix(".json").unlink(missing_ok=True)
+        ledger.add(clip, "partial" if partial else "done", final.name, size_bytes, sha256, sound.status)
         self.part.discard()
         if self.sound_part and sound.status != "failed":
             self.sound_part.discard()
@@ -2292,13 +2294,34 @@ class CatchUp:
 # --- reports -----------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def counted(clip: Clip, count: int, say: Callable[[dict[str, Any]], None],
+            every_sec: float = 0) -> Iterator[Callable[[int], None]]:  # fmt: skip
+    """Yield what is told the bytes of each segment; `say` hears of it, at most so often, and of the end."""
+    seen, told_at = [0, 0], time.monotonic()
+    event = {"clip": clip.stem, "name": clip.camera.name, "start": clip.start_sec, "count": count, "over": False}
+
+    def tell(size_bytes: int) -> None:
+        nonlocal told_at
+        seen[0], seen[1] = seen[0] + 1, seen[1] + size_bytes
+        if time.monotonic() - told_at >= every_sec:
+            told_at = time.monotonic()
+            say(event | {"segments": list(seen)})
+
+    say(event | {"segments": [0, 0]})
+    try:
+        yield tell
+    finally:
+        say(event | {"over": True})
+
+
 class Progress:
     """A bar per clip where stderr is a terminal; a line per finished clip, and its result on stdout, everywhere."""
 
     def __init__(self, settings: Settings, total: int) -> None:
         self.settings, self.total, self.finished = settings, total, 0
         self.bars: Any = None
-        self.remote: dict[str, Any] = {}  # clip on a worker -> its bar
+        self.bar_of: dict[str, Any] = {}  # stem of a clip -> its bar
 
     def __enter__(self) -> Progress:
         if sys.stderr.isatty() and not self.settings.quiet:
@@ -2316,39 +2339,24 @@ class Progress:
         if self.bars:
             self.bars.stop()
 
-    @contextmanager
-    def clip(self, clip: Clip, count: int) -> Iterator[Callable[[int], None]]:
-        """Yield what is told the bytes of each segment; the total is estimated from those that came."""
-        if not self.bars:
-            yield lambda _: None
-            return
-        task = self.bars.add_task(f"{clip.camera.name[:24]} {clock_text(clip.start_sec)[5:16]}", total=None)
-        seen = [0, 0]
-
-        def tell(size_bytes: int) -> None:
-            seen[0], seen[1] = seen[0] + 1, seen[1] + size_bytes
-            self.bars.update(task, completed=seen[1], total=seen[1] / seen[0] * count)
-
-        try:
-            yield tell
-        finally:
-            self.bars.remove_task(task)
+    def clip(self, clip: Clip, count: int) -> AbstractContextManager[Callable[[int], None]]:
+        return counted(clip, count, self.hear)
 
     def hear(self, said: Mapping[str, Any]) -> None:
-        """The progress of a clip on a worker of the cluster."""
+        """The progress of a clip, here or on a worker of the cluster; its total is estimated from what came so far."""
         if not self.bars:
             return
         if said["over"]:
-            task = self.remote.pop(said["clip"], None)
+            task = self.bar_of.pop(said["clip"], None)
             if task is not None:
                 self.bars.remove_task(task)
             return
-        if said["clip"] not in self.remote:
+        if said["clip"] not in self.bar_of:
             title = f"{said['name'][:24]} {clock_text(said['start'])[5:16]}"
-            self.remote[said["clip"]] = self.bars.add_task(title, total=None)
+            self.bar_of[said["clip"]] = self.bars.add_task(title, total=None)
         segments, size_bytes = said["segments"]
         total = size_bytes / segments * said["count"] if segments else None
-        self.bars.update(self.remote[said["clip"]], completed=size_bytes, total=total)
+        self.bars.update(self.bar_of[said["clip"]], completed=size_bytes, total=total)
 
     def report(self, outcome: Outcome) -> None:
         self.finished += 1
@@ -2676,27 +2684,8 @@ class RemoteVoice(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self.worker.log_event(self.topic, {"level": record.levelno, "message": self.format(record)})
 
-    @contextmanager
-    def clip(self, clip: Clip, count: int) -> Iterator[Callable[[int], None]]:
-        """As Progress.clip; told every second, and once at the end."""
-        seen, told_at = [0, 0], time.monotonic()
-
-        def tell(size_bytes: int) -> None:
-            nonlocal told_at
-            seen[0], seen[1] = seen[0] + 1, seen[1] + size_bytes
-            if time.monotonic() - told_at >= REMOTE_TELL_SEC:
-                told_at = time.monotonic()
-                say()
-
-        def say() -> None:
-            event = {"clip": clip.stem, "name": clip.camera.name, "start": clip.start_sec, "segments": list(seen)}
-            self.worker.log_event(self.topic, event | {"count": count, "over": False})
-
-        say()
-        try:
-            yield tell
-        finally:
-            self.worker.log_event(self.topic, {"clip": clip.stem, "over": True})
+    def clip(self, clip: Clip, count: int) -> AbstractContextManager[Callable[[int], None]]:
+        return counted(clip, count, partial(self.worker.log_event, self.topic), REMOTE_TELL_SEC)
 
 
 @lru_cache(maxsize=4)
@@ -2739,12 +2728,11 @@ class ClusterCopier:
     def __init__(self, copier: Copier, joined: Cluster) -> None:
         self.copier, self.sign = copier, joined.sign
         self.executor = joined.client.get_executor(pure=False, retries=0)
-        self.settings = replace(copier.settings, output_dir=copier.settings.output_dir.absolute())
-        workers = joined.client.scheduler_info(n_workers=-1)["workers"]
-        if any(is_open_road(worker) for worker in workers):
-            self.settings = replace(self.settings, api_key="")
-        share = self.settings.bwlimit_bytes_per_sec / max(1, len(workers))
-        self.settings = replace(self.settings, bwlimit_bytes_per_sec=share)
+        settings, workers = copier.settings, joined.client.scheduler_info(n_workers=-1)["workers"]
+        self.settings = replace(
+            settings, output_dir=settings.output_dir.absolute(),
+            api_key="" if any(map(is_open_road, workers)) else settings.api_key,
+            bwlimit_bytes_per_sec=settings.bwlimit_bytes_per_sec / max(1, len(workers)))  # fmt: skip
         joined.client.subscribe_topic(joined.sign.name, self.hear)
 
     def submit(self, clip: Clip) -> Future[Outcome]:

@@ -272,6 +272,19 @@ def test_a_clip_that_gets_a_new_name_with_more_in_it_is_not_there_twice(clouds: 
     assert "FACE_ALERT" in cloud.only().name and cloud.files("*.json") == [cloud.only().with_suffix(".json").name]
 
 
+def test_a_longer_range_whose_sound_fails_does_not_remove_the_sound_that_was_there(clouds: Clouds) -> None:
+    cloud, calm = clouds(), clouds()
+    calm.clip(30, "-w")
+    cloud.clip(20, "-w")
+    before = content(cloud)
+    cloud.sim.add_fault(Fault(r"webm|hdr", "status", times=-1))
+    cloud.clip(30, "-w", ok=1)
+    assert content(cloud).items() >= before.items()
+    cloud.sim.faults.clear()
+    cloud.clip(30, "-w")
+    assert content(cloud) == content(calm)
+
+
 # --- segments that are none ---
 
 
@@ -596,3 +609,77 @@ def test_quiet_and_a_pipe_show_no_bar(clouds: Clouds) -> None:
     start = int(time.time()) // 2 * 2 - 7200
     status, seen, _ = on_a_terminal(cloud, "-s", start, "-u", 4, "-w", "--quiet")
     assert (status, seen) == (0, "")
+
+
+# --- kill -9 between any two changes of the disk ---
+
+FIRST_KILL, KILL_STEP = 1, 5  # by hand also with a step of 1: about 55 changes of the disk, all four ways
+KILLER = '''
+import os, signal, sys
+count, at, folder = 0, int(os.environ["KILL_AT"]), os.environ["KILL_IN"]
+def hook(event, words):
+    global count
+    if event == "open" and (not isinstance(words[1], str) or not set("wa+x") & set(words[1])):
+        return
+    if event in ("open", "os.rename", "os.remove", "os.truncate") and folder in str(words[0]):
+        count += 1
+        if count == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(hook)
+'''
+
+
+def killed_at(cloud: Cloud, number: int, *words: Any) -> bool:
+    """Run the program and kill it just before so many changes of its folder; was there such a change?"""
+    place = cloud.work / "killer"
+    place.mkdir(exist_ok=True)
+    (place / "sitecustomize.py").write_text(KILLER)
+    process = cloud.spawn(*words, PYTHONPATH=str(place), KILL_AT=str(number), KILL_IN=str(cloud.folder))
+    with running(process):
+        process.communicate(timeout=60)
+    return process.returncode == -9
+
+
+def plain_clip(cloud: Cloud, start: int) -> list[Any]:
+    return ["-s", start, "-u", 8, "-w"]
+
+
+def longer_clip(cloud: Cloud, start: int) -> list[Any]:
+    cloud.clip(4, "-w", start=start)
+    return ["-s", start, "-u", 8, "-w"]
+
+
+def added_sound(cloud: Cloud, start: int) -> list[Any]:
+    cloud.sim.add_fault(Fault(r"webm|hdr", "status", times=-1))
+    cloud.clip(8, "-w", start=start, ok=1)
+    cloud.sim.faults.clear()
+    return ["-s", start, "-u", 8, "-w"]
+
+
+def other_source(cloud: Cloud, start: int) -> list[Any]:
+    """Parts of both sources: what goes on exchanges them."""
+    break_off(cloud, 3, 2)
+    cloud.clip(8, "--segment_workers", 1, start=start, ok=1)
+    cloud.sim.faults.clear()
+    return ["-s", start, "-u", 8]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("prepare", [plain_clip, longer_clip, added_sound, other_source], ids=lambda one: one.__name__)
+def test_killed_before_any_change_of_the_disk_a_rerun_ends_with_the_same_files(clouds: Clouds, prepare: Any) -> None:
+    calm = clouds(real=True)
+    start = int(time.time()) // 2 * 2 - 7200
+    calm.copy("-s", start, "-u", 8, "-w")
+    wanted, number = content(calm), FIRST_KILL
+    while True:
+        cloud = clouds(real=True)
+        words = prepare(cloud, start)
+        was_killed = killed_at(cloud, number, *words)
+        assert set(cloud.files("*.mp4")) <= {*wanted, f"LoadingDockEast_{CAMERA}_{start}_video.mp4"}, number
+        cloud.copy(*words)
+        assert content(cloud) == wanted, f"killed before change {number}"
+        assert sidecar(cloud.folder / next(iter(wanted)))["complete"] is True
+        if not was_killed:
+            break
+        number += KILL_STEP
