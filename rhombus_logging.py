@@ -482,8 +482,7 @@ def part_file(path: Path) -> Iterator[Path]:
 
     A crash leaves either the old `path` or the new one, and at worst a `*.part` beside it.
     """
-    # 48 characters of the name, because a file name has 255 bytes, of which a character takes up to four
-    part = path.with_name(f"{path.name[:48]}.{os.getpid()}.{threading.get_ident()}.part")
+    part = path.with_name(f"{path.name[:48]}.{os.getpid()}.{threading.get_ident()}.part")  # a name has 255 bytes
     try:
         yield part
         with part.open("rb+") as handle:
@@ -658,7 +657,6 @@ def send_message(settings: Mapping[str, Any], subject: str, body: str, message_i
 
 def _send_mail(settings: Mapping[str, Any], subject: str, body: str, message_id: str = "") -> None:
     import smtplib
-    import socket
     import ssl
     from email import policy
     from email.message import EmailMessage

@@ -338,6 +338,30 @@ def test_a_segment_that_is_another_one_is_not_taken_for_it(clouds: Clouds, numbe
     assert content(cloud) == content(calm) and cloud.files("*part*") == []
 
 
+@pytest.mark.parametrize(
+    ("starts", "wrong"),
+    [
+        ([0, 2, 4, 4, 8, 10], [3]),  # the one before it again
+        ([0, 2, 4, 20, 8, 10], [3]),
+        ([6, 2, 4, 6, 8, 10], [0]),
+        ([0, 2, 4, 6, 8, 2], [5]),
+        ([0, 2, 6, 4, 8, 10, 12, 14], [2, 3]),  # two for each other
+        ([0, 2, 2, 4, 6, 8, 12, 14], [1, 2]),  # a row is late by one: its begin is fetched again, then the next
+        ([0, 2, 4.9, 6.2, 7.3, 10, 12.4], []),  # a camera that cuts where it likes
+        ([0, 2, 4, 9, 11, 13], []),  # its clock was set
+        ([0, 0, 0, 0], []),  # no times at all
+        ([0, 2.002, 4.004, 6.006, 8.008], []),
+        ([7], []),
+        ([], []),
+    ],
+)
+def test_a_segment_is_misplaced_when_its_neighbours_say_so(starts: list[float], wrong: list[int]) -> None:
+    import copy_footage
+
+    ticks = {index: round(90_000 * start) for index, start in enumerate(starts)}
+    assert copy_footage.misplaced(ticks) == wrong
+
+
 def test_an_mpd_that_lists_less_than_was_asked_for_is_no_complete_clip(clouds: Clouds) -> None:
     timeline = '<SegmentTimeline><S t="0" d="2000" r="4"/></SegmentTimeline>'
     document = WAN_MPD.replace('duration="2000"', "").replace('.m4v"/>', f'.m4v">{timeline}</SegmentTemplate>')
