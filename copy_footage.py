@@ -21,6 +21,7 @@ import hashlib
 import json
 import logging
 import math
+import mmap
 import os
 import random
 import re
@@ -37,11 +38,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures import wait as wait_for
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone, tzinfo
 from functools import lru_cache, partial
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -80,7 +81,9 @@ SEGMENT_DEADLINE_SEC = 900  # a segment that trickles longer than this counts as
 MAX_SEGMENT_BYTES = 64 << 20  # 2 s of video are below 5 MB; this only bounds what a wrong host can make us hold
 READ_PIECE_BYTES = 64 << 10  # with --bwlimit bodies are read in pieces, so that the limit shapes the stream
 WINDOW_BYTES = 8 << 20  # bodies that one clip may hold while it waits for an earlier segment
+FRAGMENT_HEAD_BYTES = 1024  # the time of a segment stands in its first boxes
 CHECKPOINT_SEC = 2.0  # at most this much work is repeated after a power cut
+WAN_REQUESTS, LAN_REQUESTS = 8, 2  # at once: to the cloud for one clip, to a LAN device for all its clips
 START_SPACING_SEC = 0.1  # between the starts of two clips
 REMOTE_TELL_SEC = 1.0  # how often a worker of a cluster tells how far a clip is
 REMOTE_LOCK = threading.Lock()  # a worker process has one Copier per run, however many of its threads begin at once
@@ -90,6 +93,7 @@ WEBM_EBML, WEBM_SEGMENT, WEBM_CLUSTER = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 HD_BYTES_PER_SEC, UHD_BYTES_PER_SEC, AUDIO_BYTES_PER_SEC = 50_000_000 / 60, 150_000_000 / 60, 1_000_000 / 60
 UHD_WIDTH = 2600
 TYPE_CHARACTERS, ID_CHARACTERS, NAME_CHARACTERS = 60, 48, 60  # keeps every name below 255 bytes with `.part.json`
+LONGEST_SEC = 86400  # of a clip after an outage, without --clip_length: FFmpeg takes 334 MB for a day of footage
 DEFAULT_ALERT_SEC = 30  # an alert without a length; uploaded clips come in blocks of 30 s
 EARLIEST_SEC, LATEST_SEC = 946_684_800, 4_102_444_800  # 2000 and 2100: outside of this a time is a slip
 RUUID = re.compile(r"[A-Za-z0-9_-]{22}(\.[va][0-9])?")
@@ -349,7 +353,12 @@ def parse_time(text: str, what: str, zone: tzinfo, now: float) -> float:
             moment = _words_time(text, zone, now)
         if moment is None:
             raise UsageError(f'{what}: {text!r} is not a time; say epoch seconds, 2026-11-20T09:00, or "2 hours ago"')
-        found = (moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp()
+        if not moment.tzinfo:
+            moment, later = moment.replace(tzinfo=zone, fold=0), moment.replace(tzinfo=zone, fold=1)
+            if moment.utcoffset() != later.utcoffset():
+                log.warning("%s: %s comes twice or never, because summer time begins or ends then; taken as %s", what,
+                            text, clock_text(moment.timestamp()))  # fmt: skip
+        found = moment.timestamp()
     if not EARLIEST_SEC <= found <= LATEST_SEC:
         raise UsageError(f"{what}: {text!r} is not between the years 2000 and 2100")
     return found
@@ -358,8 +367,11 @@ def parse_time(text: str, what: str, zone: tzinfo, now: float) -> float:
 def _words_time(text: str, zone: tzinfo, now: float) -> datetime | None:
     import dateparser
 
-    base = datetime.fromtimestamp(now, zone).replace(tzinfo=None)
-    return dateparser.parse(text, languages=["en"], settings={"RELATIVE_BASE": base, "PREFER_DATES_FROM": "past"})
+    # Hours and minutes are counted back, whatever clocks on the wall did meanwhile; days are those of the calendar.
+    is_counted = re.search(r"\bnow$|(?:\b|\d)(?:h|hours?|m|min(?:ute)?s?|s|sec(?:ond)?s?)\s+ago$", text.lower())
+    base = datetime.fromtimestamp(now, timezone.utc if is_counted else zone).replace(tzinfo=None)
+    found = dateparser.parse(text, languages=["en"], settings={"RELATIVE_BASE": base, "PREFER_DATES_FROM": "past"})
+    return found.replace(tzinfo=timezone.utc) if found and is_counted else found
 
 
 def parse_rate(text: str | float, what: str) -> float:
@@ -545,9 +557,9 @@ def read_gaps(lines: Iterable[str], cameras: Iterable[Mapping[str, Any]]) -> tup
     return tuple((uuid, int(start), int(end)) for uuid in sorted(windows) for start, end in join_windows(windows[uuid]))
 
 
-def newest_end(camera: Camera, settings: Settings) -> int:
-    """The last second that can be there by now: devices need a moment, the cloud some minutes (--lag)."""
-    cloud = settings.usewan or not camera.online or settings.catch_up
+def newest_end(camera: Camera | None, settings: Settings) -> int:
+    """The last second that can be there by now: devices need a moment, the cloud (None) some minutes (--lag)."""
+    cloud = settings.usewan or settings.catch_up or not camera or not camera.online
     lag_sec = settings.lag_sec if settings.lag_sec is not None else (CLOUD_LAG_SEC if cloud else LIVE_EDGE_SEC)
     return int((settings.now - lag_sec) // SEGMENT_SEC * SEGMENT_SEC)
 
@@ -590,6 +602,19 @@ def join_windows(windows: Iterable[tuple[float, float]]) -> Windows:
 def covered(windows: Windows, start: float, end: float) -> bool:
     """Does any part of [start, end) lie in one of the joined windows?"""
     return any(low < end and start < high for low, high in windows)
+
+
+def misplaced(times: Mapping[int, int]) -> list[int]:
+    """Segments (index -> start in ticks) that lie elsewhere than their neighbours say; [] where times tell nothing."""
+    pairs = list(pairwise(times))
+    steps = [(times[right] - times[left]) / (right - left) for left, right in pairs]
+    step = sorted(steps)[len(steps) // 2] if steps else 0
+    is_off = [abs(one - step) * (right - left) > step * 0.9 + step * (right - left) / 100  # cameras are not exact
+              for one, (left, right) in zip(steps, pairs, strict=True)]  # fmt: skip
+    alone = {index for at, index in enumerate(times) if all(is_off[max(0, at - 1) : at + 1])}
+    doubled = {index for one, pair in zip(steps, pairs, strict=True) if one <= 0 for index in pair}
+    found = alone or doubled
+    return sorted(found) if step > 0 and 2 * len(found) < len(times) else []
 
 
 def runs_of(indexes: Iterable[int]) -> Iterator[tuple[int, int]]:
@@ -952,6 +977,7 @@ class MediaClient:
         self._lock = threading.Lock()
         self._scheme_at: dict[str, int] = {}  # host -> which of its schemes is in use
         self._managers: dict[str, urllib3.PoolManager] = {}
+        self._turns: dict[str, threading.Semaphore] = {}  # LAN device -> so many requests at once, however many clips
 
     def _manager(self, kind: str, host: str) -> urllib3.PoolManager:
         """One pool per kind of host: TLS is verified on the WAN always, on the LAN with --verify_lan."""
@@ -973,7 +999,7 @@ class MediaClient:
                     tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
                 if kind == "wan" and self.settings.cert:
                     tls.load_cert_chain(self.settings.cert, self.settings.private_key)
-                size = self.settings.workers * (self.settings.segment_workers or 8) * 2
+                size = self.settings.workers * (self.settings.segment_workers or WAN_REQUESTS) * 2
                 options: dict[str, Any] = {"num_pools": 64, "maxsize": size, "ssl_context": tls, "retries": False}
                 made = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
                 self._managers[name] = made
@@ -995,12 +1021,14 @@ class MediaClient:
         host = urlsplit(url).hostname or ""
         schemes = self.schemes(kind, host)
         realm = "api" if kind == "wan" else host
+        most = (self.settings.segment_workers or LAN_REQUESTS) if kind == "lan" else 0
         renewed = False
         for _ in range(PAUSES_MAX):
             at = self._scheme_at.get(host, 0)
             scheme, token = schemes[at], "" if schemes[at] == "key" else self.api.token()
-            self.context.wait_turn(realm)
-            status, headers, body = self._request(kind, url, scheme, token, limit_bytes)
+            with self._turns.setdefault(urlsplit(url).netloc, threading.Semaphore(most)) if most else nullcontext():
+                self.context.wait_turn(realm)
+                status, headers, body = self._request(kind, url, scheme, token, limit_bytes)
             if status == 200:
                 return body
             if status == 404:
@@ -1097,23 +1125,39 @@ class MediaClient:
         raise failure
 
 
-def check_boxes(body: bytes, needed: tuple[bytes, ...]) -> None:
-    """Is `body` whole ISO BMFF boxes (ISO/IEC 14496-12, 4.2) up to its last byte, with the `needed` ones among them?"""
-    at, seen = 0, set()
-    while at + 8 <= len(body):
-        size, name = struct.unpack_from(">I4s", body, at)
-        if size == 1 and at + 16 <= len(body):
-            size = struct.unpack_from(">Q", body, at + 8)[0]
-        elif size == 0:
-            size = len(body) - at
-        if size < 8:
-            break
-        seen.add(name)
+def boxes_in(body: bytes | mmap.mmap, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """(name, start and end of the content) of ISO BMFF boxes (ISO/IEC 14496-12, 4.2); BadBody if they do not fit."""
+    while at < end:
+        size, name = struct.unpack_from(">I4s", body, at) if at + 8 <= end else (1, b"")
+        head = 8
+        if size == 1 and at + 16 <= end:
+            size, head = struct.unpack_from(">Q", body, at + 8)[0], 16
+        size = end - at if size == 0 else size
+        if not head <= size <= end - at:
+            raise BadBody("a body that is not a whole MP4 segment")
+        yield name, at + head, at + size
         at += size
+
+
+def check_boxes(body: bytes, needed: tuple[bytes, ...]) -> None:
+    """Is `body` whole boxes up to its last byte, with the `needed` ones among them, and are there pictures in it?"""
     if not body:
         raise BadBody("an empty body")
-    if at != len(body) or not seen.issuperset(needed):
+    tops = list(boxes_in(body, 0, len(body)))
+    if not {name for name, _, _ in tops}.issuperset(needed):
         raise BadBody("a body that is not a whole MP4 segment")
+    tracks = [traf for name, *moof in tops if name == b"moof" for traf in boxes_in(body, *moof)]
+    runs = [trun for name, *traf in tracks if name == b"traf" for trun in boxes_in(body, *traf)]
+    if b"moof" in needed and not sum(samples_in(body, *run) for name, *run in runs if name == b"trun"):
+        raise BadBody("an MP4 segment without a sample")
+
+
+def samples_in(body: bytes, at: int, end: int) -> int:
+    """How many samples a track run (8.8.8) lists; BadBody when it is too short for so many."""
+    flags, count = map(int, struct.unpack_from(">II", body, at) if at + 8 <= end else (0, 1))
+    if at + 8 + 4 * ((flags & 5).bit_count() + count * (flags >> 8 & 15).bit_count()) > end:
+        raise BadBody("an MP4 segment with a list of samples that is cut off")
+    return count
 
 
 def check_webm(body: bytes, first: bytes) -> None:
@@ -1214,28 +1258,35 @@ class Ledger:
         return {camera: size * 1000 / lengths_ms[camera] for camera, size in sizes.items()}
 
 
+NOWHERE: dict[str, Any] = {"source": "", "init_bytes": 0, "init_crc32": 0, "length_ms": SEGMENT_SEC * 1000}
+
+
 class Part:
     """`X.part` (init and media segments as they came) and `X.part.json` (what lies where), locked while in use.
 
     Segment data is synced before the line that records it; what is not recorded, or does not have its CRC-32, is cut
-    off or fetched again. Lines of the record: {first_try_at, recorded}, {source, init_bytes, init_crc32, …}, and
-    {have: [[index, offset, length, crc32], …]}.
+    off or fetched again. Lines of the record: {first_try_at, recorded}, {source, init_bytes, init_crc32, …},
+    {have: [[index, offset, length, crc32], …]}, and {drop: [index, …]}.
     """
 
     def __init__(self, path: Path) -> None:
         self.path, self.record_path = path, record_path(path)
         self.handle = self._lock_path()
+        if self._finish_exchange():
+            self.handle.close()
+            self.handle = self._lock_path()
         self.first_try_at = time.time()
         self.recorded: list[list[float]] | None = None
-        self.step_sec = float(SEGMENT_SEC)
         self._fresh: list[list[int]] = []
         self._synced_at = time.monotonic()
         self._hold()
         self._load()
 
-    def _hold(self, source: str = "", init_bytes: int = 0, init_crc: int = 0, count: int = 0) -> None:
-        """Forget all segments: what there is, is the init segment of `source`, or nothing."""
-        self.source, self.init_bytes, self.init_crc, self.end = source, init_bytes, init_crc, init_bytes
+    def _hold(self, origin: Mapping[str, Any] = NOWHERE, count: int = 0) -> None:
+        """Forget all segments: what there is, is the init segment of `origin`, or nothing."""
+        self.origin = {name: type(kind)(origin[name]) for name, kind in NOWHERE.items()}
+        self.source, self.init_bytes = self.origin["source"], self.origin["init_bytes"]
+        self.end, self.step_sec = self.init_bytes, self.origin["length_ms"] / 1000
         self.offsets, self.lengths = array.array("q"), array.array("q")
         self.resize(count)
 
@@ -1257,7 +1308,7 @@ class Part:
                 self._take(json.loads(line))
             except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, OSError):
                 continue  # the torn last line of a crash
-        if self.source and not self._intact(0, self.init_bytes, self.init_crc):
+        if self.source and not self._intact(0, self.init_bytes, self.origin["init_crc32"]):
             self._hold()
         if self.handle.seek(0, os.SEEK_END) > self.end:  # what lies behind the last recorded byte
             self.handle.truncate(self.end)
@@ -1266,13 +1317,14 @@ class Part:
         if "first_try_at" in line:
             self.first_try_at, self.recorded = float(line["first_try_at"]), line.get("recorded")
         if "source" in line:
-            self._hold(str(line["source"]), int(line["init_bytes"]), int(line["init_crc32"]), int(line["segments"]))
-            self.step_sec = float(line["length_ms"]) / 1000
+            self._hold(line, int(line["segments"]))
         for index, offset, length, crc in line.get("have", ()):
             if 0 <= index < mpd_info.MAX_SEGMENTS and self._intact(offset, length, crc):
                 self.resize(index + 1)
                 self.offsets[index], self.lengths[index] = offset, length
                 self.end = max(self.end, offset + length)
+        for index in line.get("drop", ()):
+            self.offsets[index] = -1
 
     def _intact(self, offset: int, length: int, crc: int) -> bool:
         self.handle.seek(offset)
@@ -1296,40 +1348,67 @@ class Part:
 
         A part of another source is set aside as `*.old.part` until the new one is longer: sources are never mixed.
         """
-        wanted, count = (source, len(init), zlib.crc32(init)), track.segment_count()
-        if (self.source, self.init_bytes, self.init_crc) != wanted and self.have():
+        wanted = {"source": source, "init_bytes": len(init), "init_crc32": zlib.crc32(init),
+                  "length_ms": round(track.segment_sec * 1000)}  # fmt: skip
+        if self.origin != wanted and self.have():
             self._set_aside()
-        if (self.source, self.init_bytes, self.init_crc) == wanted:
-            self.resize(count)
+            if self.origin != wanted and self.have():
+                self.prefer(-1)  # of two that do not fit, the longer one is kept
+        if self.origin == wanted:
+            self.resize(track.segment_count())
             return
         self.handle.truncate(0)
         self.handle.write(init)
         self.handle.flush()
         os.fsync(self.handle.fileno())
-        self.step_sec = track.segment_sec
-        self._hold(*wanted, count)
-        self._write_head(source=source, init_bytes=len(init), init_crc32=self.init_crc, segments=count,
-                         length_ms=round(self.step_sec * 1000))  # fmt: skip
+        self._hold(wanted, track.segment_count())
+        self._write_head(**wanted, segments=track.segment_count())
 
     def _set_aside(self) -> None:
         """Exchange this part with `*.old.part`, if there is one; what an older one held is then ours to go on with."""
-        paths = (self.path, self._sibling(".old.part"), self._sibling(".spare.part"))
-        had_old = paths[1].exists()
-        for mine, other, third in (paths, tuple(map(record_path, paths))):
-            mine.replace(third)
-            if had_old and other.exists():
-                other.replace(mine)
-            third.replace(other)
+        tried_at, recorded = self.first_try_at, self.recorded
+        self.path.replace(self._sibling(".spare.part"))
+        self._finish_exchange()
         self.handle.close()
         self.__init__(self.path)  # type: ignore[misc]
+        self.first_try_at, self.recorded = min(tried_at, self.first_try_at), recorded or self.recorded
 
-    def prefer_longer(self) -> None:
-        """Take the part of the other source, where that has more: for when waiting is over."""
+    def _finish_exchange(self) -> bool:
+        """Do what is left of an exchange, ours or one that a crash broke off; was there one?"""
+        old, spare = self._sibling(".old.part"), self._sibling(".spare.part")
+        if not spare.exists() and not record_path(spare).exists():
+            return False
+        for source, target in ((self.record_path, record_path(spare)), (old, self.path),
+                               (record_path(old), self.record_path), (spare, old),
+                               (record_path(spare), record_path(old))):  # fmt: skip
+            if not target.exists() or not target.stat().st_size:  # an empty part is one that was just opened
+                with suppress(FileNotFoundError):
+                    source.replace(target)
+        return True
+
+    def prefer(self, sign: int = 1) -> None:
+        """Take the part of the other source, where that has more (with a `sign` of -1: less)."""
         mine = len(self.have())
         if self._sibling(".old.part").exists():
             self._set_aside()
-            if len(self.have()) <= mine:
+            if sign * (len(self.have()) - mine) <= 0:
                 self._set_aside()
+
+    def drop_misplaced(self) -> list[int]:
+        """Give up video segments of another time than their neighbours', and return their indexes."""
+        times = {}
+        for index in self.have():
+            self.handle.seek(self.offsets[index])
+            head = self.handle.read(FRAGMENT_HEAD_BYTES)
+            at = head.find(b"tfdt")  # ISO/IEC 14496-12, 8.8.12: the decode time, 32 bits in version 0
+            if at > 0 and at + 16 <= len(head):
+                times[index] = struct.unpack_from(">Q" if head[at + 4] else ">I", head, at + 8)[0]
+        wrong = misplaced(times)
+        if wrong:
+            append_line(self.record_path, json.dumps({"drop": wrong}))
+            for index in wrong:
+                self.offsets[index] = -1
+        return wrong
 
     def _sibling(self, ending: str) -> Path:
         return self.path.with_name(self.path.name.removesuffix(".part") + ending)
@@ -1381,7 +1460,7 @@ class Part:
 
     def close(self) -> None:
         """Let go of the part; one that holds nothing and was never noted leaves nothing behind."""
-        if not self.record_path.exists() and not self.handle.closed:
+        if not (self.record_path.exists() or self._sibling(".old.part").exists() or self.handle.closed):
             self.discard()
         self.handle.close()
 
@@ -1417,6 +1496,7 @@ class Stream:
     trouble: str = ""  # why the device was given up
     failure: str = ""  # of the last segment that could not be had
     inside: mpd_info.Track | None = None  # audio that the camera carries in its own MPD
+    count: int = 0  # segments of the whole clip, of which an MPD with a timeline may list fewer
 
     def unavailable(self) -> list[int]:
         """Segments that exist, or may, but could not be had."""
@@ -1457,6 +1537,7 @@ def download(context: Context, media: MediaClient, stream: Stream, workers: int,
                 stream.part.add(index, body)
                 tell(len(body))
         stream.missing |= dict.fromkeys(todo, "unavailable")
+        stream.missing |= dict.fromkeys(range(stream.track.segment_count(), stream.count), "not_found")
         stream.part.checkpoint()
     except Stopped:
         stream.part.checkpoint()
@@ -1523,26 +1604,16 @@ def mux(ffmpeg: str, video: Path, audio: Path | None, shift_sec: float, codec: s
 
 
 def mp4_duration_sec(path: Path) -> float | None:
-    """The duration that the movie header of an MP4 gives; None when the file is no whole MP4."""
-    with path.open("rb") as handle:
-        end = handle.seek(0, os.SEEK_END)
-        at, found = 0, None
-        while at + 8 <= end:
-            handle.seek(at)
-            head = handle.read(48)
-            size, name = struct.unpack_from(">I4s", head)
-            if size == 1 and len(head) >= 16:
-                size = struct.unpack_from(">Q", head, 8)[0]
-            if name == b"moov" and head[12:16] == b"mvhd" and len(head) >= 44:
-                if head[16]:
-                    scale, ticks = struct.unpack_from(">IQ", head, 36)
-                else:
-                    scale, ticks = struct.unpack_from(">II", head, 28)
-                found = ticks / scale if scale else None
-            if size < 8:
-                return None
-            at += size
-        return found if at == end else None
+    """The duration of the first track of an MP4, the pictures in ours; None when the file is no whole MP4."""
+    try:
+        with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            at, end = 0, len(data)
+            for wanted in (b"moov", b"trak", b"mdia", b"mdhd"):
+                at, end = next((low, high) for name, low, high in list(boxes_in(data, at, end)) if name == wanted)
+            scale, ticks = struct.unpack_from(*(">IQ", data, at + 20) if data[at] else (">II", data, at + 12))
+            return float(ticks / scale)
+    except (BadBody, StopIteration, ValueError, ZeroDivisionError, struct.error):  # ValueError: an empty file
+        return None
 
 
 def sha256_of(path: Path) -> str:
@@ -1650,7 +1721,7 @@ def sidecar_facts(file: Path, size_bytes: int) -> tuple[int, str, str] | None:
 
 
 def part_path(settings: Settings, clip: Clip) -> Path:
-    return settings.output_dir / f"{clip.file_name(clip.audio)}.part"
+    return settings.output_dir / f"{clip.file_name(False)}.part"  # also when a microphone comes or goes meanwhile
 
 
 @dataclass(frozen=True)
@@ -1689,8 +1760,12 @@ class Job:
     def copy(self) -> Outcome:
         clip, part, done = self.clip, self.part, self.run.ledger.find(self.clip)
         if done and done.audio == "failed" and done.end_ms >= clip.end_sec * 1000 and not self.settings.overwrite:
-            return self._add_audio(done)
+            sidecar = read_json((self.settings.output_dir / done.file).with_suffix(".json"))
+            if sidecar:  # without one nobody knows which segments the file holds
+                return self._add_audio(done, sidecar)
         count, failed, sound = clip.segments, False, None
+        if not part.have():
+            part.prefer()
         reasons = self._reasons("lan" if self.settings.lan_only else "wan")
         if len(reasons) == count and not part.have():
             return self._nothing(reasons)
@@ -1699,16 +1774,21 @@ class Job:
             try:
                 with self.run.downloads:
                     video, sound = self._fetch(tell)
-                reasons, count, trouble = video.missing, video.track.segment_count(), video.trouble or video.failure
+                reasons, count, trouble = video.missing, video.count, video.trouble or video.failure
             except (ClipError, TransferError, MediaRefused) as problem:
                 failed, trouble = True, str(problem)
-            if self._given_up(part) or not part.have():
-                part.prefer_longer()
-            missing = {i: reasons.get(i, "unavailable") for i in range(count) if not part.has(i)}
+            if wrong := part.drop_misplaced():
+                reasons, trouble = reasons | dict.fromkeys(wrong, "invalid"), "segments of another time came"
+            for is_last in (False, True):
+                missing = {i: reasons.get(i, "unavailable") for i in range(count) if not part.has(i)}
+                may_come = UNAVAILABLE.intersection(missing.values()) and not self._given_up(part)
+                if not missing or is_last or (may_come and part.have()):
+                    break
+                part.prefer()
             if len(missing) == count:
                 no_hope = not failed or self._given_up(part)
                 return self._nothing(missing, trouble) if no_hope else Outcome(clip, "failed", trouble)
-            if UNAVAILABLE & set(missing.values()) and not self._given_up(part):
+            if may_come:
                 return self._kept(missing, count, trouble)
             sound = sound or self._fetch_sound(part.source, None)
             contents = Contents(part.source, part.step_sec, count, part.have(count), missing)
@@ -1726,7 +1806,9 @@ class Job:
 
     def _nothing(self, reasons: Mapping[int, str], trouble: str = "") -> Outcome:
         """No segment at all: settled when nothing can come any more, else to be tried again."""
-        clip, kinds = self.clip, set(reasons.values()) - {"not_recorded", "not_found"}
+        clip, kinds = self.clip, set(reasons.values()) - {"not_recorded"}
+        if "not_found" in kinds and self._windows("wan")[0] is None:
+            kinds.remove("not_found")  # else all that was recorded answers 404, which is hard to believe
         if not kinds:
             self.part.discard()
             return Outcome(clip, "empty", "no footage recorded")
@@ -1737,7 +1819,9 @@ class Job:
         self.part.note_try(self._windows("wan")[1])
         if kinds == {"not_yet"} and self.settings.catch_up:
             return Outcome(clip, "not_yet", "it may still come")
-        if not trouble and "unavailable" in kinds:
+        if not trouble and "not_found" in kinds:
+            trouble = "every segment answers 404, although there are recordings"
+        elif not trouble and "unavailable" in kinds:
             trouble = ("only the cloud has it, and --lan_only forbids that" if clip.camera.online else
                        "it lies on the camera, which is offline")  # fmt: skip
         return Outcome(clip, "incomplete", trouble or "not there yet")
@@ -1798,8 +1882,11 @@ class Job:
         log.info("%s: %s", clip.stem, why)
         return ["wan"]
 
-    def _open(self, kind: str, addresses: Addresses, part: Part, *, audio: bool) -> Stream:
-        """The first address of this kind that gives an MPD and an init segment. Raises ClipError, Unreachable."""
+    def _open(self, kind: str, addresses: Addresses, part: Part, device: str = "") -> Stream:
+        """The first address of this kind that gives an MPD and an init segment; `device` is a gateway's, for audio.
+
+        Raises ClipError, Unreachable.
+        """
         clip, media = self.clip, self.run.media
         failure: Exception = Unreachable(f"there is no {kind.upper()} address")
         for template in addresses.lan if kind == "lan" else filter(None, [addresses.wan]):
@@ -1809,7 +1896,7 @@ class Job:
                 check = partial(check_mpd, url=url)
                 document = media.fetch(kind, url, check, mpd_info.MAX_MPD_BYTES, hurry=kind == "lan")
                 tracks = mpd_info.parse_mpd(document, url, clip.fetch_duration_sec)
-                track = mpd_info.audio_track(tracks) if audio else mpd_info.video_track(tracks)
+                track = mpd_info.audio_track(tracks) if device else mpd_info.video_track(tracks)
                 if track is None or not track.init_url:
                     raise mpd_info.MpdError("the MPD names no init segment")
                 init = media.fetch(kind, track.init_url, segment_check(track, init=True))
@@ -1817,8 +1904,11 @@ class Job:
                 log.debug("%s: %s: %s", clip.stem, kind, problem)
                 failure = problem if isinstance(problem, Unreachable) else ClipError(str(problem))
                 continue
-            part.begin(kind, init, track)
-            return Stream(kind, track, part, inside=None if audio else mpd_info.audio_track(tracks))
+            part.begin(f"{kind} {device}".strip(), init, track)
+            last = track.segment(track.segment_count() - 1)
+            rest_sec = clip.fetch_duration_sec - last.start_sec - last.duration_sec
+            count = track.segment_count() + max(0, int(rest_sec / track.segment_sec))
+            return Stream(kind, track, part, {}, inside=None if device else mpd_info.audio_track(tracks), count=count)
         raise failure
 
     # Fetch
@@ -1835,21 +1925,23 @@ class Job:
             sound: Future[Sound] | None = None
             for kind in self._kinds():
                 try:
-                    video = self._open(kind, addresses, self.part, audio=False)
+                    video = self._open(kind, addresses, self.part)
                 except (ClipError, Unreachable) as problem:
                     failures.append(problem)
                     if kind == "lan" and not settings.lan_only:
                         run.lan_dead.add(clip.camera.uuid)
                         log.info("%s: no answer on the LAN (%s), using WAN", clip.stem, problem)
                     continue
-                video.missing = self._reasons(kind, video.track)
-                self._check_space(video)
-                if sound is None:
-                    sound = beside.submit(self._fetch_sound, kind, video)
-                download(run.context, run.media, video, self._workers(kind), tell)
-                edge = (settings.now - CLOUD_LAG_SEC - clip.fetch_start_sec) / video.track.segment_sec - 1
-                video.missing |= {index: "not_yet" for index, reason in video.missing.items()
-                                  if reason == "not_found" and index > edge}  # only what is older is a gap # fmt: skip
+                for is_last in (False, True):
+                    video.missing = self._reasons(kind, video.track)
+                    self._check_space(video)
+                    if sound is None:
+                        sound = beside.submit(self._fetch_sound, kind, video)
+                    download(run.context, run.media, video, self._workers(kind), tell)
+                    if not self._doubt_404(kind, video) or is_last:
+                        break
+                    with suppress(ClipError, Unreachable):  # a device that was restarted has to be told the range anew
+                        video = self._open(kind, addresses, self.part)
                 if not video.unavailable():
                     break
                 log.debug("%s: %s lacks %s segments", clip.stem, kind, len(video.unavailable()))
@@ -1859,13 +1951,26 @@ class Job:
                     f"Connection timeout: nothing answers{self._way_out(addresses)} ({failures[-1]})")  # fmt: skip
             return video, sound.result() if sound else Sound()
 
+    def _doubt_404(self, kind: str, video: Stream) -> bool:
+        """What answers 404 is no gap where it is too new, or where the cloud has it; are there 404s to ask anew?"""
+        presence, step_sec = self.run.directory.presence(self.clip.camera.uuid, audio=False), video.track.segment_sec
+        found = [index for index, reason in video.missing.items() if reason == "not_found"]
+        for index in found:
+            start, end = (self.clip.fetch_start_sec + at * step_sec for at in (index, index + 1))
+            if end > self.settings.now - CLOUD_LAG_SEC:
+                video.missing[index] = "not_yet"
+            elif kind == "lan" and presence and covered(presence["cloud"], start, end):
+                video.missing[index] = "unavailable"
+                video.failure = "the camera answers 404 where the cloud has footage"
+        return presence is not None and bool(found)
+
     def _way_out(self, addresses: Addresses) -> str:
         if self.settings.usewan or not addresses.wan:
             return " over WAN (--usewan)" if self.settings.usewan else " on the LAN; there is no address for --usewan"
         return " on the LAN; try --usewan" if self.settings.lan_only else ", neither on the LAN nor over WAN (--usewan)"
 
     def _workers(self, kind: str) -> int:
-        return self.settings.segment_workers or (8 if kind == "wan" else 2)
+        return self.settings.segment_workers or (WAN_REQUESTS if kind == "wan" else LAN_REQUESTS)
 
     def _fetch_sound(self, kind: str, video: Stream | None) -> Sound:
         """The audio of the paired gateway, or of a camera that carries its own; failures never reach the video."""
@@ -1900,7 +2005,7 @@ class Job:
         addresses = self.run.directory.addresses(gateway.uuid, self.clip.camera, audio=True)
         for kind in kinds:
             try:
-                stream = self._open(kind, addresses, part, audio=True)
+                stream = self._open(kind, addresses, part, gateway.uuid)
             except (ClipError, Unreachable) as problem:
                 sound.detail = sound.detail or str(problem)
                 continue
@@ -1919,9 +2024,11 @@ class Job:
         download(self.run.context, self.run.media, stream, max(1, self._workers(stream.kind) // 2), lambda _: None)
         have, short = stream.part.have(), stream.unavailable()
         if not have and not short:
-            sound.status = "not_recorded"
+            sound.status, sound.detail = "not_recorded", ""
         elif have and (self._given_up(stream.part) or not short):
             sound.status, sound.stream = "ok", stream
+            lacking = stream.track.segment_count() - len(have)
+            sound.detail = f"{lacking} of {lacking + len(have)} segments of the sound missing" if lacking else ""
         else:
             sound.detail = (f"{len(short)} of {stream.track.segment_count()} segments missing, "
                             f"{stream.trouble or stream.failure}")  # fmt: skip
@@ -1938,10 +2045,9 @@ class Job:
 
     # Publish
 
-    def _add_audio(self, done: Done) -> Outcome:
+    def _add_audio(self, done: Done, sidecar: Mapping[str, Any]) -> Outcome:
         """A clip that was kept without its audio: fetch that, and put it beside the video that is there."""
         clip, file = self.clip, self.settings.output_dir / done.file
-        sidecar = read_json(file.with_suffix(".json")) or {}
         start_ms, held = clip.fetch_start_sec * 1000, sidecar.get("segments") or {}
         step_ms, missing = int(held.get("length_ms", SEGMENT_SEC * 1000)), set(held.get("missing", ()))
         reasons = {index: gap["reason"] for gap in sidecar.get("gaps", ()) for index in missing
@@ -1962,7 +2068,7 @@ class Job:
             heard = [i for i in sound.stream.part.have(sound.stream.track.segment_count()) if i >= have[0]]
         if sound.status == "ok" and not heard:
             sound = Sound("not_recorded", sound.gateway)
-        made = settings.output_dir / f"{clip.file_name(clip.audio)}.mux.part"
+        made = settings.output_dir / f"{clip.file_name(False)}.mux.part"
         created_sec = clip.fetch_start_sec + have[0] * contents.segment_sec
         voice = sound.stream.part.in_order(heard) if sound.stream and heard else None
         shift_sec = (heard[0] - have[0]) * contents.segment_sec + settings.audio_offset_sec if heard else 0.0
@@ -1985,9 +2091,13 @@ class Job:
         final = settings.output_dir / clip.file_name(sound.status == "ok", partial)
         before = ledger.find(clip)
         clash = ""
-        if before and before.state == "done" and self._lost_since(before, contents):
+        if before and before.file and self._lost_since(before, contents):
             clash = f"{before.file} holds footage that is gone now, so the longer range does not replace it"
-        elif final.exists() and not (before and before.file == final.name) and sha256_of(final) != sha256:
+        elif not final.exists() or (before and before.file == final.name):
+            pass
+        elif (facts := sidecar_facts(final, final.stat().st_size)) and facts[0] <= clip.end_sec * 1000:
+            pass  # a shorter one of ours, which stayed because it has sound
+        elif sha256_of(final) != sha256:
             clash = f"{final.name} has other content; move it away, or use --overwrite"
         if clash and not settings.overwrite:
             made.unlink()
@@ -1997,16 +2107,18 @@ class Job:
         size_bytes = final.stat().st_size
         about = {"status": sound.status, "gateway": sound.gateway, "offset_ms": round(settings.audio_offset_sec * 1000)}
         write_json(final.with_suffix(".json"), sidecar_of(clip, final, sha256, contents, about, not partial))
-        ledger.add(clip, "partial" if partial else "done", final.name, size_bytes, sha256, sound.status)
-        # our own earlier files of the same footage, which hold no more than this one
+        # Our own earlier files of the same footage, which hold no more than this one, go before the record stands.
         forms = {clip.file_name(audio, old) for audio in {False, sound.status == "ok"} for old in {True, partial}}
+        if before and before.file and not clash and (sound.status == "ok" or before.audio != "ok"):
+            forms.add(before.file)  # under the name that the camera or the alert had then
         for name in forms - {final.name}:
             final.with_name(name).unlink(missing_ok=True)
             final.with_name(name).with_suffix(".json").unlink(missing_ok=True)
+        ledger.add(clip, "partial" if partial else "done", final.name, size_bytes, sha256, sound.status)
         self.part.discard()
         if self.sound_part and sound.status != "failed":
             self.sound_part.discard()
-        detail = [f"no audio: {sound.detail}"] if sound.status == "failed" else []
+        detail = [("no audio: " if sound.status == "failed" else "") + sound.detail] if sound.detail else []
         if contents.missing:
             detail.append(f"{duration_text(len(contents.missing) * contents.segment_sec)} without footage")
         return Outcome(clip, "partial" if partial else "done", "; ".join(detail), final, size_bytes, sound.status)
@@ -2014,7 +2126,8 @@ class Job:
     def _lost_since(self, before: Done, contents: Contents) -> bool:
         """Does the file of an earlier run hold segments that this one has not?"""
         held = (read_json((self.settings.output_dir / before.file).with_suffix(".json")) or {}).get("segments") or {}
-        earlier = set(range(int(held.get("expected", 0)))) - set(held.get("missing", ()))
+        whole = math.ceil((before.end_ms / 1000 - self.clip.fetch_start_sec) / SEGMENT_SEC)
+        earlier = set(range(int(held.get("expected", whole)))) - set(held.get("missing", ()))
         return bool(earlier - set(contents.have))
 
 
@@ -2074,6 +2187,7 @@ class CatchUp:
         identity = f"{self.words} {settings.api_url} {settings.alert_buffer_sec if settings.alerts else ''}"
         self.path = folder / "catch_up" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
         self.state: dict[str, Any] = {}
+        self.gone: set[str] = set()  # alerts of cameras that are not listed
 
     def load(self) -> None:
         """Read the state, under the query's lock."""
@@ -2102,8 +2216,9 @@ class CatchUp:
         for name, camera in known.items():
             begin, end = int(marks.get(name, settings.start_sec)), newest_end(camera, settings)
             if end > begin:
+                pieces = split_range(begin, end, settings.clip_length_sec or LONGEST_SEC)
                 pending += [{"camera": name, "start": start, "end": stop, "since": settings.now}
-                            for start, stop in split_range(begin, end, settings.clip_length_sec)]  # fmt: skip
+                            for start, stop in pieces]  # fmt: skip
                 marks[name] = end
         self.save()
         clips = [clip_of(known[entry["camera"]], entry["start"], entry["end"], settings)
@@ -2113,29 +2228,38 @@ class CatchUp:
     def alerts_since(self) -> float:
         """From when on alerts are listed: the mark less --lookback, because offline cameras deliver late."""
         begin = self.settings.after_sec or self.settings.now - self.settings.lookback_sec
-        mark = self.state["marks"].get("alerts")
-        return begin if mark is None else max(mark - self.settings.lookback_sec, self.state.setdefault("begin", begin))
+        mark, now = self.state["marks"].get("alerts"), self.settings.now
+        if mark is None:
+            return begin
+        return float(max(min(mark, now) - self.settings.lookback_sec, self.state.setdefault("begin", begin)))
 
-    def plan_alerts(self, alerts: Sequence[Alert]) -> list[Alert]:
-        """New and changed alerts become pending; returned are the oldest --max_alerts whose window is over."""
+    def plan_alerts(self, alerts: Sequence[Alert], listed: set[str]) -> list[Alert]:
+        """New and changed alerts become pending; returned are the oldest --max_alerts whose window is over.
+
+        Alerts of cameras that are not `listed` come last, and wait: they may be listed again in the next run.
+        """
         state, settings = self.state, self.settings
         state.setdefault("begin", self.alerts_since())
         pending = {entry["alert"]["id"]: entry for entry in state["pending"]}
         for alert in alerts:
-            mine = {"start_ms": alert.start_ms, "end_ms": alert.end_ms, "finalized": alert.finalized}
+            mine = {"start_ms": alert.start_ms, "end_ms": alert.end_ms, "finalized": alert.finalized,
+                    "devices": list(alert.devices)}  # fmt: skip
             if state["seen"].get(alert.id) != mine:
                 since = pending.get(alert.id, {}).get("since", settings.now)
                 pending[alert.id] = {"alert": asdict(alert), "since": since}
             state["seen"][alert.id] = mine
-            state["marks"]["alerts"] = max(state["marks"].get("alerts", 0), alert.start_ms / 1000)
+            mark = max(state["marks"].get("alerts", 0), alert.start_ms / 1000)
+            state["marks"]["alerts"] = min(mark, settings.now)  # a camera's clock may be wrong
         oldest_ms = (state["marks"].get("alerts", settings.now) - settings.lookback_sec - 86400) * 1000
         state["seen"] = {one: seen for one, seen in state["seen"].items() if seen["start_ms"] >= oldest_ms}
         state["pending"] = sorted(pending.values(), key=lambda entry: entry["alert"]["start_ms"])
         self.save()
-        lag_sec = settings.lag_sec if settings.lag_sec is not None else CLOUD_LAG_SEC
         waiting = [Alert(**{**entry["alert"], "devices": tuple(entry["alert"]["devices"])})
                    for entry in state["pending"]]  # fmt: skip
-        ripe = [alert for alert in waiting if alert_window(alert, settings)[1] <= settings.now - lag_sec]
+        ripe = [alert for alert in waiting if alert_window(alert, settings)[1] <= newest_end(None, settings)]
+        self.gone = {alert.id for alert in ripe if alert.devices and alert.device_type in ("", "CAMERA")
+                     and not listed.intersection(alert.devices)}  # fmt: skip
+        ripe.sort(key=lambda alert: alert.id in self.gone)
         if len(ripe) > settings.max_alerts:
             log.warning("%s more alerts wait for the next run (--max_alerts)", len(ripe) - settings.max_alerts)
         return ripe[: settings.max_alerts]
@@ -2149,7 +2273,7 @@ class CatchUp:
             key = clip.alert.id if clip.alert else (clip.camera.address, clip.start_sec)
             tried.add(key)
             if not OUTCOMES[outcome.state][1] or outcome.lacks_audio:
-                open_reasons[key] = outcome.detail or outcome.state
+                open_reasons[key] = mask(outcome.detail) or outcome.state
             elif outcome.state in ("lost", "partial"):
                 self.state["lost"].append({"clip": clip.stem, "state": outcome.state, "at": settings.now})
         kept = []
@@ -2157,10 +2281,11 @@ class CatchUp:
             key = entry["alert"]["id"] if "alert" in entry else (entry["camera"], entry["start"])
             if key in open_reasons:
                 kept.append(entry | {"reason": open_reasons[key]})
-            elif key not in tried:
-                if "camera" in entry and settings.now - entry["since"] > settings.give_up_after_sec:
-                    gone = {"clip": f"{entry['camera']}_{entry['start']}", "state": "camera is gone"}
-                    self.state["lost"].append(gone | {"at": settings.now})
+            elif key in self.gone or key not in tried:
+                is_gone = key in self.gone or "camera" in entry
+                if is_gone and settings.now - entry["since"] > settings.give_up_after_sec:
+                    name = f"{entry['camera']}_{entry['start']}" if "camera" in entry else str(key)
+                    self.state["lost"].append({"clip": name, "state": "camera is gone", "at": settings.now})
                 else:
                     kept.append(entry)
         self.state["pending"] = kept
@@ -2169,13 +2294,34 @@ class CatchUp:
 # --- reports -----------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def counted(clip: Clip, count: int, say: Callable[[dict[str, Any]], None],
+            every_sec: float = 0) -> Iterator[Callable[[int], None]]:  # fmt: skip
+    """Yield what is told the bytes of each segment; `say` hears of it, at most so often, and of the end."""
+    seen, told_at = [0, 0], time.monotonic()
+    event = {"clip": clip.stem, "name": clip.camera.name, "start": clip.start_sec, "count": count, "over": False}
+
+    def tell(size_bytes: int) -> None:
+        nonlocal told_at
+        seen[0], seen[1] = seen[0] + 1, seen[1] + size_bytes
+        if time.monotonic() - told_at >= every_sec:
+            told_at = time.monotonic()
+            say(event | {"segments": list(seen)})
+
+    say(event | {"segments": [0, 0]})
+    try:
+        yield tell
+    finally:
+        say(event | {"over": True})
+
+
 class Progress:
     """A bar per clip where stderr is a terminal; a line per finished clip, and its result on stdout, everywhere."""
 
     def __init__(self, settings: Settings, total: int) -> None:
         self.settings, self.total, self.finished = settings, total, 0
         self.bars: Any = None
-        self.remote: dict[str, Any] = {}  # clip on a worker -> its bar
+        self.bar_of: dict[str, Any] = {}  # stem of a clip -> its bar
 
     def __enter__(self) -> Progress:
         if sys.stderr.isatty() and not self.settings.quiet:
@@ -2193,39 +2339,24 @@ class Progress:
         if self.bars:
             self.bars.stop()
 
-    @contextmanager
-    def clip(self, clip: Clip, count: int) -> Iterator[Callable[[int], None]]:
-        """Yield what is told the bytes of each segment; the total is estimated from those that came."""
-        if not self.bars:
-            yield lambda _: None
-            return
-        task = self.bars.add_task(f"{clip.camera.name[:24]} {clock_text(clip.start_sec)[5:16]}", total=None)
-        seen = [0, 0]
-
-        def tell(size_bytes: int) -> None:
-            seen[0], seen[1] = seen[0] + 1, seen[1] + size_bytes
-            self.bars.update(task, completed=seen[1], total=seen[1] / seen[0] * count)
-
-        try:
-            yield tell
-        finally:
-            self.bars.remove_task(task)
+    def clip(self, clip: Clip, count: int) -> AbstractContextManager[Callable[[int], None]]:
+        return counted(clip, count, self.hear)
 
     def hear(self, said: Mapping[str, Any]) -> None:
-        """The progress of a clip on a worker of the cluster."""
+        """The progress of a clip, here or on a worker of the cluster; its total is estimated from what came so far."""
         if not self.bars:
             return
         if said["over"]:
-            task = self.remote.pop(said["clip"], None)
+            task = self.bar_of.pop(said["clip"], None)
             if task is not None:
                 self.bars.remove_task(task)
             return
-        if said["clip"] not in self.remote:
+        if said["clip"] not in self.bar_of:
             title = f"{said['name'][:24]} {clock_text(said['start'])[5:16]}"
-            self.remote[said["clip"]] = self.bars.add_task(title, total=None)
+            self.bar_of[said["clip"]] = self.bars.add_task(title, total=None)
         segments, size_bytes = said["segments"]
         total = size_bytes / segments * said["count"] if segments else None
-        self.bars.update(self.remote[said["clip"]], completed=size_bytes, total=total)
+        self.bars.update(self.bar_of[said["clip"]], completed=size_bytes, total=total)
 
     def report(self, outcome: Outcome) -> None:
         self.finished += 1
@@ -2356,7 +2487,8 @@ def load_world(api: Api) -> World:
     """Cameras, gateways and locations, asked for side by side. CannotStart when the cameras cannot be had."""
     settings = api.settings
     with ThreadPoolExecutor(3) as pool:
-        retired = {"includeMummified": True} if settings.cameras else {}  # a named camera may be a retired one
+        # what is named, or raised an alert, may have been retired since; its cloud footage is kept
+        retired = {"includeMummified": True} if settings.cameras or settings.alerts else {}
         cameras = pool.submit(api.call, "camera/getMinimalCameraStateList", **retired)
         gateways = pool.submit(api.call, "audiogateway/getMinimalAudioGatewayStateList")
         locations = pool.submit(api.call, "location/getLocations", subLocationsIncluded=True)
@@ -2415,15 +2547,21 @@ def clips_of_alerts(alerts: Sequence[Alert], world: World, settings: Settings, n
     known = {camera.uuid for camera in world.cameras}
     clips = []
     for alert in alerts:
-        if not known.intersection(alert.devices):
-            words = safe_word(alert.id, ID_CHARACTERS), safe_word(alert.kind, TYPE_CHARACTERS)
-            log.info("alert %s (%s): skipped, %s is no camera", *words, alert.device_type or "what raised it")
-            notes["alerts_of_no_camera"] = notes.get("alerts_of_no_camera", 0) + 1
         start, end = alert_window(alert, settings)
-        for camera in (camera for device in alert.devices for camera in world.chosen if camera.uuid == device):
-            last = min(end, newest_end(camera, settings))
-            if last > start:
-                clips.append(clip_of(camera, start, last, settings, alert))
+        cameras = [camera for device in alert.devices for camera in world.chosen if camera.uuid == device]
+        ends = [min(end, newest_end(camera, settings)) for camera in cameras]
+        clips += [clip_of(one, start, last, settings, alert) for one, last in zip(cameras, ends, strict=True)
+                  if last > start]  # fmt: skip
+        why, what = "", alert.device_type or "what raised it"
+        if not known.intersection(alert.devices):
+            why = "its camera is not listed" if what == "CAMERA" else f"{what} is no camera"
+            note = "alerts_of_no_camera"
+        elif min(ends, default=end) <= start:
+            why, note = "its footage is not there yet", "alerts_not_yet"
+        if why:
+            words = safe_word(alert.id, ID_CHARACTERS), safe_word(alert.kind, TYPE_CHARACTERS)
+            log.info("alert %s (%s): skipped, %s", *words, why)
+            notes[note] = notes.get(note, 0) + 1
     return clips
 
 
@@ -2498,7 +2636,7 @@ def work(settings: Settings) -> tuple[int, str]:
     if settings.alerts:
         after_sec = catch_up.alerts_since() if catch_up else settings.after_sec
         taken = fetch_alerts(api, world, after_sec, None if catch_up else settings.max_alerts, notes)
-        taken = catch_up.plan_alerts(taken) if catch_up else taken
+        taken = catch_up.plan_alerts(taken, {camera.uuid for camera in world.cameras}) if catch_up else taken
         clips = clips_of_alerts(taken, world, settings, notes)
     else:
         plan = plan_gaps if settings.filling else plan_ranges
@@ -2546,27 +2684,8 @@ class RemoteVoice(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self.worker.log_event(self.topic, {"level": record.levelno, "message": self.format(record)})
 
-    @contextmanager
-    def clip(self, clip: Clip, count: int) -> Iterator[Callable[[int], None]]:
-        """As Progress.clip; told every second, and once at the end."""
-        seen, told_at = [0, 0], time.monotonic()
-
-        def tell(size_bytes: int) -> None:
-            nonlocal told_at
-            seen[0], seen[1] = seen[0] + 1, seen[1] + size_bytes
-            if time.monotonic() - told_at >= REMOTE_TELL_SEC:
-                told_at = time.monotonic()
-                say()
-
-        def say() -> None:
-            event = {"clip": clip.stem, "name": clip.camera.name, "start": clip.start_sec, "segments": list(seen)}
-            self.worker.log_event(self.topic, event | {"count": count, "over": False})
-
-        say()
-        try:
-            yield tell
-        finally:
-            self.worker.log_event(self.topic, {"clip": clip.stem, "over": True})
+    def clip(self, clip: Clip, count: int) -> AbstractContextManager[Callable[[int], None]]:
+        return counted(clip, count, partial(self.worker.log_event, self.topic), REMOTE_TELL_SEC)
 
 
 @lru_cache(maxsize=4)
@@ -2609,12 +2728,11 @@ class ClusterCopier:
     def __init__(self, copier: Copier, joined: Cluster) -> None:
         self.copier, self.sign = copier, joined.sign
         self.executor = joined.client.get_executor(pure=False, retries=0)
-        self.settings = replace(copier.settings, output_dir=copier.settings.output_dir.absolute())
-        workers = joined.client.scheduler_info(n_workers=-1)["workers"]
-        if any(is_open_road(worker) for worker in workers):
-            self.settings = replace(self.settings, api_key="")
-        share = self.settings.bwlimit_bytes_per_sec / max(1, len(workers))
-        self.settings = replace(self.settings, bwlimit_bytes_per_sec=share)
+        settings, workers = copier.settings, joined.client.scheduler_info(n_workers=-1)["workers"]
+        self.settings = replace(
+            settings, output_dir=settings.output_dir.absolute(),
+            api_key="" if any(map(is_open_road, workers)) else settings.api_key,
+            bwlimit_bytes_per_sec=settings.bwlimit_bytes_per_sec / max(1, len(workers)))  # fmt: skip
         joined.client.subscribe_topic(joined.sign.name, self.hear)
 
     def submit(self, clip: Clip) -> Future[Outcome]:
@@ -2993,9 +3111,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     looking = arguments.list or arguments.check or arguments.status or arguments.dry_run
     try:
         status, report = perform(settings, arguments)
-    except CannotStart as problem:
-        if not looking:
-            notify(config["notify"], told, key, problem.status, str(problem))
+    except Exception as problem:
+        status = getattr(problem, "status", Status.PARTIAL)
+        if not looking and status in (Status.PARTIAL, Status.CANNOT_START):
+            notify(config["notify"], told, key, status, str(problem))
         raise
     if not looking:
         notify(config["notify"], told, key, status, report)

@@ -33,7 +33,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 LOCK_POLL_SEC = 0.2
 NOTIFY_TIMEOUT_SEC = 20
@@ -160,6 +160,7 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
 
 def start_logging(arguments: argparse.Namespace) -> None:
     """Log to stderr (with --quiet only what failed) and to --log_file; replaces handlers of an earlier call."""
+    logging.raiseExceptions = False  # on a full disk, logging would show arguments with secrets in them
     root = logging.getLogger()
     for old in [handler for handler in root.handlers if isinstance(handler.formatter, MaskingFormatter)]:
         root.removeHandler(old)
@@ -481,7 +482,7 @@ def part_file(path: Path) -> Iterator[Path]:
 
     A crash leaves either the old `path` or the new one, and at worst a `*.part` beside it.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.part")
+    part = path.with_name(f"{path.name[:48]}.{os.getpid()}.{threading.get_ident()}.part")  # a name has 255 bytes
     try:
         yield part
         with part.open("rb+") as handle:
@@ -647,6 +648,8 @@ def send_message(settings: Mapping[str, Any], subject: str, body: str, message_i
         posts = apprise.Apprise()
         for url in settings["urls"]:
             hide_secret(url)
+            for piece in re.findall(r"[^:/?&=@.,]{8,}", unquote(url)):  # tokens, in the address that is called
+                hide_secret(None if piece.islower() and piece.isalpha() else piece)
             posts.add(url)
         if not posts.notify(title=subject, body=body):
             raise OSError("notify.urls: at least one channel did not take the message")
@@ -654,7 +657,6 @@ def send_message(settings: Mapping[str, Any], subject: str, body: str, message_i
 
 def _send_mail(settings: Mapping[str, Any], subject: str, body: str, message_id: str = "") -> None:
     import smtplib
-    import socket
     import ssl
     from email import policy
     from email.message import EmailMessage

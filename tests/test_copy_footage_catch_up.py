@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,7 +56,7 @@ def is_seamless(found: list[tuple[int, int]]) -> bool:
     return all(end == start for (_, end), (start, _) in zip(found, found[1:], strict=False))
 
 
-def state(cloud: Cloud) -> dict[str, object]:
+def state(cloud: Cloud) -> dict[str, Any]:
     (path,) = (cloud.folder / ".copy_footage" / "catch_up").glob("*.json")
     return dict(json.loads(path.read_text()))
 
@@ -358,8 +359,12 @@ def test_an_alert_of_a_camera_that_is_gone_does_not_block_the_query(clouds: Clou
     world = silent_camera()
     world.alerts = [alert("a", 2000, ruuid("gone")), alert("b", 1000)]
     cloud = clouds(world, clock=clock)
-    cloud.copy(*ALERTS, "-at", int(NOW) - HOUR)
-    assert len(cloud.files("*.mp4")) == 1 and state(cloud)["pending"] == []
+    cloud.copy(*ALERTS, "-at", int(NOW) - HOUR, "--max_alerts", 1)
+    assert cloud.only().name.endswith(f"{ruuid('b')}_video.mp4")
+    assert [entry["alert"]["id"] for entry in state(cloud)["pending"]] == [ruuid("a")], "it may be listed again"
+    clock.advance(8 * DAY)
+    cloud.copy(*ALERTS)
+    assert state(cloud)["pending"] == [] and [one["clip"] for one in state(cloud)["lost"]] == [ruuid("a")]
 
 
 def test_overlapping_windows_of_alerts_need_no_flags_to_agree(clouds: Clouds, clock: Clock) -> None:

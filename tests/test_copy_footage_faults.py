@@ -153,9 +153,9 @@ def test_a_fault_that_stays_keeps_the_part_and_the_next_run_fetches_only_what_is
     cloud = clouds()
     cloud.sim.add_fault(Fault(r"^wan GET .*seg_4\.m4v", kind, times=-1))
     run = cloud.clip(20, "-w", ok=1)
-    assert cloud.files("*.mp4") == [] and len(cloud.files("*_videoWithAudio.mp4.part")) == 1
+    assert cloud.files("*.mp4") == [] and len(cloud.files("*_video.mp4.part")) == 1
     assert re.search(r"kept as .*\.part: 1 of 10 segments missing", run.err)
-    assert LOGIN_PAGE not in (cloud.folder / cloud.files("*_videoWithAudio.mp4.part")[0]).read_bytes()
+    assert LOGIN_PAGE not in (cloud.folder / cloud.files("*_video.mp4.part")[0]).read_bytes()
     cloud.sim.faults.clear()
     cloud.sim.clear()
     cloud.clip(20, "-w")
@@ -289,7 +289,7 @@ def downloading(cloud: Cloud, segments: int, process: subprocess.Popen[str]) -> 
 
 def received(cloud: Cloud) -> int:
     """Segments that the part has on record."""
-    text = "".join(path.read_text() for path in cloud.folder.glob("*_videoWithAudio.mp4.part.json"))
+    text = "".join(path.read_text() for path in cloud.folder.glob("*_video.mp4.part.json"))
     return sum(
         len(json.loads(line).get("have", ()))
         for line in text.splitlines()

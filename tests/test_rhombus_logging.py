@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -375,7 +376,7 @@ class Mails:
 
         mail = message_from_bytes(envelope.content, policy=policy.default)
         self.got.append((mail["Subject"], mail.get_content()))
-        self.tls.append(session.ssl is not None)
+        self.tls.append(bool(session.ssl or server.transport.get_extra_info("ssl_object")))
         return "250 OK"
 
     def login(self, server: Any, session: Any, envelope: Any, mechanism: str, data: Any) -> AuthResult:
@@ -505,36 +506,64 @@ def test_a_damaged_record_of_what_was_told_does_no_harm(mailing: Cloud, mails: M
         assert "Traceback" not in run.err, text
 
 
-@pytest.mark.parametrize("encrypted", [True, False])
-def test_starttls_is_used_where_it_is_offered(
-    mailing: Cloud, encrypted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@contextlib.contextmanager
+def encrypted_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, port: int = 0, known: bool = True
+) -> Iterator[Mails]:
+    """A mail server with TLS from the first byte (`implicit`), after STARTTLS, or without ("")."""
     import ssl
 
     import trustme
 
     authority = trustme.CA()
-    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    (authority if known else trustme.CA()).cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1", "localhost").configure_cert(context)
     handler = Mails()
+    handler.port = port or handler.port
     server = Controller(
         handler,
         hostname="127.0.0.1",
         port=handler.port,
-        tls_context=context if encrypted else None,
+        ssl_context=context if kind == "implicit" else None,
+        tls_context=context if kind == "starttls" else None,
         authenticator=handler.login,
-        auth_require_tls=encrypted,
+        auth_require_tls=kind == "starttls",
     )
     server.start()
     try:
+        yield handler
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("encrypted", [True, False])
+def test_starttls_is_used_where_it_is_offered(
+    mailing: Cloud, encrypted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with encrypted_server(tmp_path, monkeypatch, "starttls" if encrypted else "") as handler:
         mailing.configure(notify=settings(handler, smtp_user="me", smtp_pass="pass-word"))
         break_it(mailing)
         mailing.clip(4, ok=1)
-    finally:
-        server.stop()
     assert handler.tls == [encrypted] and handler.logins == [("me", "pass-word")]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_port_465_is_encrypted_from_the_first_byte_and_a_foreign_certificate_gets_no_password(
+    mailing: Cloud, known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another port stands for 465, which only root may listen on; what the program knows of it is the number."""
+    import smtplib
+
+    port = free_port()
+    monkeypatch.setattr(smtplib, "SMTP_SSL_PORT", port)
+    with encrypted_server(tmp_path, monkeypatch, "implicit", port, known) as handler:
+        mailing.configure(notify=settings(handler, smtp_user="me", smtp_pass="pass-word"))
+        break_it(mailing)
+        run = mailing.clip(4, ok=1)
+    assert handler.tls == [True] * known and handler.logins == [("me", "pass-word")] * known
+    assert ("notification not sent" in run.err) is not known
 
 
 class Pinged(BaseHTTPRequestHandler):
