@@ -148,6 +148,13 @@ SOUND_EVERY_SEC = 1.0
 SOUND_GAP_SEC = 10.0  # between segments: longer ones are no run of silence
 SEGMENT_LIES_STILL_SEC = 10.0
 CLIP_BEFORE_SEC, CLIP_SEGMENTS = 5.0, 10
+EVIDENCE_PART_SEC = 3600.0  # nobody goes on writing an older one
+STEM_MOST = 100  # characters of a recording's name that its evidence is called after
+CLIP_SEC = 20.0  # of a recording: as long as so many segments
+CLIP_CODER = ("-c:v", "libx264", "-preset", "veryfast", "-pix_fmt", "yuv420p", "-c:a", "aac")  # where mp4 takes no copy
+SEEK_BACK_SEC = {".ts": 10.0, ".m2ts": 10.0, ".mpg": 10.0, ".mpeg": 10.0, ".h264": math.inf, ".hevc": math.inf}
+ONSET_SEC = 1.2  # a coder goes on refining a picture that stands still: the freeze may have begun so much earlier
+STEP_LEAST_SEC, JUST_BEFORE_SEC = 0.19, 0.004  # between pictures that are looked at, see SELECT; less than a picture
 SAVE_EVERY_SEC, SAVE_AGAIN_SEC, PROGRESS_EVERY_SEC = 10.0, 1.0, 5.0  # state; spares memory cards
 ROWS_EVERY_SEC = 60.0  # active incidents count on in the database
 DELIVER_EVERY_SEC = 0.25
@@ -184,7 +191,8 @@ THUMBNAILS_SEC, THUMBNAIL_TIMEOUT_SEC = 3.0, 2.0  # no more time goes into pictu
 CAPTURED_NAME = re.compile(r"capture_\d{14}(?:_\d+)?(?:_thumbnail)?\.jpg")
 CLIP_NAME = re.compile(r"_[\w-]{22}(\.v\d)?_\d.*_(video|videoWithAudio|combined)(_partial)?$")  # of copy_footage.py
 DATE_FOLDER = re.compile(r"\d{2}|\d{4}(-\d\d-\d\d)?")  # of nas_sync.py: YYYY-MM-DD, and YYYY/MM/DD
-NO_FOOTAGE = re.compile(r"segment_|\d{8}T\d{6}Z_[0-9a-f]{8}_(last_good|first_bad|first_good|clip)_")  # evidence
+EVIDENCE_NAME = re.compile(r"\d{8}T\d{6}Z_[0-9a-f]{8}_(last_good|first_bad|first_good|clip)_")
+NO_FOOTAGE = re.compile(f"segment_|{EVIDENCE_NAME.pattern}")
 SEGMENT_NAME = re.compile(r"segment_[^/]*\.ts(?:\.tmp)?")
 
 log = logging.getLogger("capture_analyzer")
@@ -1241,11 +1249,18 @@ def start_of_recording(file: Path, zone: tzinfo | None) -> tuple[float, str]:
         return 0.0, "unknown"
 
 
+def start_of_scan(scan: Scan, zone: tzinfo | None) -> tuple[float, str]:
+    """As start_of_recording; a file of which only the last write is known began its length before that."""
+    began_sec, basis = start_of_recording(scan.file, zone)
+    return began_sec - (scan.length_sec if basis == "mtime" else 0), basis
+
+
 def recordings_in(places: Sequence[Path]) -> list[Path]:
     """Files as given; of folders every recording below them, without parts and what lies in dot folders."""
     files: list[Path] = []
     for place in places:
-        below = [Path(folder) / name for folder, _, names in os.walk(place) for name in names]
+        below = [Path(folder) / name for folder, _, names in os.walk(place) for name in names
+                 if not EVIDENCE_NAME.match(name)]  # fmt: skip
         files += sorted(file for file in below if file.suffix.lower() in RECORDINGS
                         and not any(part.startswith(".") for part in file.relative_to(place).parts))  # fmt: skip
         files += [] if place.is_dir() else [place]
@@ -1254,8 +1269,7 @@ def recordings_in(places: Sequence[Path]) -> list[Path]:
 
 def scan_report(scan: Scan, zone: tzinfo | None) -> dict[str, Any]:
     """One line of --json."""
-    began_sec, basis = start_of_recording(scan.file, zone)
-    began_sec -= scan.length_sec if basis == "mtime" else 0
+    began_sec, basis = start_of_scan(scan, zone)
     quality = "unknown" if "unknown" in (scan.pictures, scan.sound) or scan.pictures == scan.sound == "none" else "ok"
     return {
         "file": str(scan.file), "camera": scan.camera, "quality": quality, "reason": scan.reason,
@@ -1317,7 +1331,7 @@ def video_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
     for camera in config["analysis"]["masks"]:
         mask_of(config["analysis"], camera)
     ffmpeg, counts = find_ffmpeg("looking at recordings"), dict.fromkeys(TYPES, 0)
-    failed, length_sec, reports = 0, 0.0, []
+    failed, length_sec, reports, told = 0, 0.0, [], set[str]()
     with ExitStack() as stack:
         metrics = None
         if arguments.metrics:
@@ -1333,7 +1347,7 @@ def video_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
             show_scan(report, as_json=bool(arguments.json))
             reports += [report] if arguments.output else []
             if arguments.store and scan.incidents:
-                failed += store_scan(scan, zone, database_of(config["analysis"], scan.file.parent))
+                failed += store_scan(scan, zone, config["analysis"], ffmpeg, told)
             length_sec += scan.length_sec
             for kind, _ in scan.incidents:
                 counts[kind] += 1
@@ -1846,23 +1860,33 @@ def read_incidents(place: str, since_sec: float | None = None, until_sec: float 
         raise CannotStart(f"{database.shown}: cannot be read: {first_line(problem)}") from problem
 
 
-def store_scan(scan: Scan, zone: tzinfo | None, place: str) -> int:
-    """Store what `video` found in one recording; 1 when the database did not take it."""
+def store_scan(scan: Scan, zone: tzinfo | None, settings: Mapping[str, Any], ffmpeg: str, told: set[str]) -> int:
+    """Store what `video` found in one recording, then its evidence; 1 when some of it is left for another run."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    digest = hashlib.sha256()
+    digest, what = hashlib.sha256(), "incidents"
     try:
         with scan.file.open("rb") as handle:
             while block := handle.read(HASH_BLOCK_BYTES):
                 digest.update(block)
-        base_sec, _basis = start_of_recording(scan.file, zone)
+        place, base_sec = database_of(settings, scan.file.parent), start_of_scan(scan, zone)[0]
         new = store_video_incidents(place, scan.file, digest.hexdigest(), scan.camera, base_sec, scan.incidents,
                                     scan.about)  # fmt: skip
+        log.info("%s: %d of %d incidents are new in the database", scan.file, new, len(scan.incidents))
+        what = "evidence"
+        keys = {video_alert_id(digest.hexdigest(), kind, times[0]): times for kind, times in scan.incidents}
+        stored = Database(place).read(base_sec, base_sec + scan.length_sec + 1)
+        lacking = [(one, keys[one.alert_id]) for one in stored if one.alert_id in keys
+                   and "evidence_dir" not in one.metadata]  # which names it when all is in it
+        return keep_evidence(scan, lacking, Database(place), evidence_folder(settings, scan.file.parent), ffmpeg, told)
     except (OSError, SQLAlchemyError) as problem:
-        log.error("%s: incidents not stored: %s", scan.file, first_line(problem))
+        log.error("%s: %s not stored: %s", scan.file, what, first_line(problem))
         return 1
-    log.info("%s: %d of %d incidents are new in the database", scan.file, new, len(scan.incidents))
-    return 0
+
+
+def video_alert_id(sha256: str, incident_type: str, start_sec: float) -> str:
+    """The same however often, and wherever, the same bytes are scanned."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{sha256}/{incident_type}/{round(start_sec * 1000)}"))
 
 
 def store_video_incidents(place: str, file: Path, sha256: str, device: str, base_sec: float,
@@ -1875,7 +1899,7 @@ def store_video_incidents(place: str, file: Path, sha256: str, device: str, base
     database, host, new = Database(place), host_name(), 0
     for incident_type, (start_sec, end_sec) in found:
         told = about(incident_type, (start_sec, end_sec)) if about else {"severity": severity_of(incident_type, "")}
-        key = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{sha256}/{incident_type}/{round(start_sec * 1000)}"))
+        key = video_alert_id(sha256, incident_type, start_sec)
         new += database.store(Incident(key, host, device, incident_type, "resolved", 1, base_sec + start_sec,
                                        base_sec + end_sec, {"file": str(file), "sha256": sha256, **told}))  # fmt: skip
     return new
@@ -1965,10 +1989,41 @@ def split_ref(ref: str) -> tuple[str, int]:
     return name, int(mtime_ns)
 
 
+def evidence_folder(settings: Mapping[str, Any], beside: Path) -> Path:
+    """`analysis.evidence_dir`, else with what else is known of the captures or recordings of a folder."""
+    configured = settings["evidence_dir"]
+    return Path(str(configured)).expanduser() if configured else state_folder(beside) / "evidence"
+
+
+def evidence_target(incident: Incident, role: str, name: str) -> str:
+    """The path of evidence below its folder, and below `alerts/` where nas_sync.py takes it: no folder begins with a
+    dot, which it leaves out."""
+    device = re.sub(r"[^A-Za-z0-9._-]", "_", incident.device_id).lstrip(".") or "_"
+    stem = f"{moment(incident.start_sec):%Y%m%dT%H%M%SZ}_{incident.alert_id[:8]}"
+    return f"{incident.incident_type}/{device}/{stem}_{role}_{name}"
+
+
+def evidence_metadata(targets: Mapping[str, str], evidence_dir: Path) -> dict[str, Any]:
+    """What an incident says of its evidence: the keys that nas_sync.py upload gives it, by role."""
+    keys = {role: f"{EVIDENCE_PREFIX}/{target}" for role, target in targets.items()}
+    return {"evidence": keys, "evidence_dir": str(evidence_dir)}
+
+
+@contextmanager
+def evidence_file(target: Path) -> Iterator[Path]:
+    """part_file in a folder that is made; what runs that were killed left there goes."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob("*.part"):
+        with suppress(FileNotFoundError):
+            if EVIDENCE_NAME.match(left.name) and time.time() - left.stat().st_mtime > EVIDENCE_PART_SEC:
+                left.unlink()
+    with part_file(target) as part:
+        yield part
+
+
 def evidence_letters(event: Event, clip: Sequence[str]) -> list[Letter]:
     """What to copy for an event, as TYPE/DEVICE/… below the evidence folder."""
     incident = event.incident
-    stem = f"{moment(incident.start_sec):%Y%m%dT%H%M%SZ}_{incident.alert_id[:8]}"
     roles = {"last_good": event.last_good, "first_bad": event.first_bad, "first_good": event.first_good}
     sources = {role: [ref] for role, ref in roles.items() if ref}
     if clip and event.kind != "resolved":
@@ -1976,7 +2031,7 @@ def evidence_letters(event: Event, clip: Sequence[str]) -> list[Letter]:
     letters = []
     for role, refs in sources.items():
         source = Path(split_ref(refs[0])[0])
-        target = f"{incident.incident_type}/{incident.device_id}/{stem}_{role}_{source.name}"
+        target = evidence_target(incident, role, source.name)
         payload = {"alert_id": incident.alert_id, "role": role, "sources": refs, "target": target}
         letters.append(Letter("evidence", target, payload))
     return letters
@@ -2000,10 +2055,99 @@ def copy_evidence(folder: Path, evidence_dir: Path, payload: Mapping[str, Any]) 
             continue
     if not parts:
         return bool(target.exists())
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with part_file(target) as part:
+    with evidence_file(target) as part:
         part.write_bytes(b"".join(parts))
     return True
+
+
+def cuts_of(interval: Interval, known_sec: float, length_sec: float,
+            back_sec: float) -> dict[str, list[tuple[float, list[str]]]]:  # fmt: skip
+    """For each piece of evidence what is tried in turn: where FFmpeg begins to read a recording, and its options.
+
+    It begins `back_sec` early where it cannot be trusted to find the place. The last good picture is the last one that
+    is `known_sec` older than the first bad one: what is between was not looked at, or is not sure.
+    """
+
+    def still(first_sec: float, until_sec: float, chosen: str, *options: str) -> list[tuple[float, list[str]]]:
+        seek_sec = max(0.0, first_sec - back_sec)
+        inside = f"gte(t,{first_sec - seek_sec:.3f})*lt(t,{until_sec - seek_sec:.3f})*({chosen})"
+        return [(seek_sec, ["-t", f"{until_sec - seek_sec:.3f}", "-map", "0:V:0", "-vf", f"select='{inside}'", "-q:v",
+                            "2", "-fps_mode", "passthrough", *options, "-f", "image2", "-update", "1"])]  # fmt: skip
+
+    (start_sec, end_sec), good_sec = interval, interval[0] - known_sec
+    seek_sec = max(0.0, start_sec - CLIP_BEFORE_SEC - back_sec)
+    first, last = max(0.0, start_sec - CLIP_BEFORE_SEC) - seek_sec, start_sec - CLIP_BEFORE_SEC + CLIP_SEC - seek_sec
+    streams = ["-t", f"{last:.3f}", "-map", "0:V:0?", "-map", "0:a:0?", "-movflags", "+faststart", "-f", "mp4"]
+    trims = [f"{kind}trim={first:.3f}:{last:.3f},{kind}setpts=PTS-STARTPTS" for kind in ("", "a")]
+    coders = [["-c", "copy"], ["-c:v", "copy", "-c:a", "aac"]] if math.isfinite(back_sec) else []
+    coders.append([*CLIP_CODER, "-vf", trims[0], "-af", trims[1]])
+    often = f"isnan(prev_selected_t)+gte(t-prev_selected_t,{SAMPLE_SEC})"
+    return {
+        "last_good": still(max(0.0, good_sec - PICTURE_GAP_SEC), good_sec, often) if good_sec > 0 else [],
+        "first_bad": still(start_sec - JUST_BEFORE_SEC, end_sec, "1", "-frames:v", "1"),
+        "first_good": still(end_sec - JUST_BEFORE_SEC, end_sec + PICTURE_GAP_SEC, "1", "-frames:v", "1")
+        if end_sec < length_sec else [],
+        "clip": [(seek_sec, [*streams, *coder]) for coder in coders],
+    }  # fmt: skip
+
+
+def cut(ffmpeg: str, file: Path, seek_sec: float, options: Sequence[str], part: Path) -> bool:
+    """Write what FFmpeg makes of a stretch of a recording; False when that is nothing whole.
+
+    Raises OSError when it is the folder that takes nothing.
+    """
+    command = [ffmpeg, *QUIETLY[:2], "-y", "-loglevel", "fatal", "-protocol_whitelist", "file,pipe,fd",
+               "-fflags", "+genpts", *(["-ss", f"{seek_sec:.3f}"] if seek_sec else []),
+               "-i", f"file:{file.absolute()}", *options, f"file:{part}"]  # fmt: skip
+    with suppress(subprocess.TimeoutExpired, Unreadable, FileNotFoundError):
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=STALL_SEC)
+        if done.returncode == 0 and "image2" in options and not is_cut(part.read_bytes()):
+            return True
+        if done.returncode == 0 and "mp4" in options:
+            try:
+                return bool(list(read_pictures(ffmpeg, part, keys_only=True)))
+            except NoStream:
+                return bool(measure_sound(ffmpeg, part))
+    with part.open("ab") as handle:  # behind what FFmpeg has left: on a full disk this fails too
+        handle.write(bytes(HASH_BLOCK_BYTES))
+        os.fsync(handle.fileno())
+    part.unlink()
+    return False
+
+
+def cut_evidence(scan: Scan, incident: Incident, interval: Interval, evidence_dir: Path, ffmpeg: str) -> dict[str, str]:
+    """The evidence of one incident, cut out of its recording: role -> target, where there is such a picture.
+
+    What an earlier run has made is not made again. Raises OSError when the folder does not take it.
+    """
+    made, name = {}, re.sub(r"[^A-Za-z0-9._-]", "_", scan.file.stem)[:STEM_MOST]
+    back_sec = SEEK_BACK_SEC.get(scan.file.suffix.lower(), 0.0)
+    known_sec = ONSET_SEC if incident.incident_type == "freeze" else STEP_LEAST_SEC
+    for role, tries in cuts_of(interval, known_sec, scan.length_sec, back_sec).items():
+        target = evidence_target(incident, role, f"{name}.{'mp4' if role == 'clip' else 'jpg'}")
+        with suppress(Unreadable):
+            if not (evidence_dir / target).exists():
+                with evidence_file(evidence_dir / target) as part:
+                    if not any(cut(ffmpeg, scan.file, seek_sec, options, part) for seek_sec, options in tries):
+                        raise Unreadable(role)
+            made[role] = target
+    return made
+
+
+def keep_evidence(scan: Scan, lacking: Iterable[tuple[Incident, Interval]], database: Database, evidence_dir: Path,
+                  ffmpeg: str, told: set[str]) -> int:  # fmt: skip
+    """Cut and note the evidence of a recording's incidents; 1 when the folder did not take it, told once for a run."""
+    for incident, interval in lacking:
+        try:
+            made = cut_evidence(scan, incident, interval, evidence_dir, ffmpeg)
+        except OSError as problem:
+            log.log(logging.DEBUG if str(evidence_dir) in told else logging.WARNING,
+                    "%s: takes no evidence: %s; the incidents are stored, another run tries it again",
+                    evidence_dir, problem.strerror or problem)  # fmt: skip
+            told.add(str(evidence_dir))
+            return 1
+        database.add_metadata(incident.alert_id, evidence_metadata(made, evidence_dir))
+    return 0
 
 
 def local_text(at_sec: float) -> str:
@@ -2195,8 +2339,7 @@ class CaptureFolder:
         self.own = folder / STATE_FOLDER
         self.state_file = state_folder(folder) / "monitor.json"
         self.database = database_of(setup.settings, folder)
-        configured = setup.settings["evidence_dir"]
-        self.evidence_dir = Path(str(configured)).expanduser() if configured else self.own / "evidence"
+        self.evidence_dir = evidence_folder(setup.settings, folder)
         self.outbox = Outbox()
         self.is_missing = not folder.exists()
         self.restore()
@@ -2511,8 +2654,7 @@ def deliver(place: CaptureFolder, letter: Letter) -> None:
     elif letter.channel == "evidence":
         payload = letter.payload
         if copy_evidence(place.folder, place.evidence_dir, payload):
-            key = f"{EVIDENCE_PREFIX}/{payload['target']}"  # as nas_sync.py upload names it
-            metadata = {"evidence": {payload["role"]: key}, "evidence_dir": str(place.evidence_dir)}
+            metadata = evidence_metadata({payload["role"]: payload["target"]}, place.evidence_dir)
             place.outbox.put(Letter("database", f"evidence {payload['target']}",
                                     {"alert_id": payload["alert_id"], "metadata": metadata}))  # fmt: skip
         else:

@@ -57,7 +57,7 @@ LINES_NOW = {
     "copy_footage": 3010,
     "rtsp_recorder": 3420,
     "nas_sync": 3995,
-    "capture_analyzer": 4700,
+    "capture_analyzer": 4820,
     "rhombus_logging": 875,
     "rhombus_mpd_info": 420,
 }
