@@ -592,6 +592,16 @@ def read_pictures(ffmpeg: str, file: Path, *, keys_only: bool = False, start_sec
         pipe.check(latest > -math.inf)
 
 
+def call(command: Sequence[str], timeout_sec: float) -> tuple[bool, bytes]:
+    """Whether a program succeeded, and what it wrote to stdout; one that takes longer is killed and has failed."""
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=timeout_sec,
+                              start_new_session=True)  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return False, b""
+    return done.returncode == 0, done.stdout
+
+
 # --- sound -------------------------------------------------------------------------------------------------------
 
 
@@ -1784,8 +1794,9 @@ class Database:
             self.is_ready = False  # the file may have gone with its folder
             raise
 
-    def store(self, incident: Incident) -> bool:
-        """Insert or bring up to date; True for a new row. Another active row of its kind ends where this begins."""
+    def store(self, incident: Incident) -> dict[str, Any] | None:
+        """Insert or bring up to date; the metadata that was there, None for a new row. Another active row of its kind
+        ends where this begins."""
         from sqlalchemy import insert, select, update
 
         table, key = self.table, self.table.c.alert_id == incident.alert_id
@@ -1802,7 +1813,7 @@ class Database:
             else:
                 values = {**row, "metadata": merged(found[0], incident.metadata)}
                 connection.execute(update(table).where(key).values(values))
-        return found is None
+        return None if found is None else dict(found[0])
 
     def end_others(self, connection: Connection, incident: Incident) -> None:
         """What a lost state left active: its end was never seen."""
@@ -1869,40 +1880,26 @@ def store_scan(scan: Scan, zone: tzinfo | None, settings: Mapping[str, Any], ffm
         with scan.file.open("rb") as handle:
             while block := handle.read(HASH_BLOCK_BYTES):
                 digest.update(block)
-        place, base_sec = database_of(settings, scan.file.parent), start_of_scan(scan, zone)[0]
-        new = store_video_incidents(place, scan.file, digest.hexdigest(), scan.camera, base_sec, scan.incidents,
-                                    scan.about)  # fmt: skip
-        log.info("%s: %d of %d incidents are new in the database", scan.file, new, len(scan.incidents))
-        what = "evidence"
-        keys = {video_alert_id(digest.hexdigest(), kind, times[0]): times for kind, times in scan.incidents}
-        stored = Database(place).read(base_sec, base_sec + scan.length_sec + 1)
-        lacking = [(one, keys[one.alert_id]) for one in stored if one.alert_id in keys
-                   and "evidence_dir" not in one.metadata]  # which names it when all is in it
-        return keep_evidence(scan, lacking, Database(place), evidence_folder(settings, scan.file.parent), ffmpeg, told)
+        database = Database(database_of(settings, scan.file.parent))
+        found = video_incidents(scan, digest.hexdigest(), start_of_scan(scan, zone)[0])
+        before = [database.store(incident) for incident in found]
+        log.info("%s: %d of %d incidents are new in the database", scan.file, before.count(None), len(found))
+        what = "evidence"  # all of which is there once an incident names its folder
+        lacking = [(one, times) for one, (_, times), known in zip(found, scan.incidents, before, strict=True)
+                   if "evidence_dir" not in (known or {})]  # fmt: skip
+        return keep_evidence(scan, lacking, database, evidence_folder(settings, scan.file.parent), ffmpeg, told)
     except (OSError, SQLAlchemyError) as problem:
         log.error("%s: %s not stored: %s", scan.file, what, first_line(problem))
         return 1
 
 
-def video_alert_id(sha256: str, incident_type: str, start_sec: float) -> str:
-    """The same however often, and wherever, the same bytes are scanned."""
-    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{sha256}/{incident_type}/{round(start_sec * 1000)}"))
-
-
-def store_video_incidents(place: str, file: Path, sha256: str, device: str, base_sec: float,
-                          found: Iterable[tuple[str, Interval]],
-                          about: Callable[[str, Interval], Mapping[str, str]] | None = None) -> int:  # fmt: skip
-    """Store what `video` found as (type, interval in the file); how many are new. A rescan of the same bytes adds none.
-
-    `base_sec` is the epoch time of the file's beginning.
-    """
-    database, host, new = Database(place), host_name(), 0
-    for incident_type, (start_sec, end_sec) in found:
-        told = about(incident_type, (start_sec, end_sec)) if about else {"severity": severity_of(incident_type, "")}
-        key = video_alert_id(sha256, incident_type, start_sec)
-        new += database.store(Incident(key, host, device, incident_type, "resolved", 1, base_sec + start_sec,
-                                       base_sec + end_sec, {"file": str(file), "sha256": sha256, **told}))  # fmt: skip
-    return new
+def video_incidents(scan: Scan, sha256: str, base_sec: float) -> list[Incident]:
+    """What `video` found in a recording that begins at `base_sec`; the same ids however often the same bytes are
+    scanned, wherever they lie."""
+    return [Incident(str(uuid.uuid5(uuid.NAMESPACE_URL, f"{sha256}/{kind}/{round(start_sec * 1000)}")), host_name(),
+                     scan.camera, kind, "resolved", 1, base_sec + start_sec, base_sec + end_sec,
+                     {"file": str(scan.file), "sha256": sha256, **scan.about(kind, (start_sec, end_sec))})
+            for kind, (start_sec, end_sec) in scan.incidents]  # fmt: skip
 
 
 def first_line(problem: BaseException) -> str:
@@ -2099,11 +2096,11 @@ def cut(ffmpeg: str, file: Path, seek_sec: float, options: Sequence[str], part: 
     command = [ffmpeg, *QUIETLY[:2], "-y", "-loglevel", "fatal", "-protocol_whitelist", "file,pipe,fd",
                "-fflags", "+genpts", *(["-ss", f"{seek_sec:.3f}"] if seek_sec else []),
                "-i", f"file:{file.absolute()}", *options, f"file:{part}"]  # fmt: skip
-    with suppress(subprocess.TimeoutExpired, Unreadable, FileNotFoundError):
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=STALL_SEC)
-        if done.returncode == 0 and "image2" in options and not is_cut(part.read_bytes()):
+    is_done, _ = call(command, STALL_SEC)
+    with suppress(Unreadable, FileNotFoundError):
+        if is_done and "image2" in options and not is_cut(part.read_bytes()):
             return True
-        if done.returncode == 0 and "mp4" in options:
+        if is_done and "mp4" in options:
             try:
                 return bool(list(read_pictures(ffmpeg, part, keys_only=True)))
             except NoStream:
@@ -2358,7 +2355,7 @@ class CaptureFolder:
         self.is_polled = True
         self.sound_folder: Path | None = None
         self.trouble = ""
-        self.opened = 0
+        self.raised = 0
 
     def restore(self) -> None:
         """Go on where the last run left off."""
@@ -2549,7 +2546,7 @@ class CaptureFolder:
                     local_text(incident.start_sec))  # fmt: skip
             letters = evidence_letters(event, self.clip(incident.start_sec) if event.kind != "resolved" else ())
             post(event, self.outbox, self.setup.channels, letters, self.setup.hold_sec)
-            self.opened += event.kind == "opened"
+            self.raised += event.kind != "resolved"
             self.is_urgent = True
 
     def look_for_silence(self) -> None:
@@ -2868,7 +2865,8 @@ def monitor_folders(folders: Sequence[Path], config: Mapping[str, Any], stopping
     return Status.DONE
 
 
-def monitor_once(folders: Sequence[Path], config: Mapping[str, Any], stopping: threading.Event) -> int:
+def monitor_once(folders: Sequence[Path], config: Mapping[str, Any], stopping: threading.Event,
+                 fail_on_incident: bool = False) -> int:  # fmt: skip
     """Look at what is new, deliver what is due, end: for cron. What could not be delivered waits for the next run."""
     setup, failed = make_setup(config), False
     with taken(folders, setup, stopping) as places:
@@ -2889,23 +2887,28 @@ def monitor_once(folders: Sequence[Path], config: Mapping[str, Any], stopping: t
             place.is_urgent, place.is_leaving, place.noted_mono = True, True, -math.inf
             place.save_if_due()
             failed = failed or bool(place.trouble)
-    opened, active = sum(place.opened for place in places), sum(len(place.machine.active()) for place in places)
-    log.info("%d incident%s opened, %d active", opened, "" if opened == 1 else "s", active)
-    return Status.PARTIAL if failed else Status.DONE
+    raised, active = sum(place.raised for place in places), sum(len(place.machine.active()) for place in places)
+    log.info("%d incident%s raised, %d active", raised, "" if raised == 1 else "s", active)
+    return Status.PARTIAL if failed or (fail_on_incident and (raised or active)) else Status.DONE
 
 
 def monitor_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", nargs="*", type=Path,
                         help="capture folders (default: analysis.capture_dirs)")  # fmt: skip
     parser.add_argument("--once", action="store_true", help="look at what is new, then end (for cron)")
+    parser.add_argument("--fail_on_incident", action="store_true",
+                        help="with --once: exit 1 when an incident is active, or was raised meanwhile")  # fmt: skip
 
 
 def monitor_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
     """SIGTERM and SIGHUP are the ordinary end of a service, SIGINT is 130."""
     stopping = threading.Event()
+    if arguments.fail_on_incident and not arguments.once:
+        raise UsageError("--fail_on_incident: goes with --once; a service tells its incidents through notify")
     with signals_as(stopping) as signals:
         folders = watched_folders(arguments.folder, config["analysis"])
-        status = (monitor_once if arguments.once else monitor_folders)(folders, config, stopping)
+        status = (monitor_once(folders, config, stopping, arguments.fail_on_incident) if arguments.once
+                  else monitor_folders(folders, config, stopping))  # fmt: skip
     return Status.SIGINT if signal.SIGINT in signals else status
 
 
@@ -3192,12 +3195,8 @@ def encodes(ffmpeg: str, encoder: str) -> bool:
     command = [ffmpeg, "-hide_banner", "-nostdin", "-loglevel", "quiet", "-progress", "pipe:1", "-f", "lavfi",
                "-i", "testsrc2=size=640x480:rate=25", "-frames:v", "5", "-pix_fmt", "yuv420p", "-c:v", encoder,
                "-f", "null", "-"]  # fmt: skip
-    try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-                              timeout=PROBE_TIMEOUT_SEC, start_new_session=True)  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return False
-    return done.returncode == 0 and "frame=5" in done.stdout.replace(" ", "")
+    is_done, told = call(command, PROBE_TIMEOUT_SEC)
+    return is_done and b"frame=5" in told.replace(b" ", b"")
 
 
 def choose_encoder(ffmpeg: str, wanted: str) -> str:
@@ -3488,11 +3487,7 @@ class Capturer:
     def sound_works(self) -> bool:
         command = [self.ffmpeg, "-hide_banner", "-nostdin", "-loglevel", "quiet", "-f", "alsa", "-i",
                    self.grabber.audio, "-t", "0.1", "-f", "null", "-"]  # fmt: skip
-        try:
-            return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False,
-                                  timeout=STOP_STEP_SEC, start_new_session=True).returncode == 0  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return False
+        return call(command, STOP_STEP_SEC)[0]
 
     def publish(self, folder: Path) -> None:
         """Stills whose thumbnail is there as well get their names; the time is that of their writing."""
@@ -3509,12 +3504,11 @@ def check_devices(ffmpeg: str, grabbers: Sequence[Grabber]) -> None:
     """CannotStart when this FFmpeg was built without what a grabber needs."""
     if all(grabber.kind != "device" and not is_alsa(grabber) for grabber in grabbers):
         return
-    done = subprocess.run([ffmpeg, "-hide_banner", "-devices"], stdin=subprocess.DEVNULL, capture_output=True,
-                          text=True, check=False, timeout=PROBE_TIMEOUT_SEC)  # fmt: skip
+    told = call([ffmpeg, "-hide_banner", "-devices"], PROBE_TIMEOUT_SEC)[1].decode(errors="replace")
     for grabber in grabbers:
         needs = [*(["v4l2"] if grabber.kind == "device" else []), *(["alsa"] if is_alsa(grabber) else [])]
         for device in needs:
-            if not re.search(rf"(?m)^ D.*\b{device}\b", done.stdout):
+            if not re.search(rf"(?m)^ D.*\b{device}\b", told):
                 raise CannotStart(f"{grabber.name}: {ffmpeg} was built without {device}; install your system's ffmpeg")
 
 
@@ -4585,8 +4579,7 @@ def small_picture(ffmpeg: str, file: Path, at_sec: float) -> str | None:
         command = [ffmpeg, "-nostdin", "-loglevel", "quiet", "-threads", "1", "-ss", f"{max(0, at_sec):.1f}",
                    "-i", f"file:{file}", "-frames:v", "1", "-vf", f"scale={PAGE_THUMBNAIL_WIDTH}:-2",
                    "-f", "image2pipe", "-c:v", "bmp", "-"]  # fmt: skip
-        data = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False,
-                              timeout=THUMBNAIL_TIMEOUT_SEC).stdout  # fmt: skip
+        data = call(command, THUMBNAIL_TIMEOUT_SEC)[1]
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     if picture is None and at_sec > 0 and file.suffix != ".jpg":  # shorter than its record says
         return small_picture(ffmpeg, file, 0)
@@ -4616,7 +4609,7 @@ def take_thumbnails(cameras: Sequence[Reported]) -> list[list[tuple[float, Path,
         _, number, at_sec, file = job
         if time.monotonic() > deadline:
             return None
-        with suppress(OSError, subprocess.TimeoutExpired):
+        with suppress(OSError):
             if picture := small_picture(ffmpeg, file, at_sec - began.get(str(file), at_sec)):
                 return number, at_sec, file, picture
         return None
