@@ -21,6 +21,7 @@ import glob
 import hashlib
 import heapq
 import importlib
+import io
 import itertools
 import json
 import logging
@@ -148,9 +149,7 @@ SOUND_EVERY_SEC = 1.0
 SOUND_GAP_SEC = 10.0  # between segments: longer ones are no run of silence
 SEGMENT_LIES_STILL_SEC = 10.0
 CLIP_BEFORE_SEC, CLIP_SEGMENTS = 5.0, 10
-EVIDENCE_PART_SEC = 3600.0  # nobody goes on writing an older one
-STEM_MOST = 100  # characters of a recording's name that its evidence is called after
-CLIP_SEC = 20.0  # of a recording: as long as so many segments
+CLIP_SEC, STEM_MOST = 20.0, 100  # of a recording: as long as so many segments; characters of its name
 CLIP_CODER = ("-c:v", "libx264", "-preset", "veryfast", "-pix_fmt", "yuv420p", "-c:a", "aac")  # where mp4 takes no copy
 SEEK_BACK_SEC = {".ts": 10.0, ".m2ts": 10.0, ".mpg": 10.0, ".mpeg": 10.0, ".h264": math.inf, ".hevc": math.inf}
 ONSET_SEC = 1.2  # a coder goes on refining a picture that stands still: the freeze may have begun so much earlier
@@ -838,7 +837,7 @@ def frame_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
     images = [*([arguments.image] if arguments.image else []), *arguments.images]
     if not images:
         raise UsageError("no still was named; give IMAGE or --images")
-    host = arguments.host or os.environ.get("HOST_NAME") or os.environ.get("USER") or socket.gethostname()
+    host = arguments.host or host_name()
     state, failed = state_of(arguments.state), 0
     for image in images:
         device = arguments.device or camera_of(image)
@@ -1192,6 +1191,8 @@ def suspicious(keys: Sequence[Picture], rules: Rules) -> list[tuple[float, float
 def refusal(file: Path) -> str:
     """Why a file need not be given to FFmpeg at all; empty when it may."""
     try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            return "it is no file"
         with file.open("rb") as handle:
             return "" if handle.read(1) else "the file is empty"
     except OSError as problem:
@@ -1203,8 +1204,9 @@ def camera_of(file: Path) -> str:
     of a clip, wherever it lies, the folder that nas_sync.py gives it: NAME_UUID."""
     if clip := CLIP_NAME.search(file.stem):
         return file.stem[: clip.start() + 23]
-    folder = recording_folder(file.absolute())
-    return folder.parent.name if folder.name == "captures" else folder.name
+    folder = recording_folder(Path(os.path.abspath(file)))  # noqa: PTH100  without `..`
+    name = folder.parent.name if folder.name == "captures" else folder.name
+    return name.encode(errors="backslashreplace").decode()  # no database takes what is no text
 
 
 def recording_folder(file: Path) -> Path:
@@ -1265,15 +1267,17 @@ def start_of_scan(scan: Scan, zone: tzinfo | None) -> tuple[float, str]:
     return began_sec - (scan.length_sec if basis == "mtime" else 0), basis
 
 
-def recordings_in(places: Sequence[Path]) -> list[Path]:
-    """Files as given; of folders every recording below them, without parts and what lies in dot folders."""
+def recordings_in(places: Sequence[Path], missed: list[OSError]) -> list[Path]:
+    """Files as given; of folders every recording below them, without parts, evidence and dot folders."""
     files: list[Path] = []
     for place in places:
-        below = [Path(folder) / name for folder, _, names in os.walk(place) for name in names
-                 if not EVIDENCE_NAME.match(name)]  # fmt: skip
-        files += sorted(file for file in below if file.suffix.lower() in RECORDINGS
+        if not place.is_dir():
+            files.append(place)
+            continue
+        below = [Path(folder) / name for folder, _, names in os.walk(place, onerror=missed.append) for name in names]
+        files += sorted(file for file in below
+                        if file.suffix.lower() in RECORDINGS and not EVIDENCE_NAME.match(file.name)
                         and not any(part.startswith(".") for part in file.relative_to(place).parts))  # fmt: skip
-        files += [] if place.is_dir() else [place]
     return files
 
 
@@ -1330,23 +1334,28 @@ def video_flags(parser: argparse.ArgumentParser) -> None:
 
 def video_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
     """Scan recordings side by side and show them in their order."""
-    files = recordings_in(arguments.file)
+    missed: list[OSError] = []
+    files = recordings_in(arguments.file, missed)
     at_once = min(arguments.workers or os.cpu_count() or 1, len(files))
     if arguments.workers is not None and arguments.workers < 1:
         raise UsageError("--workers: must be 1 or more")
     if arguments.store and not config["analysis"]["database"]:
         raise UsageError("--store: set analysis.database, where the incidents are to be kept")
+    if arguments.store:
+        Database(database_of(config["analysis"], Path()))
     refuse_unwritable(arguments.output)
     rules, zone = rules_of(config["analysis"]), zone_of(config["recording"]["timezone"])
     for camera in config["analysis"]["masks"]:
         mask_of(config["analysis"], camera)
     ffmpeg, counts = find_ffmpeg("looking at recordings"), dict.fromkeys(TYPES, 0)
-    failed, length_sec, reports, told = 0, 0.0, [], set[str]()
+    failed, length_sec, reports, told = len(missed), 0.0, [], set[str]()
+    for problem in missed:
+        log.error("%s: not looked through: %s", problem.filename, problem.strerror)
     with ExitStack() as stack:
         metrics = None
         if arguments.metrics:
             part = stack.enter_context(writable(arguments.metrics))
-            metrics = Metrics(stack.enter_context(part.open("w", newline="", encoding="utf-8")))
+            metrics = Metrics(stack.enter_context(part.open("w", 1 << 16, "utf-8", "surrogateescape", "")))
         scanner = Scanner(ffmpeg, rules, config["analysis"], arguments.precise, 1 if at_once > 1 else 0, metrics)
         pool = ThreadPoolExecutor(max(at_once, 1))
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # a signal must not wait for a long file
@@ -1559,15 +1568,15 @@ class IncidentMachine:
         self.last_sec, self.last_ref = at_sec, ref
         return events
 
-    def silence(self, now_sec: float) -> list[Event]:
-        """Nothing has come since the last sample, and it is `now_sec`."""
+    def silence(self, now_sec: float, detail: str = "") -> list[Event]:
+        """Nothing has come since the last sample, or nothing that can be read, and it is `now_sec`."""
         watch = self.watches["no_data"]
         if self.last_sec is None or now_sec - self.last_sec < silent_after_sec(self.steps, self.patience):
             return []
         if watch.phase == "active":
             return []
         self.watches["no_data"] = replace(watch, count=0)
-        return [self.open("no_data", self.last_sec, 1, "", self.last_ref, "")]
+        return [self.open("no_data", self.last_sec, 1, detail, self.last_ref, "")]
 
     def open(self, name: str, start_sec: float, count: int, detail: str, last_good: str, first_bad: str) -> Event:
         """The type is an incident from now on: a new one, or the last one once more."""
@@ -1713,11 +1722,6 @@ def database_of(settings: Mapping[str, Any], folder: Path) -> str:
     return place
 
 
-def database_address(place: str) -> str:
-    """What SQLAlchemy wants to hear; PostgreSQL through psycopg, however the address begins."""
-    return re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql+psycopg://", place)
-
-
 def incident_table() -> Table:
     """One row per incident. That there is at most one active row per host, device and type is the database's rule."""
     from sqlalchemy import JSON, CheckConstraint, Column, DateTime, Index, Integer, MetaData, String, Table, text
@@ -1759,20 +1763,22 @@ class Database:
         from sqlalchemy.exc import ArgumentError
         from sqlalchemy.pool import NullPool
 
+        shown = mask(place)
         try:
             own = URL.create("sqlite", database=str(Path(place).expanduser().absolute()))  # a path may hold % and #
-            url = make_url(database_address(place)) if "://" in place else own
-        except ArgumentError as problem:
-            raise UsageError(f"analysis.database: {mask(place)!r} is no database address and no path") from problem
-        hide_secret(url.password)
-        is_file = url.get_backend_name() == "sqlite"
-        self.path = Path(url.database) if is_file and url.database else None
-        self.shown = str(self.path or url.render_as_string(hide_password=True))
-        patience = {"timeout": DATABASE_TIMEOUT_SEC} if is_file else {"connect_timeout": DATABASE_TIMEOUT_SEC}
-        try:
+            address = re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql+psycopg://", place)  # whatever it begins with
+            url = make_url(address) if "://" in place else own
+            for secret in (url.password, *(value for name, value in url.query.items() if "pass" in name)):
+                hide_secret(str(secret or ""))
+            is_file = url.drivername.startswith("sqlite")
+            self.path = Path(url.database) if is_file and url.database else None
+            self.shown = shown = str(self.path or url.render_as_string(hide_password=True))
+            patience = {"timeout": DATABASE_TIMEOUT_SEC} if is_file else {"connect_timeout": DATABASE_TIMEOUT_SEC}
             self.engine = create_engine(url, poolclass=NullPool, connect_args=patience)
+        except ArgumentError as problem:
+            raise UsageError(f"analysis.database: {shown!r} is no database address and no path") from problem
         except ImportError as problem:
-            raise CannotStart(f"{self.shown}: needs a package: pip install 'psycopg[binary]'") from problem
+            raise CannotStart(f"{shown}: needs a package: pip install 'psycopg[binary]'") from problem
         self.table = incident_table()
         self.is_ready = False
 
@@ -1795,10 +1801,7 @@ class Database:
             raise
 
     def store(self, incident: Incident) -> dict[str, Any] | None:
-        """Insert or bring up to date; the metadata that was there, None for a new row. Another active row of its kind
-        ends where this begins."""
-        from sqlalchemy import insert, select, update
-
+        """Insert or update; the metadata before, None for a new row. Another active row of its kind ends here."""
         table, key = self.table, self.table.c.alert_id == incident.alert_id
         row = {"host_name": incident.host_name, "device_id": incident.device_id, "status": incident.status,
                "incident_type": incident.incident_type, "consecutive_count": incident.consecutive_count,
@@ -1807,49 +1810,44 @@ class Database:
         with self.transaction() as connection:
             if incident.status == "active":
                 self.end_others(connection, incident)
-            found = connection.execute(select(table.c.metadata).where(key)).first()
+            found = connection.execute(table.select().where(key)).mappings().first()
             if found is None:
-                connection.execute(insert(table).values(alert_id=incident.alert_id, metadata=incident.metadata, **row))
+                connection.execute(table.insert().values(alert_id=incident.alert_id, metadata=incident.metadata, **row))
             else:
-                values = {**row, "metadata": merged(found[0], incident.metadata)}
-                connection.execute(update(table).where(key).values(values))
-        return None if found is None else dict(found[0])
+                values = {**row, "metadata": merged(found["metadata"], incident.metadata)}
+                connection.execute(table.update().where(key).values(values))
+        return None if found is None else dict(found["metadata"])
 
     def end_others(self, connection: Connection, incident: Incident) -> None:
         """What a lost state left active: its end was never seen."""
-        from sqlalchemy import select, update
-
         columns = self.table.c
         same = (columns.host_name == incident.host_name, columns.device_id == incident.device_id,
                 columns.incident_type == incident.incident_type, columns.status == "active",
                 columns.alert_id != incident.alert_id)  # fmt: skip
-        for row in connection.execute(select(self.table).where(*same)).mappings():
+        for row in connection.execute(self.table.select().where(*same)).mappings():
             end_sec = max(epoch_sec(row["start_time"]), incident.start_sec)
-            connection.execute(update(self.table).where(columns.alert_id == row["alert_id"]).values(
+            connection.execute(self.table.update().where(columns.alert_id == row["alert_id"]).values(
                 {"status": "resolved", "end_time": moment(end_sec),
                  "metadata": merged(row["metadata"], {"superseded_by": incident.alert_id})}))  # fmt: skip
 
     def add_metadata(self, alert_id: str, values: Mapping[str, Any]) -> bool:
         """Merge `values` into an incident's metadata; False when there is no such incident."""
-        from sqlalchemy import select, update
-
         key = self.table.c.alert_id == alert_id
         with self.transaction() as connection:
-            found = connection.execute(select(self.table.c.metadata).where(key)).first()
+            found = connection.execute(self.table.select().where(key)).mappings().first()
             if found is not None:
-                connection.execute(update(self.table).where(key).values({"metadata": merged(found[0], values)}))
+                both = {"metadata": merged(found["metadata"], values)}
+                connection.execute(self.table.update().where(key).values(both))
         return found is not None
 
     def read(self, since_sec: float | None = None, until_sec: float | None = None) -> list[Incident]:
         """The incidents that touch the time, in the order of their start."""
-        from sqlalchemy import or_, select
-
         if self.path and not self.path.exists():
             return []
         columns = self.table.c
-        query = select(self.table).order_by(columns.start_time)
+        query = self.table.select().order_by(columns.start_time)
         if since_sec is not None:
-            query = query.where(or_(columns.end_time.is_(None), columns.end_time >= moment(since_sec)))
+            query = query.where(columns.end_time.is_(None) | (columns.end_time >= moment(since_sec)))
         if until_sec is not None:
             query = query.where(columns.start_time < moment(until_sec))
         with self.transaction() as connection:
@@ -1860,15 +1858,21 @@ class Database:
                 for row in rows]  # fmt: skip
 
 
-def read_incidents(place: str, since_sec: float | None = None, until_sec: float | None = None) -> list[Incident]:
-    """The incidents of a database, for `report` and `incidents`; CannotStart when it cannot be read."""
+@contextmanager
+def reached(place: str, what: str) -> Iterator[Database]:
+    """A database for `report` and `incidents`; CannotStart when it cannot be read or written."""
     from sqlalchemy.exc import SQLAlchemyError
 
     database = Database(place)
     try:
-        return database.read(since_sec, until_sec)
+        yield database
     except SQLAlchemyError as problem:
-        raise CannotStart(f"{database.shown}: cannot be read: {first_line(problem)}") from problem
+        raise CannotStart(f"{database.shown}: cannot be {what}: {first_line(problem)}") from problem
+
+
+def read_incidents(place: str, since_sec: float | None = None, until_sec: float | None = None) -> list[Incident]:
+    with reached(place, "read") as database:
+        return database.read(since_sec, until_sec)
 
 
 def store_scan(scan: Scan, zone: tzinfo | None, settings: Mapping[str, Any], ffmpeg: str, told: set[str]) -> int:
@@ -1894,8 +1898,7 @@ def store_scan(scan: Scan, zone: tzinfo | None, settings: Mapping[str, Any], ffm
 
 
 def video_incidents(scan: Scan, sha256: str, base_sec: float) -> list[Incident]:
-    """What `video` found in a recording that begins at `base_sec`; the same ids however often the same bytes are
-    scanned, wherever they lie."""
+    """What `video` found, of a recording that begins at `base_sec`; the same bytes always give the same ids."""
     return [Incident(str(uuid.uuid5(uuid.NAMESPACE_URL, f"{sha256}/{kind}/{round(start_sec * 1000)}")), host_name(),
                      scan.camera, kind, "resolved", 1, base_sec + start_sec, base_sec + end_sec,
                      {"file": str(scan.file), "sha256": sha256, **scan.about(kind, (start_sec, end_sec))})
@@ -1993,8 +1996,7 @@ def evidence_folder(settings: Mapping[str, Any], beside: Path) -> Path:
 
 
 def evidence_target(incident: Incident, role: str, name: str) -> str:
-    """The path of evidence below its folder, and below `alerts/` where nas_sync.py takes it: no folder begins with a
-    dot, which it leaves out."""
+    """Below the folder of evidence, and below `alerts/` where nas_sync.py takes it, which leaves dot folders out."""
     device = re.sub(r"[^A-Za-z0-9._-]", "_", incident.device_id).lstrip(".") or "_"
     stem = f"{moment(incident.start_sec):%Y%m%dT%H%M%SZ}_{incident.alert_id[:8]}"
     return f"{incident.incident_type}/{device}/{stem}_{role}_{name}"
@@ -2004,18 +2006,6 @@ def evidence_metadata(targets: Mapping[str, str], evidence_dir: Path) -> dict[st
     """What an incident says of its evidence: the keys that nas_sync.py upload gives it, by role."""
     keys = {role: f"{EVIDENCE_PREFIX}/{target}" for role, target in targets.items()}
     return {"evidence": keys, "evidence_dir": str(evidence_dir)}
-
-
-@contextmanager
-def evidence_file(target: Path) -> Iterator[Path]:
-    """part_file in a folder that is made; what runs that were killed left there goes."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for left in target.parent.glob("*.part"):
-        with suppress(FileNotFoundError):
-            if EVIDENCE_NAME.match(left.name) and time.time() - left.stat().st_mtime > EVIDENCE_PART_SEC:
-                left.unlink()
-    with part_file(target) as part:
-        yield part
 
 
 def evidence_letters(event: Event, clip: Sequence[str]) -> list[Letter]:
@@ -2052,7 +2042,8 @@ def copy_evidence(folder: Path, evidence_dir: Path, payload: Mapping[str, Any]) 
             continue
     if not parts:
         return bool(target.exists())
-    with evidence_file(target) as part:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with part_file(target) as part:
         part.write_bytes(b"".join(parts))
     return True
 
@@ -2073,19 +2064,19 @@ def cuts_of(interval: Interval, known_sec: float, length_sec: float,
 
     (start_sec, end_sec), good_sec = interval, interval[0] - known_sec
     seek_sec = max(0.0, start_sec - CLIP_BEFORE_SEC - back_sec)
-    first, last = max(0.0, start_sec - CLIP_BEFORE_SEC) - seek_sec, start_sec - CLIP_BEFORE_SEC + CLIP_SEC - seek_sec
-    streams = ["-t", f"{last:.3f}", "-map", "0:V:0?", "-map", "0:a:0?", "-movflags", "+faststart", "-f", "mp4"]
-    trims = [f"{kind}trim={first:.3f}:{last:.3f},{kind}setpts=PTS-STARTPTS" for kind in ("", "a")]
-    coders = [["-c", "copy"], ["-c:v", "copy", "-c:a", "aac"]] if math.isfinite(back_sec) else []
-    coders.append([*CLIP_CODER, "-vf", trims[0], "-af", trims[1]])
+    first, last = (f"{at - seek_sec:.3f}" for at in (max(0.0, start_sec - CLIP_BEFORE_SEC),
+                                                     start_sec - CLIP_BEFORE_SEC + CLIP_SEC))  # fmt: skip
+    clip = ["-t", last, "-map", "0:V:0?", "-map", "0:a:0?", "-movflags", "+faststart", "-f", "mp4"]
+    trims = ["-vf", f"trim={first}:{last},setpts=PTS-STARTPTS", "-af", f"atrim={first}:{last},asetpts=PTS-STARTPTS"]
+    copies = [["-c", "copy"], ["-c:v", "copy", "-c:a", "aac"]] if math.isfinite(back_sec) else []
     often = f"isnan(prev_selected_t)+gte(t-prev_selected_t,{SAMPLE_SEC})"
+    after = still(end_sec - JUST_BEFORE_SEC, end_sec + PICTURE_GAP_SEC, "1", "-frames:v", "1")
     return {
         "last_good": still(max(0.0, good_sec - PICTURE_GAP_SEC), good_sec, often) if good_sec > 0 else [],
         "first_bad": still(start_sec - JUST_BEFORE_SEC, end_sec, "1", "-frames:v", "1"),
-        "first_good": still(end_sec - JUST_BEFORE_SEC, end_sec + PICTURE_GAP_SEC, "1", "-frames:v", "1")
-        if end_sec < length_sec else [],
-        "clip": [(seek_sec, [*streams, *coder]) for coder in coders],
-    }  # fmt: skip
+        "first_good": after if end_sec < length_sec else [],
+        "clip": [(seek_sec, [*clip, *coder]) for coder in (*copies, [*CLIP_CODER, *trims])],
+    }
 
 
 def cut(ffmpeg: str, file: Path, seek_sec: float, options: Sequence[str], part: Path) -> bool:
@@ -2096,7 +2087,7 @@ def cut(ffmpeg: str, file: Path, seek_sec: float, options: Sequence[str], part: 
     command = [ffmpeg, *QUIETLY[:2], "-y", "-loglevel", "fatal", "-protocol_whitelist", "file,pipe,fd",
                "-fflags", "+genpts", *(["-ss", f"{seek_sec:.3f}"] if seek_sec else []),
                "-i", f"file:{file.absolute()}", *options, f"file:{part}"]  # fmt: skip
-    is_done, _ = call(command, STALL_SEC)
+    is_done = call(command, STALL_SEC)[0]
     with suppress(Unreadable, FileNotFoundError):
         if is_done and "image2" in options and not is_cut(part.read_bytes()):
             return True
@@ -2124,7 +2115,8 @@ def cut_evidence(scan: Scan, incident: Incident, interval: Interval, evidence_di
         target = evidence_target(incident, role, f"{name}.{'mp4' if role == 'clip' else 'jpg'}")
         with suppress(Unreadable):
             if not (evidence_dir / target).exists():
-                with evidence_file(evidence_dir / target) as part:
+                (evidence_dir / target).parent.mkdir(parents=True, exist_ok=True)
+                with part_file(evidence_dir / target) as part:
                     if not any(cut(ffmpeg, scan.file, seek_sec, options, part) for seek_sec, options in tries):
                         raise Unreadable(role)
             made[role] = target
@@ -2275,9 +2267,8 @@ def is_finished(segment: Path, mtime_ns: int, playlists: Sequence[tuple[str, int
     """Whether FFmpeg is done with a segment: a later playlist names it, a later one exists, or it lies still."""
     if any(segment.name in text and written_ns >= mtime_ns for text, written_ns in playlists):
         return True
-    if playlists:
-        return mtime_ns < newest_ns and time.time_ns() - mtime_ns > SEGMENT_LIES_STILL_SEC * 1e9
-    return mtime_ns < newest_ns or time.time_ns() - mtime_ns > SEGMENT_LIES_STILL_SEC * 1e9
+    signs = (mtime_ns < newest_ns, time.time_ns() - mtime_ns > SEGMENT_LIES_STILL_SEC * 1e9)
+    return all(signs) if playlists else any(signs)
 
 
 @dataclass(frozen=True)
@@ -2345,17 +2336,14 @@ class CaptureFolder:
         self.heard: queue.SimpleQueue[Heard] = queue.SimpleQueue()
         self.listened: dict[str, int] = {}
         self.listed_segments: dict[str, int] | None = None
-        self.ffmpeg = self.deaf = ""
+        self.ffmpeg = self.deaf = self.trouble = self.blind = ""
         self.waker = Waker()
         self.beat = self.arrived_mono = time.monotonic()
-        self.is_live = self.is_leaving = False
-        self.is_urgent = True
+        self.is_live = self.is_leaving = self.is_once = False
+        self.is_urgent = self.is_polled = True
         self.again_mono = self.saved_mono = self.noted_mono = self.scan_mono = self.rows_mono = -math.inf
-        self.scan_took_sec = 0.0
-        self.is_polled = True
+        self.scan_took_sec, self.raised = 0.0, 0
         self.sound_folder: Path | None = None
-        self.trouble = ""
-        self.raised = 0
 
     def restore(self) -> None:
         """Go on where the last run left off."""
@@ -2386,7 +2374,7 @@ class CaptureFolder:
         begun, listed, has_segments = time.monotonic(), {}, False
         with os.scandir(self.folder) as entries:
             for entry in entries:
-                if STILL_NAME.fullmatch(entry.name):
+                if STILL_NAME.fullmatch(entry.name) and entry.is_file():
                     with suppress(FileNotFoundError):
                         listed[entry.name] = entry.stat().st_mtime_ns
                 has_segments = has_segments or (entry.name.startswith("segment_") and entry.name.endswith(".ts"))
@@ -2409,7 +2397,7 @@ class CaptureFolder:
         new = []
         for name in names:
             with suppress(FileNotFoundError):
-                if STILL_NAME.fullmatch(name):
+                if STILL_NAME.fullmatch(name) and (self.folder / name).is_file():
                     mtime_ns = (self.folder / name).stat().st_mtime_ns
                     if not self.stills.has(name, mtime_ns):
                         new.append((mtime_ns, name))
@@ -2425,11 +2413,13 @@ class CaptureFolder:
                 return True
             if -SETTLE_SEC < now_sec - mtime_ns / 1e9 < SETTLE_SEC:
                 return False
-        self.note_clock(at_sec)
-        ref = f"{name}@{mtime_ns}"
-        if still.reason:
+        ref, self.blind = f"{name}@{mtime_ns}", still.reason
+        if still.quality == "ok":
+            self.note_clock(at_sec)
+            events = self.machine.arrived(at_sec, ref)
+        else:  # as good as none
             log.debug("%s: %s", path, still.reason)
-        events = self.machine.arrived(at_sec, ref)
+            events = self.machine.silence(at_sec, self.blind)
         events += self.machine.observe("blackscreen", Sample(at_sec, still.blackscreen, ref))
         frozen = self.settled_freeze(still)
         events += self.machine.observe("freeze", Sample(at_sec, frozen, ref, still.freeze_since_sec,
@@ -2466,7 +2456,7 @@ class CaptureFolder:
         listed: dict[str, int] = {}
         playlists: list[tuple[str, int]] = []
         with os.scandir(place) as entries:
-            for entry in entries:
+            for entry in (entry for entry in entries if entry.is_file()):
                 with suppress(OSError):
                     if entry.name.startswith("segment_") and entry.name.endswith(".ts"):
                         listed[entry.name] = entry.stat().st_mtime_ns
@@ -2555,7 +2545,7 @@ class CaptureFolder:
             self.machine.last_sec, self.arrived_mono = time.time(), time.monotonic()
         elif not self.is_live:  # since when nothing has come, only the clock can tell
             self.arrived_mono = time.monotonic() - max(0.0, time.time() - self.machine.last_sec)
-        self.tell(self.machine.silence(self.machine.last_sec + time.monotonic() - self.arrived_mono))
+        self.tell(self.machine.silence(self.machine.last_sec + time.monotonic() - self.arrived_mono, self.blind))
 
     def round(self) -> None:
         """Everything once: new stills, sound, silence, state."""
@@ -2608,6 +2598,11 @@ class CaptureFolder:
             except OSError as problem:
                 log.debug("%s: progress not written: %s", self.folder, problem)
 
+    def leave(self) -> None:
+        """At the end, at once, also where it failed a moment ago."""
+        self.is_urgent, self.is_leaving, self.again_mono = True, True, -math.inf
+        self.save_if_due()
+
     def save(self) -> None:
         self.outbox.is_changed = False
         state = {"schema": STATE_SCHEMA, "machine": self.machine.state(), "stills": self.stills.state(),
@@ -2633,7 +2628,7 @@ class CaptureFolder:
         waiting = {ref for letter in self.outbox.waiting("evidence") for ref in letter.payload["sources"]}
         names = {Path(split_ref(ref)[0]).name for ref in self.machine.refs() | waiting}
         until_sec = max(self.stills.cursor_ns, 0) / 1e9
-        return {"schema": 1, "analysed_until_sec": until_sec, "awaiting": sorted(names)}
+        return {"schema": 1, "analysed_until_sec": until_sec, "awaiting": sorted(names), "once": self.is_once}
 
 
 # --- what has to arrive
@@ -2764,6 +2759,7 @@ class FolderWatch:
                 place.round()
             except Busy as problem:
                 log.warning("%s; this folder is left to it", problem)
+                place.beat = math.inf  # nobody waits for it any more
                 return
             except CannotStart as problem:
                 log.warning("%s; tried again", problem)
@@ -2773,8 +2769,7 @@ class FolderWatch:
                 place.stopping.wait(KEPT_AWAY_SEC)
             place.beat = time.monotonic()
             place.waker.wake.wait(TICK_SEC)
-        place.is_urgent = place.is_leaving = True
-        place.save_if_due()
+        place.leave()
 
     def listen(self) -> None:
         """The second thread of the folder."""
@@ -2828,12 +2823,19 @@ def taken(folders: Sequence[Path], setup: Setup, stopping: threading.Event) -> I
                 busy = problem
                 if len(folders) > 1:
                     log.warning("%s", problem)
+            except CannotStart as problem:
+                if len(folders) == 1:
+                    raise
+                log.error("%s", problem)
+                place.is_missing = True  # which a service tries to take again
+                places.append(place)
         if not places and busy:
             raise busy
         yield places
 
 
-def monitor_folders(folders: Sequence[Path], config: Mapping[str, Any], stopping: threading.Event) -> int:
+def monitor_folders(folders: Sequence[Path], config: Mapping[str, Any], stopping: threading.Event,
+                    tell: Callable[[str], object] = tell_systemd) -> int:  # fmt: skip
     """Watch capture folders until `stopping` is set; for `monitor`, and for `capture --monitor`."""
     from watchdog.observers import Observer
 
@@ -2851,13 +2853,13 @@ def monitor_folders(folders: Sequence[Path], config: Mapping[str, Any], stopping
         for thread in threads:
             thread.start()
         log.info("watching %s", ", ".join(f"{place.device} ({place.folder})" for place in places))
-        tell_systemd("READY=1")
+        tell("READY=1")
         while not stopping.wait(WATCHDOG_EVERY_SEC):
             if not any(thread.is_alive() for thread in threads[: len(places)]):
                 raise Busy("every folder is watched by another run")
             if all(time.monotonic() - place.beat < WATCHDOG_QUIET_SEC for place in places):
-                tell_systemd("WATCHDOG=1")
-        tell_systemd("STOPPING=1")
+                tell("WATCHDOG=1")
+        tell("STOPPING=1")
         deadline = time.monotonic() + STOP_WITHIN_SEC
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -2868,9 +2870,12 @@ def monitor_folders(folders: Sequence[Path], config: Mapping[str, Any], stopping
 def monitor_once(folders: Sequence[Path], config: Mapping[str, Any], stopping: threading.Event,
                  fail_on_incident: bool = False) -> int:  # fmt: skip
     """Look at what is new, deliver what is due, end: for cron. What could not be delivered waits for the next run."""
-    setup, failed = make_setup(config), False
-    with taken(folders, setup, stopping) as places:
+    setup = make_setup(config)
+    with taken(folders, setup, stopping) as every:
+        places = [place for place in every if not (place.is_missing and place.folder.exists())]  # those not locked
+        failed = len(places) < len(every)
         for place in places:
+            place.is_once = True
             deadline = time.monotonic() + 2 * SETTLE_SEC
             while not place.is_live and not stopping.is_set() and time.monotonic() < deadline:
                 place.round()
@@ -2884,9 +2889,9 @@ def monitor_once(folders: Sequence[Path], config: Mapping[str, Any], stopping: t
             for place in places:
                 failed = not courier.deliver_due(place) or failed
         for place in places:
-            place.is_urgent, place.is_leaving, place.noted_mono = True, True, -math.inf
-            place.save_if_due()
-            failed = failed or bool(place.trouble)
+            place.noted_mono = -math.inf
+            place.leave()
+            failed = failed or bool(place.trouble) or place.is_urgent or place.outbox.is_changed  # state not written
     raised, active = sum(place.raised for place in places), sum(len(place.machine.active()) for place in places)
     log.info("%d incident%s raised, %d active", raised, "" if raised == 1 else "s", active)
     return Status.PARTIAL if failed or (fail_on_incident and (raised or active)) else Status.DONE
@@ -2983,21 +2988,12 @@ def incidents_command(arguments: argparse.Namespace, config: Mapping[str, Any]) 
     if arguments.action == "ack":
         values = {"acknowledged_at": moment(time.time()).isoformat(timespec="seconds"), "acknowledged_by": host_name()}
         for place, incident in found:
-            acknowledge(place, incident, values)
+            with reached(place, "written") as database:
+                database.add_metadata(incident.alert_id, values)
+            log.info("%s acknowledged", incident.alert_id)
         return Status.DONE
     show_incidents([incident for _place, incident in found], arguments)
     return Status.DONE
-
-
-def acknowledge(place: str, incident: Incident, values: Mapping[str, Any]) -> None:
-    from sqlalchemy.exc import SQLAlchemyError
-
-    database = Database(place)
-    try:
-        database.add_metadata(incident.alert_id, values)
-    except SQLAlchemyError as problem:
-        raise CannotStart(f"{database.shown}: cannot be written: {first_line(problem)}") from problem
-    log.info("%s acknowledged", incident.alert_id)
 
 
 def show_incidents(incidents: Sequence[Incident], arguments: argparse.Namespace) -> None:
@@ -3005,7 +3001,7 @@ def show_incidents(incidents: Sequence[Incident], arguments: argparse.Namespace)
     rows = [row_of(incident) for incident in incidents]
     if arguments.json:
         for row in rows:
-            print(json.dumps(row, ensure_ascii=False))
+            print(json.dumps(row))
         active = sum(incident.status == "active" for incident in incidents)
         print(json.dumps({"summary": {"incidents": len(rows), "active": active}}))
     elif arguments.action == "export":
@@ -3282,10 +3278,13 @@ def publish_still(still: Path, thumbnail: Path | None, folder: Path, taken_sec: 
     A crash at any instant may be followed by the same call. Without links (exFAT, SMB) it is a rename.
     """
     for final in (folder / f"{stem}.jpg" for stem in still_names(taken_sec)):
-        if final.exists() and not final.samefile(still):
+        small = thumbnail_of(final)
+        if os.path.lexists(final) and not (final.exists() and final.samefile(still)):
             continue
         if thumbnail and thumbnail.exists():
-            thumbnail.replace(thumbnail_of(final))
+            if os.path.lexists(small) and not (small.is_file() and small.read_bytes() == thumbnail.read_bytes()):
+                continue  # somebody else's
+            thumbnail.replace(small)
         try:
             os.link(still, final)
         except FileExistsError:
@@ -3378,15 +3377,11 @@ class Capturer:
 
     def __init__(self, grabber: Grabber, ffmpeg: str, encoder: str, stopping: threading.Event) -> None:
         self.grabber, self.ffmpeg, self.encoder, self.stopping = grabber, ffmpeg, encoder, stopping
-        self.beat = time.monotonic()
+        self.beat = self.down_since = time.monotonic()
         self.busy: str | None = None  # as long as it has never captured: who has the device
-        self.stills = 0
-        self.with_sound = True
-        self.sound_due = math.inf
-        self.down_since = time.monotonic()
-        self.said = ""
-        self.attempt = 0
-        self.runs = itertools.count(1)
+        self.stills = self.attempt = 0
+        self.with_sound, self.sound_due = True, math.inf
+        self.said, self.runs = "", itertools.count(1)
 
     def work(self) -> None:
         steps = [self.take_over, self.one_run]
@@ -3538,13 +3533,15 @@ def capture_command(arguments: argparse.Namespace, config: Mapping[str, Any]) ->
         capturers = [Capturer(grabber, ffmpeg, encoder, stopping) for grabber in grabbers]
         works: list[Callable[[], object]] = [capturer.work for capturer in capturers]
         failures: list[ProgramError] = []
+        beats = deque[float](maxlen=1)  # when all was well with the monitor last
         if arguments.monitor:
-            works.append(lambda: failures.extend(monitor_beside(grabbers, config, stopping)))
+            beats.append(time.monotonic())
+            works.append(lambda: failures.extend(monitor_beside(grabbers, config, stopping, beats)))
         threads = [threading.Thread(target=work, daemon=True) for work in works]
         for thread in threads:
             thread.start()
         with signals_as(stopping) as signals:
-            watch_capturers(capturers, stopping, limit_sec)
+            watch_capturers(capturers, beats, stopping, limit_sec)
         for thread in threads:
             thread.join(4 * STOP_STEP_SEC)
     if failures:
@@ -3554,11 +3551,12 @@ def capture_command(arguments: argparse.Namespace, config: Mapping[str, Any]) ->
     return Status.SIGINT if signals[:1] == [signal.SIGINT] else Status.DONE
 
 
-def monitor_beside(grabbers: Sequence[Grabber], config: Mapping[str, Any],
-                   stopping: threading.Event) -> list[ProgramError]:  # fmt: skip
+def monitor_beside(grabbers: Sequence[Grabber], config: Mapping[str, Any], stopping: threading.Event,
+                   beats: deque[float]) -> list[ProgramError]:  # fmt: skip
     """The monitor in a thread of its own; what it cannot go on with ends the capture too, and is not swallowed."""
     try:
-        monitor_folders([grabber.captures for grabber in grabbers], config, stopping)
+        monitor_folders([grabber.captures for grabber in grabbers], config, stopping,
+                        lambda _message: beats.append(time.monotonic()))  # fmt: skip
     except ProgramError as problem:
         return [problem]
     except Exception:  # noqa: BLE001  a bug in a thread must be seen
@@ -3569,14 +3567,16 @@ def monitor_beside(grabbers: Sequence[Grabber], config: Mapping[str, Any],
     return []
 
 
-def watch_capturers(capturers: Sequence[Capturer], stopping: threading.Event, limit_sec: float) -> None:
+def watch_capturers(capturers: Sequence[Capturer], beats: Iterable[float], stopping: threading.Event,
+                    limit_sec: float) -> None:  # fmt: skip
     """Until the end: tell systemd that all is well; with every device in use by others there is nothing to do."""
     until = time.monotonic() + limit_sec if limit_sec else math.inf
     tell_systemd("READY=1")
     while not stopping.wait(0.2):
         if time.monotonic() > until or all(capturer.busy for capturer in capturers):
             stopping.set()
-        if all(time.monotonic() - capturer.beat < CAPTURE_QUIET_SEC for capturer in capturers):
+        every = [*(capturer.beat for capturer in capturers), *beats]
+        if all(time.monotonic() - beat < CAPTURE_QUIET_SEC for beat in every):
             tell_systemd("WATCHDOG=1")
     tell_systemd("STOPPING=1")
 
@@ -3735,7 +3735,7 @@ class Litter:
     path: Path
     size: int
     written_sec: float
-    analysed: bool  # or nobody analyses
+    analysed: bool  # or nobody analyses; not what may yet be written
     needed: bool = False  # a running monitor has yet to copy it as evidence
 
 
@@ -3751,7 +3751,7 @@ class Tidiness:
 def litter_of(folder: Path, now_sec: float) -> list[Litter]:
     """Stills and thumbnails in a capture folder, segments in the folder above; nothing else is ever looked at."""
     progress = read_json(folder / STATE_FOLDER / "progress.json") or {}
-    has_monitor = is_held(folder / STATE_FOLDER / "monitor.lock")
+    has_monitor = bool(progress.get("once")) or is_held(folder / STATE_FOLDER / "monitor.lock")  # cron comes back
     until_sec = float(progress.get("analysed_until_sec") or 0) if has_monitor else math.inf
     awaiting = {str(name) for name in progress.get("awaiting") or []}  # also of a monitor that is being restarted
     found = []
@@ -3764,7 +3764,8 @@ def litter_of(folder: Path, now_sec: float) -> list[Litter]:
                 still = Path(place, entry.name.replace("_thumbnail.jpg", ".jpg"))
                 taken_sec = time_of_still(still, now_sec) if place == folder else about.st_mtime
                 awaited = bool({entry.name, still.name} & awaiting)
-                analysed = max(taken_sec, about.st_mtime) <= until_sec and not awaited
+                is_open = 0 <= now_sec - about.st_mtime < SEGMENT_LIES_STILL_SEC  # perhaps still being written
+                analysed = max(taken_sec, about.st_mtime) <= until_sec and not awaited and not is_open
                 found.append(Litter(Path(place, entry.name), about.st_size, about.st_mtime, analysed,
                                     awaited and has_monitor))  # fmt: skip
     return found
@@ -3829,12 +3830,15 @@ def clean_folders(folders: Sequence[Path], rules: Tidiness, told: set[str], *, d
             now_sec = time.time()
             litter = litter_of(folder, now_sec)
             plan = plan_cleaning(litter, listed_segments(folder), rules, now_sec)
+            written = {one.path: one.written_sec for one in litter}
             for path in plan:
                 if dry_run:
                     sys.stdout.write(f"{path}\n")
                     continue
                 try:
-                    path.unlink(missing_ok=True)
+                    with suppress(FileNotFoundError):
+                        if path.lstat().st_mtime == written[path]:  # else another one has the name by now
+                            path.unlink()
                 except OSError as problem:
                     failed += 1
                     log.warning("%s: not removed: %s", path, problem.strerror)
@@ -4058,8 +4062,9 @@ function describe(camera, t, slack) {  // what is at a time, and where it leads
   }
   return {words, found};
 }
+function plain(path) { try { return decodeURIComponent(path); } catch { return path; } }  // a name may be no text
 function linked(found) {
-  return make("a", {href: found.link, textContent: decodeURIComponent(found.path), target: "_blank", rel: "noopener"});
+  return make("a", {href: found.link, textContent: plain(found.path), target: "_blank", rel: "noopener"});
 }
 function show(camera, t, slack) {
   const {words, found} = describe(camera, t, slack);
@@ -4168,7 +4173,8 @@ function detail(camera) {
       textContent: "and " + (camera.marks.length - MANY) + " earlier ones"}));
   }
   if (camera.gaps.length) {
-    const longest = [...camera.gaps].sort((a, b) => b[1] - b[0] - a[1] + a[0]).slice(0, MANY), causes = {};
+    const longest = [...camera.gaps].sort((a, b) => b[1] - b[0] - a[1] + a[0]).slice(0, MANY);
+    const causes = Object.create(null);
     for (const gap of camera.gaps) {
       const sum = causes[gap[2]] = causes[gap[2]] || [0, 0];
       sum[0] += 1; sum[1] += gap[1] - gap[0];
@@ -4197,8 +4203,7 @@ function section(camera) {
   return part;
 }
 function legend() {
-  const items = [];
-  const has = check => data.cameras.some(check);
+  const items = [], has = check => data.cameras.some(check);
   if (has(camera => camera.here.length)) items.push(["here", "footage"]);
   if (has(camera => camera.gone.length)) items.push(["gone", "recorded, no longer here"]);
   for (const [kind, words] of Object.entries(GAP_WORDS))
@@ -4802,6 +4807,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     arguments.debug |= os.environ.get("DEBUG", "").lower() == "true"
     start_logging(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files are bytes
     if getattr(arguments, "scheduler", None) and __name__ == "__main__":  # workers find classes by their module's name
         return int(importlib.import_module(Path(__file__).stem).main(argv))
     sections = ("analysis", "capture", "notify", "storage", "recording", "rhombus", "cameras")
