@@ -184,12 +184,15 @@ def test_a_pass_that_cannot_keep_its_state_is_no_success(captures):
     assert captures.once() == 1
 
 
-def test_a_state_that_could_not_be_written_a_moment_ago_is_written_at_the_end(captures, tmp_path):
+def test_a_state_that_could_not_be_written_a_moment_ago_is_written_at_the_end(captures, monkeypatch):
+    monkeypatch.setattr(ca, "SAVE_AGAIN_SEC", 100)  # of any speed
     captures.fill(minute_ago(30), (10, "live"), (10, "black"))
     (captures.folder / "incidents.json").mkdir()  # which fails, each time
     captures.once()
     assert len(captures.rows()) == 1
-    assert captures.state()["outbox"] == [], "what was delivered is not delivered again"
+    state = captures.state()
+    assert state["machine"]["watches"]["blackscreen"]["phase"] == "active", "as it was at the end"
+    assert state["outbox"] == [], "what was delivered is not delivered again"
 
 
 def test_one_folder_that_cannot_be_locked_stops_no_other(captures, tmp_path, pictures):
