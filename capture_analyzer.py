@@ -21,6 +21,7 @@ import glob
 import hashlib
 import heapq
 import importlib
+import io
 import itertools
 import json
 import logging
@@ -148,6 +149,11 @@ SOUND_EVERY_SEC = 1.0
 SOUND_GAP_SEC = 10.0  # between segments: longer ones are no run of silence
 SEGMENT_LIES_STILL_SEC = 10.0
 CLIP_BEFORE_SEC, CLIP_SEGMENTS = 5.0, 10
+CLIP_SEC, STEM_MOST = 20.0, 100  # of a recording: as long as so many segments; characters of its name
+CLIP_CODER = ("-c:v", "libx264", "-preset", "veryfast", "-pix_fmt", "yuv420p", "-c:a", "aac")  # where mp4 takes no copy
+SEEK_BACK_SEC = {".ts": 10.0, ".m2ts": 10.0, ".mpg": 10.0, ".mpeg": 10.0, ".h264": math.inf, ".hevc": math.inf}
+ONSET_SEC = 1.2  # a coder goes on refining a picture that stands still: the freeze may have begun so much earlier
+STEP_LEAST_SEC, JUST_BEFORE_SEC = 0.19, 0.004  # between pictures that are looked at, see SELECT; less than a picture
 SAVE_EVERY_SEC, SAVE_AGAIN_SEC, PROGRESS_EVERY_SEC = 10.0, 1.0, 5.0  # state; spares memory cards
 ROWS_EVERY_SEC = 60.0  # active incidents count on in the database
 DELIVER_EVERY_SEC = 0.25
@@ -184,7 +190,8 @@ THUMBNAILS_SEC, THUMBNAIL_TIMEOUT_SEC = 3.0, 2.0  # no more time goes into pictu
 CAPTURED_NAME = re.compile(r"capture_\d{14}(?:_\d+)?(?:_thumbnail)?\.jpg")
 CLIP_NAME = re.compile(r"_[\w-]{22}(\.v\d)?_\d.*_(video|videoWithAudio|combined)(_partial)?$")  # of copy_footage.py
 DATE_FOLDER = re.compile(r"\d{2}|\d{4}(-\d\d-\d\d)?")  # of nas_sync.py: YYYY-MM-DD, and YYYY/MM/DD
-NO_FOOTAGE = re.compile(r"segment_|\d{8}T\d{6}Z_[0-9a-f]{8}_(last_good|first_bad|first_good|clip)_")  # evidence
+EVIDENCE_NAME = re.compile(r"\d{8}T\d{6}Z_[0-9a-f]{8}_(last_good|first_bad|first_good|clip)_")
+NO_FOOTAGE = re.compile(f"segment_|{EVIDENCE_NAME.pattern}")
 SEGMENT_NAME = re.compile(r"segment_[^/]*\.ts(?:\.tmp)?")
 
 log = logging.getLogger("capture_analyzer")
@@ -584,6 +591,16 @@ def read_pictures(ffmpeg: str, file: Path, *, keys_only: bool = False, start_sec
         pipe.check(latest > -math.inf)
 
 
+def call(command: Sequence[str], timeout_sec: float) -> tuple[bool, bytes]:
+    """Whether a program succeeded, and what it wrote to stdout; one that takes longer is killed and has failed."""
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=timeout_sec,
+                              start_new_session=True)  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return False, b""
+    return done.returncode == 0, done.stdout
+
+
 # --- sound -------------------------------------------------------------------------------------------------------
 
 
@@ -820,7 +837,7 @@ def frame_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
     images = [*([arguments.image] if arguments.image else []), *arguments.images]
     if not images:
         raise UsageError("no still was named; give IMAGE or --images")
-    host = arguments.host or os.environ.get("HOST_NAME") or os.environ.get("USER") or socket.gethostname()
+    host = arguments.host or host_name()
     state, failed = state_of(arguments.state), 0
     for image in images:
         device = arguments.device or camera_of(image)
@@ -1174,6 +1191,8 @@ def suspicious(keys: Sequence[Picture], rules: Rules) -> list[tuple[float, float
 def refusal(file: Path) -> str:
     """Why a file need not be given to FFmpeg at all; empty when it may."""
     try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            return "it is no file"
         with file.open("rb") as handle:
             return "" if handle.read(1) else "the file is empty"
     except OSError as problem:
@@ -1185,8 +1204,9 @@ def camera_of(file: Path) -> str:
     of a clip, wherever it lies, the folder that nas_sync.py gives it: NAME_UUID."""
     if clip := CLIP_NAME.search(file.stem):
         return file.stem[: clip.start() + 23]
-    folder = recording_folder(file.absolute())
-    return folder.parent.name if folder.name == "captures" else folder.name
+    folder = recording_folder(Path(os.path.abspath(file)))  # noqa: PTH100  without `..`
+    name = folder.parent.name if folder.name == "captures" else folder.name
+    return name.encode(errors="backslashreplace").decode()  # no database takes what is no text
 
 
 def recording_folder(file: Path) -> Path:
@@ -1241,21 +1261,29 @@ def start_of_recording(file: Path, zone: tzinfo | None) -> tuple[float, str]:
         return 0.0, "unknown"
 
 
-def recordings_in(places: Sequence[Path]) -> list[Path]:
-    """Files as given; of folders every recording below them, without parts and what lies in dot folders."""
+def start_of_scan(scan: Scan, zone: tzinfo | None) -> tuple[float, str]:
+    """As start_of_recording; a file of which only the last write is known began its length before that."""
+    began_sec, basis = start_of_recording(scan.file, zone)
+    return began_sec - (scan.length_sec if basis == "mtime" else 0), basis
+
+
+def recordings_in(places: Sequence[Path], missed: list[OSError]) -> list[Path]:
+    """Files as given; of folders every recording below them, without parts, evidence and dot folders."""
     files: list[Path] = []
     for place in places:
-        below = [Path(folder) / name for folder, _, names in os.walk(place) for name in names]
-        files += sorted(file for file in below if file.suffix.lower() in RECORDINGS
+        if not place.is_dir():
+            files.append(place)
+            continue
+        below = [Path(folder) / name for folder, _, names in os.walk(place, onerror=missed.append) for name in names]
+        files += sorted(file for file in below
+                        if file.suffix.lower() in RECORDINGS and not EVIDENCE_NAME.match(file.name)
                         and not any(part.startswith(".") for part in file.relative_to(place).parts))  # fmt: skip
-        files += [] if place.is_dir() else [place]
     return files
 
 
 def scan_report(scan: Scan, zone: tzinfo | None) -> dict[str, Any]:
     """One line of --json."""
-    began_sec, basis = start_of_recording(scan.file, zone)
-    began_sec -= scan.length_sec if basis == "mtime" else 0
+    began_sec, basis = start_of_scan(scan, zone)
     quality = "unknown" if "unknown" in (scan.pictures, scan.sound) or scan.pictures == scan.sound == "none" else "ok"
     return {
         "file": str(scan.file), "camera": scan.camera, "quality": quality, "reason": scan.reason,
@@ -1306,23 +1334,28 @@ def video_flags(parser: argparse.ArgumentParser) -> None:
 
 def video_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
     """Scan recordings side by side and show them in their order."""
-    files = recordings_in(arguments.file)
+    missed: list[OSError] = []
+    files = recordings_in(arguments.file, missed)
     at_once = min(arguments.workers or os.cpu_count() or 1, len(files))
     if arguments.workers is not None and arguments.workers < 1:
         raise UsageError("--workers: must be 1 or more")
     if arguments.store and not config["analysis"]["database"]:
         raise UsageError("--store: set analysis.database, where the incidents are to be kept")
+    if arguments.store:
+        Database(database_of(config["analysis"], Path()))
     refuse_unwritable(arguments.output)
     rules, zone = rules_of(config["analysis"]), zone_of(config["recording"]["timezone"])
     for camera in config["analysis"]["masks"]:
         mask_of(config["analysis"], camera)
     ffmpeg, counts = find_ffmpeg("looking at recordings"), dict.fromkeys(TYPES, 0)
-    failed, length_sec, reports = 0, 0.0, []
+    failed, length_sec, reports, told = len(missed), 0.0, [], set[str]()
+    for problem in missed:
+        log.error("%s: not looked through: %s", problem.filename, problem.strerror)
     with ExitStack() as stack:
         metrics = None
         if arguments.metrics:
             part = stack.enter_context(writable(arguments.metrics))
-            metrics = Metrics(stack.enter_context(part.open("w", newline="", encoding="utf-8")))
+            metrics = Metrics(stack.enter_context(part.open("w", 1 << 16, "utf-8", "surrogateescape", "")))
         scanner = Scanner(ffmpeg, rules, config["analysis"], arguments.precise, 1 if at_once > 1 else 0, metrics)
         pool = ThreadPoolExecutor(max(at_once, 1))
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # a signal must not wait for a long file
@@ -1333,7 +1366,7 @@ def video_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
             show_scan(report, as_json=bool(arguments.json))
             reports += [report] if arguments.output else []
             if arguments.store and scan.incidents:
-                failed += store_scan(scan, zone, database_of(config["analysis"], scan.file.parent))
+                failed += store_scan(scan, zone, config["analysis"], ffmpeg, told)
             length_sec += scan.length_sec
             for kind, _ in scan.incidents:
                 counts[kind] += 1
@@ -1535,15 +1568,15 @@ class IncidentMachine:
         self.last_sec, self.last_ref = at_sec, ref
         return events
 
-    def silence(self, now_sec: float) -> list[Event]:
-        """Nothing has come since the last sample, and it is `now_sec`."""
+    def silence(self, now_sec: float, detail: str = "") -> list[Event]:
+        """Nothing has come since the last sample, or nothing that can be read, and it is `now_sec`."""
         watch = self.watches["no_data"]
         if self.last_sec is None or now_sec - self.last_sec < silent_after_sec(self.steps, self.patience):
             return []
         if watch.phase == "active":
             return []
         self.watches["no_data"] = replace(watch, count=0)
-        return [self.open("no_data", self.last_sec, 1, "", self.last_ref, "")]
+        return [self.open("no_data", self.last_sec, 1, detail, self.last_ref, "")]
 
     def open(self, name: str, start_sec: float, count: int, detail: str, last_good: str, first_bad: str) -> Event:
         """The type is an incident from now on: a new one, or the last one once more."""
@@ -1689,11 +1722,6 @@ def database_of(settings: Mapping[str, Any], folder: Path) -> str:
     return place
 
 
-def database_address(place: str) -> str:
-    """What SQLAlchemy wants to hear; PostgreSQL through psycopg, however the address begins."""
-    return re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql+psycopg://", place)
-
-
 def incident_table() -> Table:
     """One row per incident. That there is at most one active row per host, device and type is the database's rule."""
     from sqlalchemy import JSON, CheckConstraint, Column, DateTime, Index, Integer, MetaData, String, Table, text
@@ -1735,20 +1763,22 @@ class Database:
         from sqlalchemy.exc import ArgumentError
         from sqlalchemy.pool import NullPool
 
+        shown = mask(place)
         try:
             own = URL.create("sqlite", database=str(Path(place).expanduser().absolute()))  # a path may hold % and #
-            url = make_url(database_address(place)) if "://" in place else own
-        except ArgumentError as problem:
-            raise UsageError(f"analysis.database: {mask(place)!r} is no database address and no path") from problem
-        hide_secret(url.password)
-        is_file = url.get_backend_name() == "sqlite"
-        self.path = Path(url.database) if is_file and url.database else None
-        self.shown = str(self.path or url.render_as_string(hide_password=True))
-        patience = {"timeout": DATABASE_TIMEOUT_SEC} if is_file else {"connect_timeout": DATABASE_TIMEOUT_SEC}
-        try:
+            address = re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql+psycopg://", place)  # whatever it begins with
+            url = make_url(address) if "://" in place else own
+            for secret in (url.password, *(value for name, value in url.query.items() if "pass" in name)):
+                hide_secret(str(secret or ""))
+            is_file = url.drivername.startswith("sqlite")
+            self.path = Path(url.database) if is_file and url.database else None
+            self.shown = shown = str(self.path or url.render_as_string(hide_password=True))
+            patience = {"timeout": DATABASE_TIMEOUT_SEC} if is_file else {"connect_timeout": DATABASE_TIMEOUT_SEC}
             self.engine = create_engine(url, poolclass=NullPool, connect_args=patience)
+        except ArgumentError as problem:
+            raise UsageError(f"analysis.database: {shown!r} is no database address and no path") from problem
         except ImportError as problem:
-            raise CannotStart(f"{self.shown}: needs a package: pip install 'psycopg[binary]'") from problem
+            raise CannotStart(f"{shown}: needs a package: pip install 'psycopg[binary]'") from problem
         self.table = incident_table()
         self.is_ready = False
 
@@ -1770,10 +1800,8 @@ class Database:
             self.is_ready = False  # the file may have gone with its folder
             raise
 
-    def store(self, incident: Incident) -> bool:
-        """Insert or bring up to date; True for a new row. Another active row of its kind ends where this begins."""
-        from sqlalchemy import insert, select, update
-
+    def store(self, incident: Incident) -> dict[str, Any] | None:
+        """Insert or update; the metadata before, None for a new row. Another active row of its kind ends here."""
         table, key = self.table, self.table.c.alert_id == incident.alert_id
         row = {"host_name": incident.host_name, "device_id": incident.device_id, "status": incident.status,
                "incident_type": incident.incident_type, "consecutive_count": incident.consecutive_count,
@@ -1782,49 +1810,44 @@ class Database:
         with self.transaction() as connection:
             if incident.status == "active":
                 self.end_others(connection, incident)
-            found = connection.execute(select(table.c.metadata).where(key)).first()
+            found = connection.execute(table.select().where(key)).mappings().first()
             if found is None:
-                connection.execute(insert(table).values(alert_id=incident.alert_id, metadata=incident.metadata, **row))
+                connection.execute(table.insert().values(alert_id=incident.alert_id, metadata=incident.metadata, **row))
             else:
-                values = {**row, "metadata": merged(found[0], incident.metadata)}
-                connection.execute(update(table).where(key).values(values))
-        return found is None
+                values = {**row, "metadata": merged(found["metadata"], incident.metadata)}
+                connection.execute(table.update().where(key).values(values))
+        return None if found is None else dict(found["metadata"])
 
     def end_others(self, connection: Connection, incident: Incident) -> None:
         """What a lost state left active: its end was never seen."""
-        from sqlalchemy import select, update
-
         columns = self.table.c
         same = (columns.host_name == incident.host_name, columns.device_id == incident.device_id,
                 columns.incident_type == incident.incident_type, columns.status == "active",
                 columns.alert_id != incident.alert_id)  # fmt: skip
-        for row in connection.execute(select(self.table).where(*same)).mappings():
+        for row in connection.execute(self.table.select().where(*same)).mappings():
             end_sec = max(epoch_sec(row["start_time"]), incident.start_sec)
-            connection.execute(update(self.table).where(columns.alert_id == row["alert_id"]).values(
+            connection.execute(self.table.update().where(columns.alert_id == row["alert_id"]).values(
                 {"status": "resolved", "end_time": moment(end_sec),
                  "metadata": merged(row["metadata"], {"superseded_by": incident.alert_id})}))  # fmt: skip
 
     def add_metadata(self, alert_id: str, values: Mapping[str, Any]) -> bool:
         """Merge `values` into an incident's metadata; False when there is no such incident."""
-        from sqlalchemy import select, update
-
         key = self.table.c.alert_id == alert_id
         with self.transaction() as connection:
-            found = connection.execute(select(self.table.c.metadata).where(key)).first()
+            found = connection.execute(self.table.select().where(key)).mappings().first()
             if found is not None:
-                connection.execute(update(self.table).where(key).values({"metadata": merged(found[0], values)}))
+                both = {"metadata": merged(found["metadata"], values)}
+                connection.execute(self.table.update().where(key).values(both))
         return found is not None
 
     def read(self, since_sec: float | None = None, until_sec: float | None = None) -> list[Incident]:
         """The incidents that touch the time, in the order of their start."""
-        from sqlalchemy import or_, select
-
         if self.path and not self.path.exists():
             return []
         columns = self.table.c
-        query = select(self.table).order_by(columns.start_time)
+        query = self.table.select().order_by(columns.start_time)
         if since_sec is not None:
-            query = query.where(or_(columns.end_time.is_(None), columns.end_time >= moment(since_sec)))
+            query = query.where(columns.end_time.is_(None) | (columns.end_time >= moment(since_sec)))
         if until_sec is not None:
             query = query.where(columns.start_time < moment(until_sec))
         with self.transaction() as connection:
@@ -1835,50 +1858,51 @@ class Database:
                 for row in rows]  # fmt: skip
 
 
-def read_incidents(place: str, since_sec: float | None = None, until_sec: float | None = None) -> list[Incident]:
-    """The incidents of a database, for `report` and `incidents`; CannotStart when it cannot be read."""
+@contextmanager
+def reached(place: str, what: str) -> Iterator[Database]:
+    """A database for `report` and `incidents`; CannotStart when it cannot be read or written."""
     from sqlalchemy.exc import SQLAlchemyError
 
     database = Database(place)
     try:
-        return database.read(since_sec, until_sec)
+        yield database
     except SQLAlchemyError as problem:
-        raise CannotStart(f"{database.shown}: cannot be read: {first_line(problem)}") from problem
+        raise CannotStart(f"{database.shown}: cannot be {what}: {first_line(problem)}") from problem
 
 
-def store_scan(scan: Scan, zone: tzinfo | None, place: str) -> int:
-    """Store what `video` found in one recording; 1 when the database did not take it."""
+def read_incidents(place: str, since_sec: float | None = None, until_sec: float | None = None) -> list[Incident]:
+    with reached(place, "read") as database:
+        return database.read(since_sec, until_sec)
+
+
+def store_scan(scan: Scan, zone: tzinfo | None, settings: Mapping[str, Any], ffmpeg: str, told: set[str]) -> int:
+    """Store what `video` found in one recording, then its evidence; 1 when some of it is left for another run."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    digest = hashlib.sha256()
+    digest, what = hashlib.sha256(), "incidents"
     try:
         with scan.file.open("rb") as handle:
             while block := handle.read(HASH_BLOCK_BYTES):
                 digest.update(block)
-        base_sec, _basis = start_of_recording(scan.file, zone)
-        new = store_video_incidents(place, scan.file, digest.hexdigest(), scan.camera, base_sec, scan.incidents,
-                                    scan.about)  # fmt: skip
+        database = Database(database_of(settings, scan.file.parent))
+        found = video_incidents(scan, digest.hexdigest(), start_of_scan(scan, zone)[0])
+        before = [database.store(incident) for incident in found]
+        log.info("%s: %d of %d incidents are new in the database", scan.file, before.count(None), len(found))
+        what = "evidence"  # all of which is there once an incident names its folder
+        lacking = [(one, times) for one, (_, times), known in zip(found, scan.incidents, before, strict=True)
+                   if "evidence_dir" not in (known or {})]  # fmt: skip
+        return keep_evidence(scan, lacking, database, evidence_folder(settings, scan.file.parent), ffmpeg, told)
     except (OSError, SQLAlchemyError) as problem:
-        log.error("%s: incidents not stored: %s", scan.file, first_line(problem))
+        log.error("%s: %s not stored: %s", scan.file, what, first_line(problem))
         return 1
-    log.info("%s: %d of %d incidents are new in the database", scan.file, new, len(scan.incidents))
-    return 0
 
 
-def store_video_incidents(place: str, file: Path, sha256: str, device: str, base_sec: float,
-                          found: Iterable[tuple[str, Interval]],
-                          about: Callable[[str, Interval], Mapping[str, str]] | None = None) -> int:  # fmt: skip
-    """Store what `video` found as (type, interval in the file); how many are new. A rescan of the same bytes adds none.
-
-    `base_sec` is the epoch time of the file's beginning.
-    """
-    database, host, new = Database(place), host_name(), 0
-    for incident_type, (start_sec, end_sec) in found:
-        told = about(incident_type, (start_sec, end_sec)) if about else {"severity": severity_of(incident_type, "")}
-        key = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{sha256}/{incident_type}/{round(start_sec * 1000)}"))
-        new += database.store(Incident(key, host, device, incident_type, "resolved", 1, base_sec + start_sec,
-                                       base_sec + end_sec, {"file": str(file), "sha256": sha256, **told}))  # fmt: skip
-    return new
+def video_incidents(scan: Scan, sha256: str, base_sec: float) -> list[Incident]:
+    """What `video` found, of a recording that begins at `base_sec`; the same bytes always give the same ids."""
+    return [Incident(str(uuid.uuid5(uuid.NAMESPACE_URL, f"{sha256}/{kind}/{round(start_sec * 1000)}")), host_name(),
+                     scan.camera, kind, "resolved", 1, base_sec + start_sec, base_sec + end_sec,
+                     {"file": str(scan.file), "sha256": sha256, **scan.about(kind, (start_sec, end_sec))})
+            for kind, (start_sec, end_sec) in scan.incidents]  # fmt: skip
 
 
 def first_line(problem: BaseException) -> str:
@@ -1965,10 +1989,28 @@ def split_ref(ref: str) -> tuple[str, int]:
     return name, int(mtime_ns)
 
 
+def evidence_folder(settings: Mapping[str, Any], beside: Path) -> Path:
+    """`analysis.evidence_dir`, else with what else is known of the captures or recordings of a folder."""
+    configured = settings["evidence_dir"]
+    return Path(str(configured)).expanduser() if configured else state_folder(beside) / "evidence"
+
+
+def evidence_target(incident: Incident, role: str, name: str) -> str:
+    """Below the folder of evidence, and below `alerts/` where nas_sync.py takes it, which leaves dot folders out."""
+    device = re.sub(r"[^A-Za-z0-9._-]", "_", incident.device_id).lstrip(".") or "_"
+    stem = f"{moment(incident.start_sec):%Y%m%dT%H%M%SZ}_{incident.alert_id[:8]}"
+    return f"{incident.incident_type}/{device}/{stem}_{role}_{name}"
+
+
+def evidence_metadata(targets: Mapping[str, str], evidence_dir: Path) -> dict[str, Any]:
+    """What an incident says of its evidence: the keys that nas_sync.py upload gives it, by role."""
+    keys = {role: f"{EVIDENCE_PREFIX}/{target}" for role, target in targets.items()}
+    return {"evidence": keys, "evidence_dir": str(evidence_dir)}
+
+
 def evidence_letters(event: Event, clip: Sequence[str]) -> list[Letter]:
     """What to copy for an event, as TYPE/DEVICE/… below the evidence folder."""
     incident = event.incident
-    stem = f"{moment(incident.start_sec):%Y%m%dT%H%M%SZ}_{incident.alert_id[:8]}"
     roles = {"last_good": event.last_good, "first_bad": event.first_bad, "first_good": event.first_good}
     sources = {role: [ref] for role, ref in roles.items() if ref}
     if clip and event.kind != "resolved":
@@ -1976,7 +2018,7 @@ def evidence_letters(event: Event, clip: Sequence[str]) -> list[Letter]:
     letters = []
     for role, refs in sources.items():
         source = Path(split_ref(refs[0])[0])
-        target = f"{incident.incident_type}/{incident.device_id}/{stem}_{role}_{source.name}"
+        target = evidence_target(incident, role, source.name)
         payload = {"alert_id": incident.alert_id, "role": role, "sources": refs, "target": target}
         letters.append(Letter("evidence", target, payload))
     return letters
@@ -2004,6 +2046,97 @@ def copy_evidence(folder: Path, evidence_dir: Path, payload: Mapping[str, Any]) 
     with part_file(target) as part:
         part.write_bytes(b"".join(parts))
     return True
+
+
+def cuts_of(interval: Interval, known_sec: float, length_sec: float,
+            back_sec: float) -> dict[str, list[tuple[float, list[str]]]]:  # fmt: skip
+    """For each piece of evidence what is tried in turn: where FFmpeg begins to read a recording, and its options.
+
+    It begins `back_sec` early where it cannot be trusted to find the place. The last good picture is the last one that
+    is `known_sec` older than the first bad one: what is between was not looked at, or is not sure.
+    """
+
+    def still(first_sec: float, until_sec: float, chosen: str, *options: str) -> list[tuple[float, list[str]]]:
+        seek_sec = max(0.0, first_sec - back_sec)
+        inside = f"gte(t,{first_sec - seek_sec:.3f})*lt(t,{until_sec - seek_sec:.3f})*({chosen})"
+        return [(seek_sec, ["-t", f"{until_sec - seek_sec:.3f}", "-map", "0:V:0", "-vf", f"select='{inside}'", "-q:v",
+                            "2", "-fps_mode", "passthrough", *options, "-f", "image2", "-update", "1"])]  # fmt: skip
+
+    (start_sec, end_sec), good_sec = interval, interval[0] - known_sec
+    seek_sec = max(0.0, start_sec - CLIP_BEFORE_SEC - back_sec)
+    first, last = (f"{at - seek_sec:.3f}" for at in (max(0.0, start_sec - CLIP_BEFORE_SEC),
+                                                     start_sec - CLIP_BEFORE_SEC + CLIP_SEC))  # fmt: skip
+    clip = ["-t", last, "-map", "0:V:0?", "-map", "0:a:0?", "-movflags", "+faststart", "-f", "mp4"]
+    trims = ["-vf", f"trim={first}:{last},setpts=PTS-STARTPTS", "-af", f"atrim={first}:{last},asetpts=PTS-STARTPTS"]
+    copies = [["-c", "copy"], ["-c:v", "copy", "-c:a", "aac"]] if math.isfinite(back_sec) else []
+    often = f"isnan(prev_selected_t)+gte(t-prev_selected_t,{SAMPLE_SEC})"
+    after = still(end_sec - JUST_BEFORE_SEC, end_sec + PICTURE_GAP_SEC, "1", "-frames:v", "1")
+    return {
+        "last_good": still(max(0.0, good_sec - PICTURE_GAP_SEC), good_sec, often) if good_sec > 0 else [],
+        "first_bad": still(start_sec - JUST_BEFORE_SEC, end_sec, "1", "-frames:v", "1"),
+        "first_good": after if end_sec < length_sec else [],
+        "clip": [(seek_sec, [*clip, *coder]) for coder in (*copies, [*CLIP_CODER, *trims])],
+    }
+
+
+def cut(ffmpeg: str, file: Path, seek_sec: float, options: Sequence[str], part: Path) -> bool:
+    """Write what FFmpeg makes of a stretch of a recording; False when that is nothing whole.
+
+    Raises OSError when it is the folder that takes nothing.
+    """
+    command = [ffmpeg, *QUIETLY[:2], "-y", "-loglevel", "fatal", "-protocol_whitelist", "file,pipe,fd",
+               "-fflags", "+genpts", *(["-ss", f"{seek_sec:.3f}"] if seek_sec else []),
+               "-i", f"file:{file.absolute()}", *options, f"file:{part}"]  # fmt: skip
+    is_done = call(command, STALL_SEC)[0]
+    with suppress(Unreadable, FileNotFoundError):
+        if is_done and "image2" in options and not is_cut(part.read_bytes()):
+            return True
+        if is_done and "mp4" in options:
+            try:
+                return bool(list(read_pictures(ffmpeg, part, keys_only=True)))
+            except NoStream:
+                return bool(measure_sound(ffmpeg, part))
+    with part.open("ab") as handle:  # behind what FFmpeg has left: on a full disk this fails too
+        handle.write(bytes(HASH_BLOCK_BYTES))
+        os.fsync(handle.fileno())
+    part.unlink()
+    return False
+
+
+def cut_evidence(scan: Scan, incident: Incident, interval: Interval, evidence_dir: Path, ffmpeg: str) -> dict[str, str]:
+    """The evidence of one incident, cut out of its recording: role -> target, where there is such a picture.
+
+    What an earlier run has made is not made again. Raises OSError when the folder does not take it.
+    """
+    made, name = {}, re.sub(r"[^A-Za-z0-9._-]", "_", scan.file.stem)[:STEM_MOST]
+    back_sec = SEEK_BACK_SEC.get(scan.file.suffix.lower(), 0.0)
+    known_sec = ONSET_SEC if incident.incident_type == "freeze" else STEP_LEAST_SEC
+    for role, tries in cuts_of(interval, known_sec, scan.length_sec, back_sec).items():
+        target = evidence_target(incident, role, f"{name}.{'mp4' if role == 'clip' else 'jpg'}")
+        with suppress(Unreadable):
+            if not (evidence_dir / target).exists():
+                (evidence_dir / target).parent.mkdir(parents=True, exist_ok=True)
+                with part_file(evidence_dir / target) as part:
+                    if not any(cut(ffmpeg, scan.file, seek_sec, options, part) for seek_sec, options in tries):
+                        raise Unreadable(role)
+            made[role] = target
+    return made
+
+
+def keep_evidence(scan: Scan, lacking: Iterable[tuple[Incident, Interval]], database: Database, evidence_dir: Path,
+                  ffmpeg: str, told: set[str]) -> int:  # fmt: skip
+    """Cut and note the evidence of a recording's incidents; 1 when the folder did not take it, told once for a run."""
+    for incident, interval in lacking:
+        try:
+            made = cut_evidence(scan, incident, interval, evidence_dir, ffmpeg)
+        except OSError as problem:
+            log.log(logging.DEBUG if str(evidence_dir) in told else logging.WARNING,
+                    "%s: takes no evidence: %s; the incidents are stored, another run tries it again",
+                    evidence_dir, problem.strerror or problem)  # fmt: skip
+            told.add(str(evidence_dir))
+            return 1
+        database.add_metadata(incident.alert_id, evidence_metadata(made, evidence_dir))
+    return 0
 
 
 def local_text(at_sec: float) -> str:
@@ -2134,9 +2267,8 @@ def is_finished(segment: Path, mtime_ns: int, playlists: Sequence[tuple[str, int
     """Whether FFmpeg is done with a segment: a later playlist names it, a later one exists, or it lies still."""
     if any(segment.name in text and written_ns >= mtime_ns for text, written_ns in playlists):
         return True
-    if playlists:
-        return mtime_ns < newest_ns and time.time_ns() - mtime_ns > SEGMENT_LIES_STILL_SEC * 1e9
-    return mtime_ns < newest_ns or time.time_ns() - mtime_ns > SEGMENT_LIES_STILL_SEC * 1e9
+    signs = (mtime_ns < newest_ns, time.time_ns() - mtime_ns > SEGMENT_LIES_STILL_SEC * 1e9)
+    return all(signs) if playlists else any(signs)
 
 
 @dataclass(frozen=True)
@@ -2195,8 +2327,7 @@ class CaptureFolder:
         self.own = folder / STATE_FOLDER
         self.state_file = state_folder(folder) / "monitor.json"
         self.database = database_of(setup.settings, folder)
-        configured = setup.settings["evidence_dir"]
-        self.evidence_dir = Path(str(configured)).expanduser() if configured else self.own / "evidence"
+        self.evidence_dir = evidence_folder(setup.settings, folder)
         self.outbox = Outbox()
         self.is_missing = not folder.exists()
         self.restore()
@@ -2205,17 +2336,14 @@ class CaptureFolder:
         self.heard: queue.SimpleQueue[Heard] = queue.SimpleQueue()
         self.listened: dict[str, int] = {}
         self.listed_segments: dict[str, int] | None = None
-        self.ffmpeg = self.deaf = ""
+        self.ffmpeg = self.deaf = self.trouble = self.blind = ""
         self.waker = Waker()
         self.beat = self.arrived_mono = time.monotonic()
-        self.is_live = self.is_leaving = False
-        self.is_urgent = True
+        self.is_live = self.is_leaving = self.is_once = False
+        self.is_urgent = self.is_polled = True
         self.again_mono = self.saved_mono = self.noted_mono = self.scan_mono = self.rows_mono = -math.inf
-        self.scan_took_sec = 0.0
-        self.is_polled = True
+        self.scan_took_sec, self.raised = 0.0, 0
         self.sound_folder: Path | None = None
-        self.trouble = ""
-        self.opened = 0
 
     def restore(self) -> None:
         """Go on where the last run left off."""
@@ -2246,7 +2374,7 @@ class CaptureFolder:
         begun, listed, has_segments = time.monotonic(), {}, False
         with os.scandir(self.folder) as entries:
             for entry in entries:
-                if STILL_NAME.fullmatch(entry.name):
+                if STILL_NAME.fullmatch(entry.name) and entry.is_file():
                     with suppress(FileNotFoundError):
                         listed[entry.name] = entry.stat().st_mtime_ns
                 has_segments = has_segments or (entry.name.startswith("segment_") and entry.name.endswith(".ts"))
@@ -2269,7 +2397,7 @@ class CaptureFolder:
         new = []
         for name in names:
             with suppress(FileNotFoundError):
-                if STILL_NAME.fullmatch(name):
+                if STILL_NAME.fullmatch(name) and (self.folder / name).is_file():
                     mtime_ns = (self.folder / name).stat().st_mtime_ns
                     if not self.stills.has(name, mtime_ns):
                         new.append((mtime_ns, name))
@@ -2285,11 +2413,13 @@ class CaptureFolder:
                 return True
             if -SETTLE_SEC < now_sec - mtime_ns / 1e9 < SETTLE_SEC:
                 return False
-        self.note_clock(at_sec)
-        ref = f"{name}@{mtime_ns}"
-        if still.reason:
+        ref, self.blind = f"{name}@{mtime_ns}", still.reason
+        if still.quality == "ok":
+            self.note_clock(at_sec)
+            events = self.machine.arrived(at_sec, ref)
+        else:  # as good as none
             log.debug("%s: %s", path, still.reason)
-        events = self.machine.arrived(at_sec, ref)
+            events = self.machine.silence(at_sec, self.blind)
         events += self.machine.observe("blackscreen", Sample(at_sec, still.blackscreen, ref))
         frozen = self.settled_freeze(still)
         events += self.machine.observe("freeze", Sample(at_sec, frozen, ref, still.freeze_since_sec,
@@ -2326,7 +2456,7 @@ class CaptureFolder:
         listed: dict[str, int] = {}
         playlists: list[tuple[str, int]] = []
         with os.scandir(place) as entries:
-            for entry in entries:
+            for entry in (entry for entry in entries if entry.is_file()):
                 with suppress(OSError):
                     if entry.name.startswith("segment_") and entry.name.endswith(".ts"):
                         listed[entry.name] = entry.stat().st_mtime_ns
@@ -2406,7 +2536,7 @@ class CaptureFolder:
                     local_text(incident.start_sec))  # fmt: skip
             letters = evidence_letters(event, self.clip(incident.start_sec) if event.kind != "resolved" else ())
             post(event, self.outbox, self.setup.channels, letters, self.setup.hold_sec)
-            self.opened += event.kind == "opened"
+            self.raised += event.kind != "resolved"
             self.is_urgent = True
 
     def look_for_silence(self) -> None:
@@ -2415,7 +2545,7 @@ class CaptureFolder:
             self.machine.last_sec, self.arrived_mono = time.time(), time.monotonic()
         elif not self.is_live:  # since when nothing has come, only the clock can tell
             self.arrived_mono = time.monotonic() - max(0.0, time.time() - self.machine.last_sec)
-        self.tell(self.machine.silence(self.machine.last_sec + time.monotonic() - self.arrived_mono))
+        self.tell(self.machine.silence(self.machine.last_sec + time.monotonic() - self.arrived_mono, self.blind))
 
     def round(self) -> None:
         """Everything once: new stills, sound, silence, state."""
@@ -2468,6 +2598,11 @@ class CaptureFolder:
             except OSError as problem:
                 log.debug("%s: progress not written: %s", self.folder, problem)
 
+    def leave(self) -> None:
+        """At the end, at once, also where it failed a moment ago."""
+        self.is_urgent, self.is_leaving, self.again_mono = True, True, -math.inf
+        self.save_if_due()
+
     def save(self) -> None:
         self.outbox.is_changed = False
         state = {"schema": STATE_SCHEMA, "machine": self.machine.state(), "stills": self.stills.state(),
@@ -2493,7 +2628,7 @@ class CaptureFolder:
         waiting = {ref for letter in self.outbox.waiting("evidence") for ref in letter.payload["sources"]}
         names = {Path(split_ref(ref)[0]).name for ref in self.machine.refs() | waiting}
         until_sec = max(self.stills.cursor_ns, 0) / 1e9
-        return {"schema": 1, "analysed_until_sec": until_sec, "awaiting": sorted(names)}
+        return {"schema": 1, "analysed_until_sec": until_sec, "awaiting": sorted(names), "once": self.is_once}
 
 
 # --- what has to arrive
@@ -2511,8 +2646,7 @@ def deliver(place: CaptureFolder, letter: Letter) -> None:
     elif letter.channel == "evidence":
         payload = letter.payload
         if copy_evidence(place.folder, place.evidence_dir, payload):
-            key = f"{EVIDENCE_PREFIX}/{payload['target']}"  # as nas_sync.py upload names it
-            metadata = {"evidence": {payload["role"]: key}, "evidence_dir": str(place.evidence_dir)}
+            metadata = evidence_metadata({payload["role"]: payload["target"]}, place.evidence_dir)
             place.outbox.put(Letter("database", f"evidence {payload['target']}",
                                     {"alert_id": payload["alert_id"], "metadata": metadata}))  # fmt: skip
         else:
@@ -2625,6 +2759,7 @@ class FolderWatch:
                 place.round()
             except Busy as problem:
                 log.warning("%s; this folder is left to it", problem)
+                place.beat = math.inf  # nobody waits for it any more
                 return
             except CannotStart as problem:
                 log.warning("%s; tried again", problem)
@@ -2634,8 +2769,7 @@ class FolderWatch:
                 place.stopping.wait(KEPT_AWAY_SEC)
             place.beat = time.monotonic()
             place.waker.wake.wait(TICK_SEC)
-        place.is_urgent = place.is_leaving = True
-        place.save_if_due()
+        place.leave()
 
     def listen(self) -> None:
         """The second thread of the folder."""
@@ -2689,12 +2823,19 @@ def taken(folders: Sequence[Path], setup: Setup, stopping: threading.Event) -> I
                 busy = problem
                 if len(folders) > 1:
                     log.warning("%s", problem)
+            except CannotStart as problem:
+                if len(folders) == 1:
+                    raise
+                log.error("%s", problem)
+                place.is_missing = True  # which a service tries to take again
+                places.append(place)
         if not places and busy:
             raise busy
         yield places
 
 
-def monitor_folders(folders: Sequence[Path], config: Mapping[str, Any], stopping: threading.Event) -> int:
+def monitor_folders(folders: Sequence[Path], config: Mapping[str, Any], stopping: threading.Event,
+                    tell: Callable[[str], object] = tell_systemd) -> int:  # fmt: skip
     """Watch capture folders until `stopping` is set; for `monitor`, and for `capture --monitor`."""
     from watchdog.observers import Observer
 
@@ -2712,13 +2853,13 @@ def monitor_folders(folders: Sequence[Path], config: Mapping[str, Any], stopping
         for thread in threads:
             thread.start()
         log.info("watching %s", ", ".join(f"{place.device} ({place.folder})" for place in places))
-        tell_systemd("READY=1")
+        tell("READY=1")
         while not stopping.wait(WATCHDOG_EVERY_SEC):
             if not any(thread.is_alive() for thread in threads[: len(places)]):
                 raise Busy("every folder is watched by another run")
             if all(time.monotonic() - place.beat < WATCHDOG_QUIET_SEC for place in places):
-                tell_systemd("WATCHDOG=1")
-        tell_systemd("STOPPING=1")
+                tell("WATCHDOG=1")
+        tell("STOPPING=1")
         deadline = time.monotonic() + STOP_WITHIN_SEC
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -2726,11 +2867,15 @@ def monitor_folders(folders: Sequence[Path], config: Mapping[str, Any], stopping
     return Status.DONE
 
 
-def monitor_once(folders: Sequence[Path], config: Mapping[str, Any], stopping: threading.Event) -> int:
+def monitor_once(folders: Sequence[Path], config: Mapping[str, Any], stopping: threading.Event,
+                 fail_on_incident: bool = False) -> int:  # fmt: skip
     """Look at what is new, deliver what is due, end: for cron. What could not be delivered waits for the next run."""
-    setup, failed = make_setup(config), False
-    with taken(folders, setup, stopping) as places:
+    setup = make_setup(config)
+    with taken(folders, setup, stopping) as every:
+        places = [place for place in every if not (place.is_missing and place.folder.exists())]  # those not locked
+        failed = len(places) < len(every)
         for place in places:
+            place.is_once = True
             deadline = time.monotonic() + 2 * SETTLE_SEC
             while not place.is_live and not stopping.is_set() and time.monotonic() < deadline:
                 place.round()
@@ -2744,26 +2889,31 @@ def monitor_once(folders: Sequence[Path], config: Mapping[str, Any], stopping: t
             for place in places:
                 failed = not courier.deliver_due(place) or failed
         for place in places:
-            place.is_urgent, place.is_leaving, place.noted_mono = True, True, -math.inf
-            place.save_if_due()
-            failed = failed or bool(place.trouble)
-    opened, active = sum(place.opened for place in places), sum(len(place.machine.active()) for place in places)
-    log.info("%d incident%s opened, %d active", opened, "" if opened == 1 else "s", active)
-    return Status.PARTIAL if failed else Status.DONE
+            place.noted_mono = -math.inf
+            place.leave()
+            failed = failed or bool(place.trouble) or place.is_urgent or place.outbox.is_changed  # state not written
+    raised, active = sum(place.raised for place in places), sum(len(place.machine.active()) for place in places)
+    log.info("%d incident%s raised, %d active", raised, "" if raised == 1 else "s", active)
+    return Status.PARTIAL if failed or (fail_on_incident and (raised or active)) else Status.DONE
 
 
 def monitor_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", nargs="*", type=Path,
                         help="capture folders (default: analysis.capture_dirs)")  # fmt: skip
     parser.add_argument("--once", action="store_true", help="look at what is new, then end (for cron)")
+    parser.add_argument("--fail_on_incident", action="store_true",
+                        help="with --once: exit 1 when an incident is active, or was raised meanwhile")  # fmt: skip
 
 
 def monitor_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
     """SIGTERM and SIGHUP are the ordinary end of a service, SIGINT is 130."""
     stopping = threading.Event()
+    if arguments.fail_on_incident and not arguments.once:
+        raise UsageError("--fail_on_incident: goes with --once; a service tells its incidents through notify")
     with signals_as(stopping) as signals:
         folders = watched_folders(arguments.folder, config["analysis"])
-        status = (monitor_once if arguments.once else monitor_folders)(folders, config, stopping)
+        status = (monitor_once(folders, config, stopping, arguments.fail_on_incident) if arguments.once
+                  else monitor_folders(folders, config, stopping))  # fmt: skip
     return Status.SIGINT if signal.SIGINT in signals else status
 
 
@@ -2838,21 +2988,12 @@ def incidents_command(arguments: argparse.Namespace, config: Mapping[str, Any]) 
     if arguments.action == "ack":
         values = {"acknowledged_at": moment(time.time()).isoformat(timespec="seconds"), "acknowledged_by": host_name()}
         for place, incident in found:
-            acknowledge(place, incident, values)
+            with reached(place, "written") as database:
+                database.add_metadata(incident.alert_id, values)
+            log.info("%s acknowledged", incident.alert_id)
         return Status.DONE
     show_incidents([incident for _place, incident in found], arguments)
     return Status.DONE
-
-
-def acknowledge(place: str, incident: Incident, values: Mapping[str, Any]) -> None:
-    from sqlalchemy.exc import SQLAlchemyError
-
-    database = Database(place)
-    try:
-        database.add_metadata(incident.alert_id, values)
-    except SQLAlchemyError as problem:
-        raise CannotStart(f"{database.shown}: cannot be written: {first_line(problem)}") from problem
-    log.info("%s acknowledged", incident.alert_id)
 
 
 def show_incidents(incidents: Sequence[Incident], arguments: argparse.Namespace) -> None:
@@ -2860,7 +3001,7 @@ def show_incidents(incidents: Sequence[Incident], arguments: argparse.Namespace)
     rows = [row_of(incident) for incident in incidents]
     if arguments.json:
         for row in rows:
-            print(json.dumps(row, ensure_ascii=False))
+            print(json.dumps(row))
         active = sum(incident.status == "active" for incident in incidents)
         print(json.dumps({"summary": {"incidents": len(rows), "active": active}}))
     elif arguments.action == "export":
@@ -3050,12 +3191,8 @@ def encodes(ffmpeg: str, encoder: str) -> bool:
     command = [ffmpeg, "-hide_banner", "-nostdin", "-loglevel", "quiet", "-progress", "pipe:1", "-f", "lavfi",
                "-i", "testsrc2=size=640x480:rate=25", "-frames:v", "5", "-pix_fmt", "yuv420p", "-c:v", encoder,
                "-f", "null", "-"]  # fmt: skip
-    try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-                              timeout=PROBE_TIMEOUT_SEC, start_new_session=True)  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return False
-    return done.returncode == 0 and "frame=5" in done.stdout.replace(" ", "")
+    is_done, told = call(command, PROBE_TIMEOUT_SEC)
+    return is_done and b"frame=5" in told.replace(b" ", b"")
 
 
 def choose_encoder(ffmpeg: str, wanted: str) -> str:
@@ -3141,10 +3278,13 @@ def publish_still(still: Path, thumbnail: Path | None, folder: Path, taken_sec: 
     A crash at any instant may be followed by the same call. Without links (exFAT, SMB) it is a rename.
     """
     for final in (folder / f"{stem}.jpg" for stem in still_names(taken_sec)):
-        if final.exists() and not final.samefile(still):
+        small = thumbnail_of(final)
+        if os.path.lexists(final) and not (final.exists() and final.samefile(still)):
             continue
         if thumbnail and thumbnail.exists():
-            thumbnail.replace(thumbnail_of(final))
+            if os.path.lexists(small) and not (small.is_file() and small.read_bytes() == thumbnail.read_bytes()):
+                continue  # somebody else's
+            thumbnail.replace(small)
         try:
             os.link(still, final)
         except FileExistsError:
@@ -3237,15 +3377,11 @@ class Capturer:
 
     def __init__(self, grabber: Grabber, ffmpeg: str, encoder: str, stopping: threading.Event) -> None:
         self.grabber, self.ffmpeg, self.encoder, self.stopping = grabber, ffmpeg, encoder, stopping
-        self.beat = time.monotonic()
+        self.beat = self.down_since = time.monotonic()
         self.busy: str | None = None  # as long as it has never captured: who has the device
-        self.stills = 0
-        self.with_sound = True
-        self.sound_due = math.inf
-        self.down_since = time.monotonic()
-        self.said = ""
-        self.attempt = 0
-        self.runs = itertools.count(1)
+        self.stills = self.attempt = 0
+        self.with_sound, self.sound_due = True, math.inf
+        self.said, self.runs = "", itertools.count(1)
 
     def work(self) -> None:
         steps = [self.take_over, self.one_run]
@@ -3346,11 +3482,7 @@ class Capturer:
     def sound_works(self) -> bool:
         command = [self.ffmpeg, "-hide_banner", "-nostdin", "-loglevel", "quiet", "-f", "alsa", "-i",
                    self.grabber.audio, "-t", "0.1", "-f", "null", "-"]  # fmt: skip
-        try:
-            return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False,
-                                  timeout=STOP_STEP_SEC, start_new_session=True).returncode == 0  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return False
+        return call(command, STOP_STEP_SEC)[0]
 
     def publish(self, folder: Path) -> None:
         """Stills whose thumbnail is there as well get their names; the time is that of their writing."""
@@ -3367,12 +3499,11 @@ def check_devices(ffmpeg: str, grabbers: Sequence[Grabber]) -> None:
     """CannotStart when this FFmpeg was built without what a grabber needs."""
     if all(grabber.kind != "device" and not is_alsa(grabber) for grabber in grabbers):
         return
-    done = subprocess.run([ffmpeg, "-hide_banner", "-devices"], stdin=subprocess.DEVNULL, capture_output=True,
-                          text=True, check=False, timeout=PROBE_TIMEOUT_SEC)  # fmt: skip
+    told = call([ffmpeg, "-hide_banner", "-devices"], PROBE_TIMEOUT_SEC)[1].decode(errors="replace")
     for grabber in grabbers:
         needs = [*(["v4l2"] if grabber.kind == "device" else []), *(["alsa"] if is_alsa(grabber) else [])]
         for device in needs:
-            if not re.search(rf"(?m)^ D.*\b{device}\b", done.stdout):
+            if not re.search(rf"(?m)^ D.*\b{device}\b", told):
                 raise CannotStart(f"{grabber.name}: {ffmpeg} was built without {device}; install your system's ffmpeg")
 
 
@@ -3402,13 +3533,15 @@ def capture_command(arguments: argparse.Namespace, config: Mapping[str, Any]) ->
         capturers = [Capturer(grabber, ffmpeg, encoder, stopping) for grabber in grabbers]
         works: list[Callable[[], object]] = [capturer.work for capturer in capturers]
         failures: list[ProgramError] = []
+        beats = deque[float](maxlen=1)  # when all was well with the monitor last
         if arguments.monitor:
-            works.append(lambda: failures.extend(monitor_beside(grabbers, config, stopping)))
+            beats.append(time.monotonic())
+            works.append(lambda: failures.extend(monitor_beside(grabbers, config, stopping, beats)))
         threads = [threading.Thread(target=work, daemon=True) for work in works]
         for thread in threads:
             thread.start()
         with signals_as(stopping) as signals:
-            watch_capturers(capturers, stopping, limit_sec)
+            watch_capturers(capturers, beats, stopping, limit_sec)
         for thread in threads:
             thread.join(4 * STOP_STEP_SEC)
     if failures:
@@ -3418,11 +3551,12 @@ def capture_command(arguments: argparse.Namespace, config: Mapping[str, Any]) ->
     return Status.SIGINT if signals[:1] == [signal.SIGINT] else Status.DONE
 
 
-def monitor_beside(grabbers: Sequence[Grabber], config: Mapping[str, Any],
-                   stopping: threading.Event) -> list[ProgramError]:  # fmt: skip
+def monitor_beside(grabbers: Sequence[Grabber], config: Mapping[str, Any], stopping: threading.Event,
+                   beats: deque[float]) -> list[ProgramError]:  # fmt: skip
     """The monitor in a thread of its own; what it cannot go on with ends the capture too, and is not swallowed."""
     try:
-        monitor_folders([grabber.captures for grabber in grabbers], config, stopping)
+        monitor_folders([grabber.captures for grabber in grabbers], config, stopping,
+                        lambda _message: beats.append(time.monotonic()))  # fmt: skip
     except ProgramError as problem:
         return [problem]
     except Exception:  # noqa: BLE001  a bug in a thread must be seen
@@ -3433,14 +3567,16 @@ def monitor_beside(grabbers: Sequence[Grabber], config: Mapping[str, Any],
     return []
 
 
-def watch_capturers(capturers: Sequence[Capturer], stopping: threading.Event, limit_sec: float) -> None:
+def watch_capturers(capturers: Sequence[Capturer], beats: Iterable[float], stopping: threading.Event,
+                    limit_sec: float) -> None:  # fmt: skip
     """Until the end: tell systemd that all is well; with every device in use by others there is nothing to do."""
     until = time.monotonic() + limit_sec if limit_sec else math.inf
     tell_systemd("READY=1")
     while not stopping.wait(0.2):
         if time.monotonic() > until or all(capturer.busy for capturer in capturers):
             stopping.set()
-        if all(time.monotonic() - capturer.beat < CAPTURE_QUIET_SEC for capturer in capturers):
+        every = [*(capturer.beat for capturer in capturers), *beats]
+        if all(time.monotonic() - beat < CAPTURE_QUIET_SEC for beat in every):
             tell_systemd("WATCHDOG=1")
     tell_systemd("STOPPING=1")
 
@@ -3599,7 +3735,7 @@ class Litter:
     path: Path
     size: int
     written_sec: float
-    analysed: bool  # or nobody analyses
+    analysed: bool  # or nobody analyses; not what may yet be written
     needed: bool = False  # a running monitor has yet to copy it as evidence
 
 
@@ -3615,7 +3751,7 @@ class Tidiness:
 def litter_of(folder: Path, now_sec: float) -> list[Litter]:
     """Stills and thumbnails in a capture folder, segments in the folder above; nothing else is ever looked at."""
     progress = read_json(folder / STATE_FOLDER / "progress.json") or {}
-    has_monitor = is_held(folder / STATE_FOLDER / "monitor.lock")
+    has_monitor = bool(progress.get("once")) or is_held(folder / STATE_FOLDER / "monitor.lock")  # cron comes back
     until_sec = float(progress.get("analysed_until_sec") or 0) if has_monitor else math.inf
     awaiting = {str(name) for name in progress.get("awaiting") or []}  # also of a monitor that is being restarted
     found = []
@@ -3628,7 +3764,8 @@ def litter_of(folder: Path, now_sec: float) -> list[Litter]:
                 still = Path(place, entry.name.replace("_thumbnail.jpg", ".jpg"))
                 taken_sec = time_of_still(still, now_sec) if place == folder else about.st_mtime
                 awaited = bool({entry.name, still.name} & awaiting)
-                analysed = max(taken_sec, about.st_mtime) <= until_sec and not awaited
+                is_open = 0 <= now_sec - about.st_mtime < SEGMENT_LIES_STILL_SEC  # perhaps still being written
+                analysed = max(taken_sec, about.st_mtime) <= until_sec and not awaited and not is_open
                 found.append(Litter(Path(place, entry.name), about.st_size, about.st_mtime, analysed,
                                     awaited and has_monitor))  # fmt: skip
     return found
@@ -3693,12 +3830,15 @@ def clean_folders(folders: Sequence[Path], rules: Tidiness, told: set[str], *, d
             now_sec = time.time()
             litter = litter_of(folder, now_sec)
             plan = plan_cleaning(litter, listed_segments(folder), rules, now_sec)
+            written = {one.path: one.written_sec for one in litter}
             for path in plan:
                 if dry_run:
                     sys.stdout.write(f"{path}\n")
                     continue
                 try:
-                    path.unlink(missing_ok=True)
+                    with suppress(FileNotFoundError):
+                        if path.lstat().st_mtime == written[path]:  # else another one has the name by now
+                            path.unlink()
                 except OSError as problem:
                     failed += 1
                     log.warning("%s: not removed: %s", path, problem.strerror)
@@ -3922,8 +4062,9 @@ function describe(camera, t, slack) {  // what is at a time, and where it leads
   }
   return {words, found};
 }
+function plain(path) { try { return decodeURIComponent(path); } catch { return path; } }  // a name may be no text
 function linked(found) {
-  return make("a", {href: found.link, textContent: decodeURIComponent(found.path), target: "_blank", rel: "noopener"});
+  return make("a", {href: found.link, textContent: plain(found.path), target: "_blank", rel: "noopener"});
 }
 function show(camera, t, slack) {
   const {words, found} = describe(camera, t, slack);
@@ -4032,7 +4173,8 @@ function detail(camera) {
       textContent: "and " + (camera.marks.length - MANY) + " earlier ones"}));
   }
   if (camera.gaps.length) {
-    const longest = [...camera.gaps].sort((a, b) => b[1] - b[0] - a[1] + a[0]).slice(0, MANY), causes = {};
+    const longest = [...camera.gaps].sort((a, b) => b[1] - b[0] - a[1] + a[0]).slice(0, MANY);
+    const causes = Object.create(null);
     for (const gap of camera.gaps) {
       const sum = causes[gap[2]] = causes[gap[2]] || [0, 0];
       sum[0] += 1; sum[1] += gap[1] - gap[0];
@@ -4061,8 +4203,7 @@ function section(camera) {
   return part;
 }
 function legend() {
-  const items = [];
-  const has = check => data.cameras.some(check);
+  const items = [], has = check => data.cameras.some(check);
   if (has(camera => camera.here.length)) items.push(["here", "footage"]);
   if (has(camera => camera.gone.length)) items.push(["gone", "recorded, no longer here"]);
   for (const [kind, words] of Object.entries(GAP_WORDS))
@@ -4443,8 +4584,7 @@ def small_picture(ffmpeg: str, file: Path, at_sec: float) -> str | None:
         command = [ffmpeg, "-nostdin", "-loglevel", "quiet", "-threads", "1", "-ss", f"{max(0, at_sec):.1f}",
                    "-i", f"file:{file}", "-frames:v", "1", "-vf", f"scale={PAGE_THUMBNAIL_WIDTH}:-2",
                    "-f", "image2pipe", "-c:v", "bmp", "-"]  # fmt: skip
-        data = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False,
-                              timeout=THUMBNAIL_TIMEOUT_SEC).stdout  # fmt: skip
+        data = call(command, THUMBNAIL_TIMEOUT_SEC)[1]
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     if picture is None and at_sec > 0 and file.suffix != ".jpg":  # shorter than its record says
         return small_picture(ffmpeg, file, 0)
@@ -4474,7 +4614,7 @@ def take_thumbnails(cameras: Sequence[Reported]) -> list[list[tuple[float, Path,
         _, number, at_sec, file = job
         if time.monotonic() > deadline:
             return None
-        with suppress(OSError, subprocess.TimeoutExpired):
+        with suppress(OSError):
             if picture := small_picture(ffmpeg, file, at_sec - began.get(str(file), at_sec)):
                 return number, at_sec, file, picture
         return None
@@ -4667,6 +4807,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     arguments.debug |= os.environ.get("DEBUG", "").lower() == "true"
     start_logging(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files are bytes
     if getattr(arguments, "scheduler", None) and __name__ == "__main__":  # workers find classes by their module's name
         return int(importlib.import_module(Path(__file__).stem).main(argv))
     sections = ("analysis", "capture", "notify", "storage", "recording", "rhombus", "cameras")

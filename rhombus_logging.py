@@ -496,7 +496,8 @@ def part_file(path: Path) -> Iterator[Path]:
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` by `value` as JSON, whole or not at all."""
     with part_file(path) as part:
-        part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(value, indent=1, ensure_ascii=False)  # names that are no text become JSON's \udcff
+        part.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -2241,7 +2241,7 @@ def jobs_of(config: Mapping[str, Any], cameras: Sequence[Camera]) -> list[tuple[
     """(job, folders that it may write to, folders that it is told) of what the config uses."""
     nas, rhombus = config["nas"], config["rhombus"]
     captures, given = capture_folders(config), config["analysis"]["capture_dirs"]
-    patterns = [str(one) for one in given or [] if given != CONFIG_KEYS["analysis"]["capture_dirs"].default]
+    patterns = [str(one) for one in given or [] if given is not CONFIG_KEYS["analysis"]["capture_dirs"].default]
     roots = [camera.root for camera in cameras]
     copied = [Path(str(rhombus["output_dir"]))]
     evidence = [Path(str(one)) for one in [config["analysis"]["evidence_dir"]] if one]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from dask_cluster import DaskCluster
+
+from capture_analyzer import read_incidents
 
 pytestmark = pytest.mark.slow  # a cluster takes seconds to start
 PROGRAM = Path(__file__).resolve().parent.parent / "capture_analyzer.py"
@@ -69,6 +72,20 @@ def test_a_killed_worker_loses_no_file(recordings: Path, cluster: DaskCluster) -
         os.kill(pid, signal.SIGKILL)
     out, _ = process.communicate(timeout=100)
     assert out == video(recordings, "--json", "--workers", 1).stdout
+
+
+def test_what_a_cluster_finds_is_stored_with_its_evidence(
+    recordings: Path, cluster: DaskCluster, tmp_path: Path
+) -> None:
+    settings = {"database": str(tmp_path / "db.sqlite3"), "evidence_dir": str(tmp_path / "evidence")}
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"analysis": settings}))
+    for _ in range(2):
+        video(recordings, "--store", "--scheduler", cluster.address, "--config", config)
+    (row,) = [row for row in read_incidents(settings["database"]) if row.incident_type == "blackscreen"]
+    assert sorted(row.metadata["evidence"]) == ["clip", "first_bad"], "it is black from its first picture to its last"
+    kept = [file for file in (tmp_path / "evidence" / "blackscreen").rglob("*.*") if file.is_file()]
+    assert len(kept) == 2
 
 
 def test_a_scheduler_that_is_not_there_is_a_clear_refusal(recordings: Path) -> None:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,9 @@ class Captures:
     def once(self) -> int:
         return ca.main(["monitor", "--once", str(self.folder), "--config", str(self.config)])
 
+    def watched(self) -> int:
+        return ca.main(["monitor", "--once", "--fail_on_incident", str(self.folder), "--config", str(self.config)])
+
     def rows(self) -> list[ca.Incident]:
         return ca.read_incidents(str(self.settings.get("database") or self.own / "incidents.sqlite3"))
 
@@ -185,6 +189,32 @@ def test_stills_that_are_broken_cut_or_empty_are_unknown_and_neither_black_nor_m
     captures.fill(start + 25, (5, "live"))
     assert captures.once() == 0
     assert [kind for kind, begun, _end in captures.told() if begun < start + 29] == []
+
+
+def test_for_cron_an_incident_that_is_active_or_was_raised_in_this_pass_is_a_failure_if_so_asked(captures):
+    start = minute_ago(280)
+    end = captures.fill(start, (20, "live"), (12, "black"), (20, "live"))
+    assert captures.watched() == 1, "raised, and over again"
+    assert captures.watched() == 0, "nothing since"
+    end = captures.fill(end + 1, (5, "live"), (10, "black"))
+    assert captures.watched() == 1, "the same one came back"
+    assert captures.watched() == 1, "still active, although nothing is new"
+    end = captures.fill(end, (20, "live"))
+    assert captures.watched() == 0, "over"
+    captures.fill(end + 90, (5, "live"), (10, "black"))
+    assert captures.once() == 0, "not asked"
+    assert captures.watched() == 1
+    assert len(captures.rows()) == 2
+
+
+def test_a_capture_that_stopped_is_a_failure_for_cron_too_and_a_service_has_no_such_status(captures):
+    captures.configure(no_data_alarm_sec=None)
+    end = captures.fill(minute_ago(100), (10, "live"))
+    assert captures.watched() == captures.watched() == 1
+    captures.fill(end + 60, (30, "live"))
+    assert captures.watched() == 0
+    with pytest.raises(ca.UsageError, match="--fail_on_incident: goes with --once"):
+        ca.main(["monitor", "--fail_on_incident", str(captures.folder), "--config", str(captures.config)])
 
 
 def test_the_incidents_file_has_the_older_names(captures):
@@ -464,9 +494,11 @@ def test_a_damaged_state_is_said_and_begun_anew_instead_of_disabling_anything(ca
 
 
 def test_incidents_of_a_recording_are_stored_once_however_often_it_is_scanned(tmp_path):
-    place, found = str(tmp_path / "db.sqlite3"), [("blackscreen", (5.0, 9.0)), ("freeze", (20.0, 31.5))]
-    assert ca.store_video_incidents(place, Path("a.mp4"), "ab12", "gate", 1000, found) == 2
-    assert ca.store_video_incidents(place, Path("moved/a.mp4"), "ab12", "gate", 1000, found) == 0
+    place, found = str(tmp_path / "db.sqlite3"), (("blackscreen", (5.0, 9.0)), ("freeze", (20.0, 31.5)))
+    scan = ca.Scan(Path("a.mp4"), "gate", "precise", "ok", "", 60, found)
+    for file, known in ((Path("a.mp4"), None), (Path("moved/a.mp4"), "a.mp4")):
+        for incident in ca.video_incidents(replace(scan, file=file), "ab12", 1000):
+            assert (ca.Database(place).store(incident) or {}).get("file") == known
     assert [(row.start_sec, row.end_sec, row.device_id) for row in ca.read_incidents(place)] == [
         (1005, 1009, "gate"), (1020, 1031.5, "gate")]  # fmt: skip
 

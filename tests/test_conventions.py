@@ -57,7 +57,7 @@ LINES_NOW = {
     "copy_footage": 3125,
     "rtsp_recorder": 3480,
     "nas_sync": 4072,
-    "capture_analyzer": 4700,
+    "capture_analyzer": 4820,
     "rhombus_logging": 875,
     "rhombus_mpd_info": 420,
 }

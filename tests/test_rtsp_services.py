@@ -169,6 +169,9 @@ def test_jobs_have_units_only_where_the_config_uses_them():
                      "watch.service", "watch.timer"}  # fmt: skip
     assert set(plan({**three(), **nothing, "analysis": {"capture_dirs": ["/srv/stills/*/captures"]}})) - names == {
         "monitor.service", "clean.service", "clean.timer"}  # fmt: skip
+    default = {"capture_dirs": ["/var/www/html/stream/capture*/captures"]}
+    assert set(plan({**three(), **nothing, "analysis": default})) - names == {
+        "monitor.service", "clean.service", "clean.timer"}, "named in the config, be it the default"  # fmt: skip
     assert "nas_sync.timer" in plan({**three(), **nothing, "retention": {"without_archive": True}})
 
 
