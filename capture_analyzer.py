@@ -107,7 +107,8 @@ VIEW_LEAST_ENERGY = 2.0  # and less structure cannot be told from another one,
 VIEW_STEADY_SHARE = 0.5  # and more than so many of the views have to look alike
 VIEW_SAME = 0.5  # correlation from which it is the same view
 CARD_FLAT, CARD_FINE, CARD_SPREAD, SNOW_GRAIN = 0.9, 5.0, 0.5, 1.0
-VIEWS_KEPT, VIEW_LEARN_FIRST_SEC, VIEW_LEARN_SEC = 15, 5.0, 120.0  # the median of these is usual: half an hour
+VIEW_QUIET_SEC = 4.0  # of a live camera, so often is the view looked at while all is well
+VIEWS_KEPT, VIEW_LEARN_FIRST_SEC, VIEW_LEARN_SEC = 15, 4.0, 120.0  # the median of these is usual: half an hour
 SAMPLE_SEC = 0.2  # of a recording, so often is a picture looked at; decoding costs the same for fewer
 SELECT = "isnan(prev_selected_t)+gte(t-prev_selected_t,0.19)+key*gte(t-prev_selected_t,0.03)"
 KEY_GAP_SEC = 5.0  # between key pictures further apart too much can hide
@@ -442,6 +443,11 @@ class View:
     def sharpness(self) -> float:
         return self.fine / self.energy if self.energy else 0.0
 
+    @property
+    def is_drawn(self) -> bool:
+        """Flat areas with sharp edges, or snow: most likely no camera's picture."""
+        return self.fine >= CARD_FINE and (self.flat >= CARD_FLAT or self.grain >= SNOW_GRAIN)
+
 
 class ViewMeter:
     """Measures the views of one camera."""
@@ -452,9 +458,9 @@ class ViewMeter:
 
         whole = cv2.erode(mask, np.ones((3, 3), np.uint8), borderValue=1)
         self.pixels = np.minimum(whole[:, 1:], whole[:, :-1]).astype(np.uint8)
-        self.count = int(self.pixels.sum())
+        self.counted, self.count = self.pixels > 0, int(self.pixels.sum())
         blocks = cv2.resize(mask.astype(np.float32), (VIEW_COLUMNS, VIEW_ROWS), interpolation=cv2.INTER_AREA) > 0.99
-        self.blocks = np.flatnonzero(blocks)
+        self.blocks = blocks.astype(np.uint8)
         self.cells = np.flatnonzero(blocks[:-1, :-1] & blocks[:-1, 1:] & blocks[1:, :-1])
 
     def measure(self, gray: Gray, time_sec: float) -> View:
@@ -466,10 +472,9 @@ class ViewMeter:
         edges = (np.abs(small[:-1, 1:] - corner) + np.abs(small[1:, :-1] - corner)).ravel()[self.cells]
         steps = cv2.absdiff(gray[:, 1:], gray[:, :-1])
         fine = cv2.norm(steps, cv2.NORM_L2, self.pixels) / math.sqrt(self.count)
-        loud = np.count_nonzero((steps > VIEW_FLAT_STEP) & (self.pixels > 0))
-        values = small.ravel()[self.blocks]
-        return View(time_sec, float(values.mean()), float(edges.mean()), fine, float(values.std()),
-                    1 - loud / self.count, edges)  # fmt: skip
+        flat = 1 - np.count_nonzero((steps > VIEW_FLAT_STEP) & self.counted) / self.count
+        mean, spread = cv2.meanStdDev(small, mask=self.blocks)
+        return View(time_sec, float(mean[0, 0]), float(edges.mean()), fine, float(spread[0, 0]), flat, edges)
 
 
 @dataclass(frozen=True)
@@ -520,8 +525,7 @@ def judge_view(view: View, usual: UsualView | None, rules: Rules) -> dict[str, b
         is_soft = view.sharpness <= rules.defocus_share * usual.sharpness
         return {"covered": False, "defocus": is_soft, "moved": False, "no_signal": False}
     is_other = alike <= rules.moved_likeness
-    is_drawn = view.fine >= CARD_FINE and (view.flat >= CARD_FLAT or view.grain >= SNOW_GRAIN)
-    if is_other and (is_drawn or view.spread <= CARD_SPREAD):
+    if is_other and (view.is_drawn or view.spread <= CARD_SPREAD):
         verdict["no_signal"] = True
     elif left <= rules.covered_share:
         verdict |= {"covered": True, "no_signal": False}
@@ -541,47 +545,42 @@ class ViewKeeper:
         self.rules, self.meter = rules, ViewMeter(mask)
         self.kept: deque[View] = deque(maxlen=VIEWS_KEPT)
         self.other: deque[View] = deque(maxlen=VIEWS_KEPT)  # since the view is another one
-        self.other_sec: float | None = None
         self.usual: UsualView | None = None
         self.is_changed = False
+        self.quiet: tuple[float, dict[str, bool | None]] = -math.inf, {}  # the last look, if all was well
 
     def judge(self, gray: Gray, picture: Picture) -> dict[str, bool | None]:
-        """The verdicts on the types that are looked for; takes each picture once, in the order of time."""
+        """The verdicts on the types that are looked for; as long as all is well, from a look every few seconds."""
         if judge_black(picture, self.rules):
             return dict.fromkeys(self.rules.views)
+        if 0 <= picture.time_sec - self.quiet[0] < VIEW_QUIET_SEC:
+            return self.quiet[1]
         view = self.meter.measure(gray, picture.time_sec)
         verdict = judge_view(view, self.usual, self.rules)
-        is_good = verdict["moved"] is False and not verdict["defocus"] and not verdict["covered"]
+        shown = {name: verdict[name] for name in self.rules.views}
+        is_good = verdict["moved"] is False and not verdict["defocus"]
+        self.quiet = (view.time_sec if is_good or self.usual is None else -math.inf), shown
         if self.usual is None or is_good:
             self.other.clear()
-            self.other_sec = None
             self.learn(view, self.kept, VIEW_LEARN_SEC if self.usual else VIEW_LEARN_FIRST_SEC)
         elif view.mean > self.rules.black_mean:
-            self.other_sec = view.time_sec if self.other_sec is None else min(self.other_sec, view.time_sec)
-            self.learn(view, self.other, self.rules.view_relearn_sec / VIEWS_KEPT)
-        return {name: verdict[name] for name in self.rules.views}
+            self.learn(view, self.other, self.rules.view_relearn_sec / (VIEWS_KEPT - 1))
+        return shown
 
     def learn(self, view: View, views: deque[View], every_sec: float) -> None:
-        """Keep one view every so often. A clock that was set back holds nothing up."""
-        if views and 0 <= view.time_sec - views[-1].time_sec < every_sec:
+        """Keep one view every so often, no card. A clock that was set back holds nothing up."""
+        if view.is_drawn or (views and 0 <= view.time_sec - views[-1].time_sec < every_sec):
             return
         views.append(view)
-        if views is self.other:
-            is_due = self.other_sec is not None and view.time_sec - self.other_sec >= self.rules.view_relearn_sec
-            if not is_due or (usual := usual_view(views)) is None:
-                return
-            self.kept, self.usual = self.other.copy(), usual
-            self.other.clear()
-        else:
-            self.usual = usual_view(views) or self.usual
-        self.is_changed = True
+        if views is self.other and (len(views) < VIEWS_KEPT or usual_view(views) is None):
+            return
+        self.kept, self.usual, self.is_changed = views.copy(), usual_view(views) or self.usual, True
 
     def state(self) -> dict[str, Any]:
         """For a restart; edges in sixteenths."""
-
         rows = [{**{name: getattr(view, name) for name in VIEW_NUMBERS}, "edges": base64.b64encode(zlib.compress(
             (view.edges * 16).round().astype("<u2").tobytes())).decode()} for view in self.kept]  # fmt: skip
-        return {"schema": STATE_SCHEMA, "blocks": int(self.meter.cells.size), "views": rows}
+        return {"schema": STATE_SCHEMA, "views": rows}
 
     def restore(self, state: Mapping[str, Any] | None) -> None:
         """What an earlier process has learned; nothing, where that is damaged or of another mask."""
@@ -985,6 +984,7 @@ def analyse_frame(path: Path, device: str, config: Mapping[str, Any], *, classic
     reader = StillReader(rules, mask_of(config["analysis"], device))
     reader.keeper.restore(read_json(path.parent / STATE_FOLDER / VIEW_NAME))
     for still in stills:
+        reader.keeper.quiet = -math.inf, {}  # look at each
         seen = reader.read(still, time_of_still(still, time_sec))
     sound, three = listen(path, time_sec, rules, classic=classic), stills[-3:]
     black, freeze, dark_percent, reasons = seen.blackscreen, seen.freeze, 0.0, [seen.reason]
