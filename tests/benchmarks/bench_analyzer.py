@@ -16,6 +16,9 @@ How it is measured:
   nobody's fault. An event is false when it touches no true one.
   Modes: precise, keyframes (the default of `video`), stills (one JPEG a second, through StillReader).
   FFmpeg's filters run in one process with their defaults, and tuned (pix_th .04 d=1; n=.0003 d=4; -65 dB d=5).
+  Views (covered, no_signal, defocus, moved): cases of their own, in which something is the matter with what a camera
+  looks at, or, in half of them, is not; all four are switched on. Stills are judged by a StillReader that has seen
+  the first 36 s of the case before, as a monitor that runs has. No peer is compared.
   The older rules: 1 still a second, 95 % of pixels <= 10; three stills pairwise < 0.5; mean volume of 2 s.
   Speed: a file of 720p made by FFmpeg, key picture every 2 s, with sound; wall time, the median of --repeat runs that
   take turns, so that whatever else the machine does hits all alike. Calibration: the same file only decoded.
@@ -54,7 +57,7 @@ import analyzer_cases  # noqa: E402
 from analyzer_cases import Case  # noqa: E402
 
 import capture_analyzer  # noqa: E402
-from capture_analyzer import TYPES, Interval, Scanner, StillReader, joined, mask_of, rules_of  # noqa: E402
+from capture_analyzer import TYPES, VIEW_TYPES, Interval, Scanner, StillReader, joined, mask_of, rules_of  # noqa: E402
 from rhombus_logging import load_config  # noqa: E402
 
 COLLAR_SEC = 1.0
@@ -68,6 +71,8 @@ MARKS = {
     "audio_loss": ("", r"silence_start: ([-\d.]+)", r"silence_end: ([-\d.]+)"),
 }
 Found = dict[str, list[Interval]]
+OURS = ("precise", "keyframes", "stills")
+KNOWN_SEC, KNOWN_TIMES = 36, 2  # of a case about the view: so much of its beginning is what `monitor` has learned from
 
 
 # --- accuracy ---
@@ -112,6 +117,12 @@ class Score:
             if touching:
                 self.edges += [abs(touching[0][0] - left), abs(touching[-1][1] - right)]
 
+    def count(self, other: Score) -> None:
+        """What was found in other cases counts too."""
+        self.wrong += other.wrong
+        self.false_events += other.false_events
+        self.false_in += other.false_in
+
     @property
     def precision(self) -> float:
         return self.right / (self.right + self.wrong) if self.right + self.wrong else 1.0
@@ -125,7 +136,7 @@ def ours(path: Path, settings: dict[str, Any], *, precise: bool) -> Found:
     scan = Scanner("ffmpeg", rules_of(settings), settings, precise, threads=1).scan(path)
     if scan.reason:
         raise RuntimeError(f"{path}: {scan.reason}")
-    found: Found = {kind: [] for kind in TYPES}
+    found: Found = {kind: [] for kind in (*TYPES, *VIEW_TYPES)}
     for kind, interval in scan.incidents:
         found[kind].append(interval)
     return found
@@ -142,16 +153,24 @@ def stills_of(path: Path, folder: Path) -> list[Path]:
 
 def by_stills(path: Path, settings: dict[str, Any]) -> Found:
     rules = rules_of(settings)
-    found: Found = {kind: [] for kind in TYPES}
+    found: Found = {kind: [] for kind in (*TYPES, *VIEW_TYPES)}
     with tempfile.TemporaryDirectory() as folder:
-        reader = StillReader(rules, mask_of(settings, ""))
-        for second, still in enumerate(stills_of(path, Path(folder))):
+        reader, stills = StillReader(rules, mask_of(settings, "")), stills_of(path, Path(folder))
+        for before in range(KNOWN_TIMES * KNOWN_SEC if len(stills) > KNOWN_SEC + 1 else 0):
+            reader.read(stills[before % KNOWN_SEC], before - 1000.0)
+        for second, still in enumerate(stills):
             seen = reader.read(still, float(second))
+            for kind, is_bad in seen.views.items():
+                found[kind] += [(second, second + 1)] if is_bad else []
             if seen.blackscreen:
                 found["blackscreen"].append((second, second + 1))
             if seen.freeze and seen.freeze_since_sec is not None:
                 found["freeze"].append((seen.freeze_since_sec, second + 1))
-    return {kind: joined(intervals, 0) for kind, intervals in found.items()}
+    least_sec = {kind: settings[f"{kind}_alarm_sec"] if kind in VIEW_TYPES else 0 for kind in found}
+    whole = {kind: joined(intervals, settings["clear_sec"] if kind in VIEW_TYPES else 0)
+             for kind, intervals in found.items()}  # fmt: skip
+    return {kind: [(start, end) for start, end in intervals if end - start >= least_sec[kind]]
+            for kind, intervals in whole.items()}  # fmt: skip
 
 
 def by_older_rules(path: Path) -> Found:
@@ -211,7 +230,7 @@ def measure_accuracy(cases: Sequence[Case], folder: Path, only: Sequence[str], j
                      settings: dict[str, Any]) -> dict[str, dict[str, Score]]:  # fmt: skip
     """Scores by detector and type."""
     chosen = {name: act for name, act in detectors(settings).items() if not only or name in only}
-    scores = {name: {kind: Score() for kind in TYPES} for name in chosen}
+    scores = {name: {kind: Score() for kind in TYPES + (VIEW_TYPES if name in OURS else ())} for name in chosen}
 
     def one(case: Case) -> tuple[Case, float, dict[str, Found]]:
         path = analyzer_cases.make(case, folder)
@@ -223,7 +242,7 @@ def measure_accuracy(cases: Sequence[Case], folder: Path, only: Sequence[str], j
     with ThreadPoolExecutor(jobs) as pool:
         for case, length_sec, results in pool.map(one, cases):
             for name, found in results.items():
-                for kind in TYPES:
+                for kind in scores[name]:
                     if name == "stills" and kind == "audio_loss":
                         continue
                     scores[name][kind].add(case, length_sec, kind, found[kind])
@@ -239,10 +258,29 @@ def show_accuracy(scores: dict[str, dict[str, Score]], cases: Sequence[Case], *,
         cells = [f"{kinds[kind].precision:.3f} / {kinds[kind].recall:.3f}" for kind in TYPES]
         if name == "stills":
             cells[2] = "-"
-        edges = sorted(edge for score in kinds.values() for edge in score.edges) or [0.0]
-        false = sum(score.false_events for score in kinds.values())
+        edges = sorted(edge for kind in TYPES for edge in kinds[kind].edges) or [0.0]
+        false = sum(kinds[kind].false_events for kind in TYPES)
         print(f"| {name} | {' | '.join(cells)} | {false} | {statistics.median(edges):.2f} / {edges[-1]:.1f} s |")
-    for name, kinds in scores.items() if why else ():
+    if why:
+        show_why(scores)
+
+
+def show_views(scores: dict[str, dict[str, Score]], cases: Sequence[Case], others: int, *, why: bool) -> None:
+    """Of the cases about the view; `others` are those about other things, in which every view is a false one."""
+    untouched = sum(1 for case in cases if not case.truth)
+    made = {kind: sum(1 for case in cases if kind in case.truth) for kind in VIEW_TYPES}
+    print(f"\n{len(cases)} cases about the view, in {untouched} of them nothing is the matter; {others} others\n")
+    print(f"| | {' | '.join(f'{kind} P / R ({made[kind]} cases)' for kind in VIEW_TYPES)} | false events |")
+    print("|---|---|---|---|---|---|")
+    for name, kinds in scores.items():
+        cells = [f"{kinds[kind].precision:.2f} / {kinds[kind].recall:.2f}" for kind in VIEW_TYPES]
+        print(f"| {name} | {' | '.join(cells)} | {sum(kinds[kind].false_events for kind in VIEW_TYPES)} |")
+    if why:
+        show_why({name: {kind: kinds[kind] for kind in VIEW_TYPES} for name, kinds in scores.items()})
+
+
+def show_why(scores: dict[str, dict[str, Score]]) -> None:
+    for name, kinds in scores.items():
         for kind, score in kinds.items():
             for word, where in (("false", score.false_in), ("missed", score.missed_in)):
                 if where:
@@ -256,12 +294,21 @@ def real_clips(folders: Iterable[Path]) -> list[Path]:
 
 
 def accuracy(arguments: argparse.Namespace, settings: dict[str, Any]) -> bool:
-    cases = [*analyzer_cases.all_cases(), *analyzer_cases.real_cases(real_clips(arguments.clips))]
-    cases = [case for case in cases if case.half == arguments.half and arguments.only in case.name]
+    clips, settings = real_clips(arguments.clips), {**settings, "views": list(VIEW_TYPES)}
+    cases = [*analyzer_cases.all_cases(), *analyzer_cases.real_cases(clips)]
+    views = [*analyzer_cases.view_cases(), *analyzer_cases.real_view_cases(clips)]
+    cases, views = ([case for case in some if case.half == arguments.half and arguments.only in case.name]
+                    for some in (cases, views))  # fmt: skip
+    wanted = [name for name in OURS if not arguments.detector or name in arguments.detector]
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.cases or Path(temporary)
         scores = measure_accuracy(cases, folder, arguments.detector, arguments.jobs, settings)
+        seen = measure_accuracy(views, folder, wanted, arguments.jobs, settings) if wanted else {}
+    for name, kinds in seen.items():
+        for kind in VIEW_TYPES:
+            kinds[kind].count(scores[name][kind])
     show_accuracy(scores, cases, why=arguments.why)
+    show_views(seen, views, len(cases), why=arguments.why)
     if "precise" not in scores:
         return True
     mine = scores["precise"]
