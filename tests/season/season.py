@@ -179,8 +179,10 @@ class Season:
         self.published: dict[str, str] = {}  # sha256 -> what it is
         self.runs: Counter[str] = Counter()
         self.said: list[str] = []
+        self.last_status = 0
         self.dice = random.Random(plan.seed + 2)
         self.told_until = dict.fromkeys(CAMERAS, plan.start)
+        self.unsaid: dict[str, list[tuple[int, int, str]]] = {camera: [] for camera in CAMERAS}
         self.base = self.make_media()
         for place in (self.disk / "recordings", self.disk / "clips", self.disk / "ready", self.nas, folder / "logs"):
             place.mkdir(parents=True)
@@ -256,7 +258,7 @@ class Season:
             out, err = process.communicate()
             if not wanted:
                 self.problems.append(f"{name} did not end in {RUN_LIMIT_SEC} s")
-        status = process.returncode
+        status = self.last_status = process.returncode
         self.runs[f"{name} {words[0] if words else ''}: {status}"] += 1
         self.said += [out, err]
         self.tell(f"{name} {' '.join(map(str, words))[:60]}: {status}")
@@ -267,7 +269,11 @@ class Season:
         return out
 
     def prepare(self, camera: str) -> str:
-        """What the camera sent since the last time, staged, and why nothing came: the plan for publish.py."""
+        """What the camera sent since the last time, staged, and why nothing came: the plan for publish.py.
+
+        A reason that a killed process, or a full disk, kept out of the journal is said again, as the recorder's state
+        file does it.
+        """
         begin, end = self.told_until[camera], int(self.now)
         staged = [self.stage(camera, start, stop) for start, stop in pieces_of(self.plan, camera)
                   if begin < stop <= end]  # fmt: skip
@@ -275,10 +281,13 @@ class Season:
         downs = [(max(one.start, begin), min(one.end, end), one.detail) for one in self.plan.events
                  if one.what == "dead" and one.who == camera and one.end > begin and one.start < end]  # fmt: skip
         self.told_until[camera] = end
-        return json.dumps({"downs": downs, "staged": staged})
+        self.unsaid[camera] += downs
+        return json.dumps({"downs": self.unsaid[camera], "staged": staged})
 
     def record(self, camera: str, plan: str) -> None:
         self.run("publish", self.config, camera, statuses=(0, 1) if self.active("disk full") else (0,), stdin=plan)
+        if self.last_status == 0:
+            self.unsaid[camera] = []
         self.note_published()
 
     def stage(self, camera: str, start: int, stop: int) -> tuple[str, int, int]:

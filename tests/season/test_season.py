@@ -1,4 +1,4 @@
-"""A short season in each direction of the clocks; season.py lives through longer ones by hand."""
+"""A short season in each direction of the clocks, and a minute of real time; longer ones are run by hand."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 import season
+import soak
 from conftest import need
 
 
@@ -36,3 +37,54 @@ def test_what_a_camera_sends_and_its_deaths_fill_the_season_without_overlap() ->
         pieces = season.pieces_of(plan, camera)
         assert season.join([*pieces, *deaths]) == [(plan.start, plan.end)]
         assert sum(stop - start for start, stop in season.join(pieces) + season.join(deaths)) == plan.end - plan.start
+
+
+# --- the soak ---
+
+
+def soaked(length_sec: float, seed: int) -> soak.Soak:
+    for program in ("rsync", "sshd"):
+        need(program)
+    run = soak.soak_for(length_sec, seed)
+    print(soak.report(run))
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_after_a_minute_of_real_faults_the_books_balance() -> None:
+    run = soaked(60, seed=0)
+    assert not run.books.problems, soak.report(run)
+    assert run.books.statuses["record: -9"] and run.books.statuses["nas_sync: -9"], "what was to be killed was killed"
+
+
+@pytest.mark.slow
+@pytest.mark.full_length
+@pytest.mark.timeout(1800)
+def test_after_ten_minutes_of_real_faults_the_books_balance_and_nothing_grows() -> None:
+    run = soaked(600, seed=0)
+    assert not run.books.problems, soak.report(run)
+
+
+def test_a_seed_repeats_its_script_and_each_fault_comes_in_each_round_services_being_killed_early() -> None:
+    script = soak.make_script(5, 600, with_full_disk=True)
+    assert script == soak.make_script(5, 600, with_full_disk=True) != soak.make_script(6, 600, with_full_disk=True)
+    assert {hurt.what for hurt in script} == set(soak.KINDS)
+    assert all(hurt.start >= soak.WARM_SEC and hurt.end <= 600 - soak.CALM_SEC + 0.1 for hurt in script)
+    assert max(hurt.start for hurt in script if hurt.kind.early) < 330 < max(hurt.start for hurt in script)
+    short = soak.make_script(5, 60, with_full_disk=False)
+    assert sorted(hurt.what for hurt in short) == sorted(set(soak.KINDS) - {"disk full"})
+
+
+def test_what_a_service_keeps_is_told_from_what_it_needs_for_a_moment() -> None:
+    def samples(*memory: int) -> list[soak.Sample]:
+        return [soak.Sample(7, 40.0 + number, size, 5) for number, size in enumerate(memory)]
+
+    def sizes(*memory: int) -> list[int]:
+        return [one.memory_bytes for one in soak.grown(samples(*memory))]
+
+    assert sizes(50, 90, 50, 51, 52, 50, 95, 50, 90, 50) == [50, 50]
+    assert sizes(50, 51, 52, 53, 54, 55, 56, 57, 58, 59) == [50, 58]
+    loading = [soak.Sample(7, 1.0, 5, 5), *samples(*[50] * 10)]
+    assert [one.memory_bytes for one in soak.grown(loading)] == [50, 50]
+    assert [one.pid for one in soak.grown([soak.Sample(6, 90.0, 5, 5), *samples(50)])] == [7, 7]
