@@ -31,6 +31,7 @@ import argparse
 import calendar
 import hashlib
 import json
+import math
 import os
 import random
 import shutil
@@ -459,15 +460,15 @@ class Season:
 
     # -- the days --
 
-    def live(self, *, hasty: bool) -> None:
-        """The whole season and its books; `hasty`: only until something is wrong."""
+    def live(self, *, until: float | None) -> None:
+        """The whole season and its books; with `until` only to this moment, or until something is wrong."""
         self.run("nas_sync", "target", "init", "--config", self.config)
         for event in self.plan.events:
             self.story.append(f"plan: {event}")
         while self.now < self.plan.end:
             self.now += TICK_SEC
             self.tick()
-            if hasty and self.problems:
+            if until is not None and (self.problems or self.now >= until):
                 return
         for _ in range(4):  # nothing goes wrong any more
             self.now += 8 * HOUR
@@ -724,7 +725,7 @@ def small_disk(folder: Path, *, loses: bool = True) -> Iterator[Disk]:
         disk.close()
 
 
-def play(seed: int, days: int, without: Sequence[int] = (), *, hasty: bool = False) -> Season:
+def play(seed: int, days: int, without: Sequence[int] = (), *, until: float | None = None) -> Season:
     """Live through the season of a seed, without the events of these numbers; look at `problems` of what it returns."""
     with tempfile.TemporaryDirectory(prefix="season-") as name, small_disk(Path(name)) as disk:
         plan = make_plan(seed, days, disk.may_fill)
@@ -734,22 +735,27 @@ def play(seed: int, days: int, without: Sequence[int] = (), *, hasty: bool = Fal
         plan.events = [one for number, one in enumerate(plan.events) if number not in without]
         season = Season(plan, Path(name), disk)
         try:
-            season.live(hasty=hasty)
+            season.live(until=until)
         finally:
             season.close()
         return season
 
 
 def shrink(seed: int, days: int) -> Season:
-    """Leave out event after event as long as it still fails: first halves, then single ones."""
+    """Leave out event after event as long as it still fails: first halves, then single ones.
+
+    What shows before the books are opened is looked for no longer than it took at first.
+    """
+    season = play(seed, days, until=math.inf)
+    until = season.now if season.now < season.plan.end else None
     with tempfile.TemporaryDirectory() as name, small_disk(Path(name)) as disk:
-        count = len(make_plan(seed, days, disk.may_fill).events)
-    left, season = list(range(count)), play(seed, days, hasty=True)
-    step = len(left) // 2
+        events = make_plan(seed, days, disk.may_fill).events
+    left = [number for number, one in enumerate(events) if until is None or one.start <= until]
+    step = max(1, len(left) // 2)
     while step and season.problems:
         for at in range(0, len(left), step):
             fewer = left[:at] + left[at + step :]
-            tried = play(seed, days, [number for number in range(count) if number not in fewer], hasty=True)
+            tried = play(seed, days, [number for number in range(len(events)) if number not in fewer], until=until)
             if tried.problems:
                 left, season = fewer, tried
                 break
