@@ -77,6 +77,7 @@ CRON_SEC = {"copy_footage": 7, "video": 20, "watch": 15}
 HEAL_SEC = 60.0
 AFTERMATH_SEC = 8.0  # a fault explains what happens so long after it
 PAUSE_SEC = LIMITS["stall"] + 5.0  # FFmpeg looks at a new stream for up to 5 s
+UNSEEN_SEC = 0.5  # less between two files is taken for the inaccuracy of their times
 EDGE_SEC = 1.0  # between a frame's own time and when a gap begins or ends
 GAP_ERROR_SEC = 0.7  # the inaccuracy of a gap's length
 SETTLED_SEC = 30.0
@@ -119,6 +120,7 @@ KINDS = {
     "disk full": Kind(5, tuple(RECORDED), ("disk", "stall", "crashed", "unknown"), ("copy_footage", "nas_sync", "video",
                                                                                      "watch"), early=True),
 }  # fmt: skip
+PAUSES = ("wedge", "no video", "freeze")
 EVERYBODY = ("kill record", "stop record", "disk full")  # hits all recorded cameras
 
 
@@ -316,7 +318,7 @@ class Soak:
             "upload": {"check_interval": 4}, "retention": {"grace_sec": GRACE_SEC},
             "analysis": {"database": str(self.disk / "incidents.sqlite3"), "evidence_dir": str(self.evidence),
                          "capture_dirs": [str(self.captures)], "no_data_alarm_sec": 4, "clear_sec": 2,
-                         "reopen_sec": 3},
+                         "reopen_sec": 0.1},
             "capture": {"grabbers": [{"name": LENS, "video_device": self.address(LENS), "audio_device": "none",
                                       "capture_dir": str(self.captures.parent), "fps": 5}],
                         "encoder": "libx264", "stall": 4},
@@ -612,10 +614,18 @@ class Soak:
 
 
 def explain(soak: Soak, camera: str, start: float, end: float) -> set[str]:
-    """The causes that a gap of these epoch seconds may have, of all that hit the camera about then."""
+    """The causes that a gap of these epoch seconds may have, of all that hit the camera about then.
+
+    A camera that sends nothing, and goes on before that could be called a stall, leaves a gap that nobody saw.
+    """
     begin, until = start - soak.started, end - soak.started
-    return {cause for one in soak.script if one.who == camera or one.what in EVERYBODY for cause in one.kind.causes
-            if one.start - 1 < until and begin < one.end + AFTERMATH_SEC}  # fmt: skip
+    unseen = until - begin <= PAUSE_SEC and any(
+        one.who == camera and one.what in PAUSES and one.start - 1 < until and begin < one.end + 1
+        for one in soak.script
+    )
+    near = [one for one in soak.script if (one.who == camera or one.what in EVERYBODY)
+            and one.start - 1 < until and begin < one.end + AFTERMATH_SEC]  # fmt: skip
+    return {cause for one in near for cause in one.kind.causes} | ({"unknown"} if unseen else set())
 
 
 def balance_camera(soak: Soak, name: str) -> None:
@@ -661,16 +671,16 @@ def balance_missing(soak: Soak, name: str, outside: Sequence[int]) -> int:
     """Of the frames that are neither archived nor in a gap the camera must have sent none; how many there are."""
     camera = soak.cameras[name]
     sent = {number for number, _ in camera.frame_log}
-    moments = [camera.started + number / FPS for number in outside if number in sent]
-    if moments:
-        soak.wrong(f"{name}: {len(moments)} frames are neither archived nor in a gap, "
-                   f"{shown(soak, moments[0], moments[-1])}")  # fmt: skip
-    runs = [list(run) for _, run in itertools.groupby(enumerate(outside), key=lambda pair: pair[1] - pair[0])]
+    lost = [number for number in outside if number in sent]
+    runs = [[number for _, number in run] for _, run in itertools.groupby(
+        enumerate(outside), key=lambda pair: pair[1] - pair[0])]  # fmt: skip
     for run in runs:
-        if len(run) / FPS > PAUSE_SEC:
-            start = camera.started + run[0][1] / FPS
+        start = camera.started + run[0] / FPS
+        if sum(number in sent for number in run) / FPS > UNSEEN_SEC:
+            soak.wrong(f"{name}: {len(run)} frames are neither archived nor in a gap, {shown(soak, start)}")
+        elif len(run) / FPS > PAUSE_SEC:
             soak.wrong(f"{name}: nothing came for {len(run) / FPS:.1f} s, and no gap says so, {shown(soak, start)}")
-    return len(outside) - len(moments)
+    return len(outside) - len(lost)
 
 
 def balance_causes(soak: Soak, name: str, gaps: Sequence[Mapping[str, Any]]) -> None:
