@@ -660,7 +660,7 @@ def coverage_of(root: Path, camera: str, since_sec: float | None, until_sec: flo
                 zone: tzinfo | None = None) -> Coverage | None:  # fmt: skip
     """From the journal, and for what is not in it yet from the state file; None when there is neither.
 
-    With the `zone` of file names, files without a line in the journal count as well.
+    With the `zone` of file names, files without a line in the journal count as well. What was before all is no gap.
     """
     folder = root / STATE_FOLDER / "journal" / camera
     state = read_state(root / STATE_FOLDER / "state" / f"{camera}.json")
@@ -671,19 +671,19 @@ def coverage_of(root: Path, camera: str, since_sec: float | None, until_sec: flo
     files: list[Interval] = []
     if zone:
         around = read_journal(folder, (since_sec or 0) - 2 * 86400, until_sec + 2 * 86400)
-        journaled = {str(line.get("file")) for line in around}
-        files = unjournaled(root / camera, journaled, (since_sec or 0, until_sec), zone)
-    starts = [float(line["start"]) for line in lines] + [start for start, _ in now_open + files]
-    first = min([*starts, float(state["since"])] if state else starts, default=None)
-    if since_sec is None and first is None:
+        files = unjournaled(root / camera, {str(one.get("file")) for one in around}, (since_sec or 0, until_sec), zone)
+    day = min((file.stem for file in folder.glob("????-??-??.jsonl")), default="1970-01-01")
+    oldest = read_journal(folder, 0, datetime.fromisoformat(f"{day}T00:00+00:00").timestamp() + 86400)
+    starts = [float(line["start"]) for line in [*oldest, *lines]] + [start for start, _ in now_open + files]
+    if (first := min([*starts, float(state["since"])] if state else starts, default=until_sec)) >= until_sec:
         return None
-    span = (first if since_sec is None else since_sec, until_sec)
+    span = (max(first, since_sec or first), until_sec)
     downs = []
     if state.get("state") in ("down", "stopped"):
         downs = [Gap(camera, float(state["since"]), until_sec, str(state["cause"]), "journal")]
     elif state and not fresh:
         downs = [Gap(camera, last or updated, until_sec, "crashed", "journal")]
-    return coverage(camera, lines, (float(span[0] or 0), span[1]), downs, now_open, files)
+    return coverage(camera, lines, span, downs, now_open, files)
 
 
 # --- files -------------------------------------------------------------------------------------------------------

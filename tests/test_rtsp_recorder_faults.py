@@ -626,3 +626,26 @@ def test_files_of_an_older_recorder_are_no_gap_and_are_shown_apart(site):
     whole = site.gaps("--until", str(noon + 700), "--timezone", "UTC")
     assert "to 2026-07-20 12:11:40+00:00" in whole.stdout and "counts as nothing" in whole.stderr
     assert whole.stdout.startswith("Gate: 41.429 % of 2026-07-20 12:00:00+00:00")
+
+
+def test_what_was_before_the_first_recording_is_no_gap_and_what_was_after_it_is(site):
+    noon = datetime(2026, 7, 20, 12, tzinfo=timezone.utc).timestamp()
+    site.entries.append({"name": "Gate", "rtsp_url": "rtsp://192.0.2.7/1"})
+    journal = site.footage / ".rtsp_recorder" / "journal" / "Gate" / "2026-07-20.jsonl"
+    journal.parent.mkdir(parents=True)
+    lines = [{"kind": "down", "start": noon, "end": noon + 30, "cause": "refused"}, segment(noon + 30, noon + 100),
+             segment(noon + 200, noon + 300)]  # fmt: skip
+    journal.write_text("".join(json.dumps({**line, "file": "Gate/a.mkv"}) + "\n" for line in lines))
+
+    def gaps(since, until):
+        done = site.gaps("--json", "--since", str(since), "--until", str(until))
+        *found, summary = map(json.loads, done.stdout.splitlines())
+        return [(gap["start"] - noon, gap["end"] - noon, gap["cause"]) for gap in found], summary["summary"], done
+
+    found, summary, done = gaps(noon - 2 * 86400, noon + 300)
+    assert found == [(0, 30, "refused"), (100, 200, "unknown")] and done.returncode == 0
+    assert (summary["Gate"]["start"], summary["Gate"]["end"]) == (noon, noon + 300)
+    assert gaps(noon + 150, noon + 250)[0] == [(150, 200, "unknown")], "it was recorded before"
+    assert gaps(noon + 2 * 86400, noon + 3 * 86400)[0] == [(2 * 86400, 3 * 86400, "unknown")], "days later, too"
+    found, summary, done = gaps(noon - 86400, noon - 10)
+    assert (found, summary, done.returncode) == ([], {}, 1), "then there was no such camera"
