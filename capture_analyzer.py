@@ -799,10 +799,12 @@ class Pipe:
 
 
 def read_pictures(ffmpeg: str, file: Path, *, keys_only: bool = False, start_sec: float = 0,
-                  end_sec: float | None = None, threads: int = 0) -> Iterator[tuple[Gray, float, bool]]:  # fmt: skip
+                  end_sec: float | None = None, threads: int = 0,
+                  damage: list[str] | None = None) -> Iterator[tuple[Gray, float, bool]]:  # fmt: skip
     """Pictures in 160x90 gray, each with its time from the start of the file and whether it is a key picture.
 
-    Either the key pictures alone, or five a second and every key picture. Raises NoStream and Unreadable.
+    Either the key pictures alone, or five a second and every key picture. Raises NoStream and Unreadable. `damage`
+    becomes what this pass says of a file that is cut off or spoilt inside, in one sentence or none.
     """
     import numpy as np
 
@@ -813,7 +815,7 @@ def read_pictures(ffmpeg: str, file: Path, *, keys_only: bool = False, start_sec
     filters = "" if keys_only else f"select='{SELECT}',"
     filters += f"scale={WIDTH}:{HEIGHT}:flags=area,format=gray,showinfo=checksum=0"
     after = ["-map", "0:V:0", "-vf", filters, "-fps_mode", "passthrough", "-f", "rawvideo"]
-    latest = -math.inf
+    latest, lost_sec = -math.inf, 0.0
     with Pipe(ffmpeg, file, before, after) as pipe:
         for block in pipe.blocks(WIDTH * HEIGHT):
             shown = pipe.pictures.get()
@@ -824,9 +826,20 @@ def read_pictures(ffmpeg: str, file: Path, *, keys_only: bool = False, start_sec
                 time_sec = max(latest, 0) + SAMPLE_SEC
             if time_sec <= latest:  # times that jump back
                 continue
+            lost_sec += pause_sec(time_sec - max(latest, 0))
             latest = time_sec
             yield np.frombuffer(block, np.uint8).reshape(HEIGHT, WIDTH), start_sec + time_sec, is_key
         pipe.check(latest > -math.inf)
+        lost_sec += pause_sec(pipe.listed_sec - latest)
+        if damage is not None:
+            whole_sec = max(pipe.listed_sec, latest)
+            damage[:] = [f"it is damaged: about {lost_sec:.0f} of its {whole_sec:.0f} s have no pictures "
+                         f"({pipe.complaints[0]})"] if lost_sec and pipe.complaints else []  # fmt: skip
+
+
+def pause_sec(between_sec: float) -> float:
+    """What is missing between two pictures; 0 for those that lie no further apart than key pictures do."""
+    return between_sec if between_sec > PICTURE_GAP_SEC else 0.0
 
 
 def call(command: Sequence[str], timeout_sec: float) -> tuple[bool, bytes]:
@@ -1180,7 +1193,8 @@ class Scanner:
             listening = side.submit(self.listen, file)
             try:
                 finder = ViewFinder(self.rules, mask_of(self.settings, camera))
-                pictures, found, clocks, length_sec = self.scan_pictures(file, mask_of(self.settings, camera), finder)
+                pictures, found, clocks, length_sec = self.scan_pictures(file, mask_of(self.settings, camera), finder,
+                                                                         reasons)  # fmt: skip
                 views = self.look(file, finder, found)
             except NoStream:
                 pass
@@ -1221,10 +1235,11 @@ class Scanner:
             return "unknown", [], f"sound: {problem}"
 
     def scan_pictures(self, file: Path, mask: Gray,
-                      views: ViewFinder) -> tuple[str, list[tuple[str, Interval]], list[Interval], float]:  # fmt: skip
-        """How it was done, what was found, which freezes have a clock, and where the pictures end."""
+                      views: ViewFinder, damage: list[str],
+                      ) -> tuple[str, list[tuple[str, Interval]], list[Interval], float]:  # fmt: skip
+        """How it was done, what was found, which freezes have a clock, and where the pictures end; and the damage."""
         if not self.precise:
-            keys = list(self.measured(file, mask, views, keys_only=True))
+            keys = list(self.measured(file, mask, views, keys_only=True, damage=damage))
             windows = suspicious(keys, self.rules)
             if windows is not None:
                 finders = [self.find(file, mask, start_sec, stop_sec) for start_sec, stop_sec in windows]
@@ -1232,7 +1247,7 @@ class Scanner:
                 end_sec = max([keys[-1].time_sec, *(finder.latest_sec for finder in finders)]) + SAMPLE_SEC
                 return "keyframes", found, [one for finder in finders for one in finder.clocks()], end_sec
         views.forget()
-        finder = self.find(file, mask, views=views)
+        finder = self.find(file, mask, views=views, damage=damage)
         return "precise", finder.finish(), finder.clocks(), finder.latest_sec + SAMPLE_SEC
 
     def end_of(self, file: Path, key_sec: float) -> float:
@@ -1243,17 +1258,18 @@ class Scanner:
         return key_sec
 
     def find(self, file: Path, mask: Gray, start_sec: float = 0, end_sec: float | None = None,
-             views: ViewFinder | None = None) -> Finder:  # fmt: skip
+             views: ViewFinder | None = None, damage: list[str] | None = None) -> Finder:  # fmt: skip
         finder = Finder(self.rules)
-        for picture in self.measured(file, mask, views, start_sec=start_sec, end_sec=end_sec):
+        for picture in self.measured(file, mask, views, start_sec=start_sec, end_sec=end_sec, damage=damage):
             finder.take(picture)
         return finder
 
     def measured(self, file: Path, mask: Gray, views: ViewFinder | None = None, *, keys_only: bool = False,
-                 start_sec: float = 0, end_sec: float | None = None) -> Iterator[Picture]:  # fmt: skip
+                 start_sec: float = 0, end_sec: float | None = None,
+                 damage: list[str] | None = None) -> Iterator[Picture]:  # fmt: skip
         meter = PictureMeter(self.rules, mask)
         for gray, time_sec, is_key in read_pictures(self.ffmpeg, file, keys_only=keys_only, start_sec=start_sec,
-                                                    end_sec=end_sec, threads=self.threads):  # fmt: skip
+                                                    end_sec=end_sec, threads=self.threads, damage=damage):  # fmt: skip
             if self.stopped and self.stopped.is_set():
                 raise Unreadable("stopped")
             picture = meter.measure(gray, time_sec, is_key=is_key or keys_only)
@@ -1550,9 +1566,9 @@ def recordings_in(places: Sequence[Path], missed: list[OSError]) -> list[Path]:
 def scan_report(scan: Scan, zone: tzinfo | None) -> dict[str, Any]:
     """One line of --json."""
     began_sec, basis = start_of_scan(scan, zone)
-    quality = "unknown" if "unknown" in (scan.pictures, scan.sound) or scan.pictures == scan.sound == "none" else "ok"
     return {
-        "file": str(scan.file), "camera": scan.camera, "quality": quality, "reason": scan.reason,
+        "file": str(scan.file), "camera": scan.camera,
+        "quality": "unknown" if scan.reason else "ok", "reason": scan.reason,
         "pictures": scan.pictures, "sound": scan.sound, "views": scan.views, "length_sec": round(scan.length_sec, 2),
         "start": iso_time(began_sec), "time_basis": basis,
         "incidents": [{"type": kind, "start_sec": round(start, 2), "end_sec": round(end, 2),

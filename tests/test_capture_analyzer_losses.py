@@ -329,3 +329,36 @@ def test_a_database_that_can_never_be_is_refused_before_hours_of_work(tmp_path, 
                           text=True, check=False, timeout=60)  # fmt: skip
     assert (done.returncode, done.stdout) == (status, ""), done.stderr
     assert "Traceback" not in done.stderr
+
+
+# --- recordings that are not whole ---
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Thirty seconds of moving pictures and a tone, a key picture each second."""
+    file = tmp_path_factory.mktemp("whole") / "whole.mp4"
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=s=320x180:r=10:d=30", "-f", "lavfi", "-i", "sine=d=30", "-c:v", "libx264",
+           "-preset", "ultrafast", "-g", "10", "-c:a", "aac", "-movflags", "+faststart", str(file))  # fmt: skip
+    return file
+
+
+@pytest.mark.parametrize("way", [[], ["--precise"]], ids=["keyframes", "precise"])
+@pytest.mark.parametrize("spoilt", ["cut", "hole", "whole"])
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_a_recording_that_is_cut_off_or_spoilt_inside_is_not_called_well(tmp_path, whole, capsys, suffix, spoilt, way):
+    file = tmp_path / f"one.{suffix}"
+    ffmpeg("-i", str(whole), "-c", "copy", "-movflags", "+faststart", str(file))
+    data = file.read_bytes()
+    third = len(data) // 3
+    hole = data[:third] + bytes(third) + data[2 * third :]
+    file.write_bytes({"cut": data[:third], "hole": hole, "whole": data}[spoilt])
+    status = ca.main(["video", str(file), "--json", *way])
+    report = json.loads(capsys.readouterr().out.splitlines()[0])
+    if spoilt == "whole":
+        assert (status, report["quality"], report["reason"]) == (0, "ok", "")
+    else:
+        assert (status, report["quality"]) == (1, "unknown")
+        assert report["reason"].startswith("it is damaged: about ")
+        missing_sec = int(report["reason"].split("about ")[1].split()[0])
+        assert abs(missing_sec - (20 if spoilt == "cut" else 10)) <= 3
