@@ -68,6 +68,8 @@ from rhombus_logging import (
     load_config,
     lock_file,
     mask,
+    parse_time,
+    parse_zone,
     part_file,
     read_json,
     run,
@@ -1627,7 +1629,7 @@ def video_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
     if arguments.store:
         Database(database_of(config["analysis"], Path()))
     refuse_unwritable(arguments.output)
-    rules, zone = rules_of(config["analysis"]), zone_of(config["recording"]["timezone"])
+    rules, zone = rules_of(config["analysis"]), parse_zone(config["recording"]["timezone"])
     for camera in config["analysis"]["masks"]:
         mask_of(config["analysis"], camera)
     ffmpeg, counts = find_ffmpeg("looking at recordings"), dict.fromkeys((*TYPES, *rules.views), 0)
@@ -1671,7 +1673,7 @@ def report_of_video(reports: Sequence[Mapping[str, Any]], arguments: argparse.Na
     try:
         survey.scanned(reports)
         add_found(survey, reports)
-        page = write_page(survey, zone_of(None), arguments.output, arguments.metrics)
+        page = write_page(survey, parse_zone(None), arguments.output, arguments.metrics)
     except CannotStart as problem:
         log.error("%s: %s", arguments.output, problem)
         return False
@@ -1690,20 +1692,6 @@ def writable(path: Path) -> Iterator[Path]:
     refuse_unwritable(path)
     with part_file(path) as part:
         yield part
-
-
-def zone_of(name: str | None) -> tzinfo:
-    """Without a name that of the host."""
-    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
-
-    if not name:
-        from tzlocal import get_localzone
-
-        return get_localzone()
-    try:
-        return timezone.utc if name.upper() == "UTC" else ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError) as problem:
-        raise UsageError(f"timezone {name!r} is not known; expected a name such as Europe/Berlin") from problem
 
 
 # --- incidents ---------------------------------------------------------------------------------------------------
@@ -3226,25 +3214,6 @@ def incidents_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", default=None, help="JSON Lines, the last one a summary")
 
 
-def parse_moment(text: str | None, flag: str) -> float | None:
-    """Epoch seconds, ISO 8601 or words such as "2 hours ago"; without a zone in the host's."""
-    if text is None:
-        return None
-    if re.fullmatch(r"\d{9,11}(\.\d+)?", text):
-        return float(text)
-    from dateutil.parser import isoparse
-
-    try:
-        found: datetime | None = isoparse(text)
-    except ValueError:
-        import dateparser
-
-        found = dateparser.parse(text, settings={"PREFER_DATES_FROM": "past"})
-    if found is None:
-        raise UsageError(f"{flag}: {text!r} is no time; say 2026-01-31T12:00, epoch seconds or '2 hours ago'")
-    return found.timestamp()
-
-
 def databases(config: Mapping[str, Any]) -> list[str]:
     """The configured one, else those beside the captures."""
     settings = config["analysis"]
@@ -3274,7 +3243,8 @@ def chosen(found: Sequence[tuple[str, Incident]], wanted: Sequence[str]) -> list
 
 
 def incidents_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
-    since_sec, until_sec = parse_moment(arguments.since, "--since"), parse_moment(arguments.until, "--until")
+    since_sec, until_sec = (parse_time(text, flag, parse_zone(None)) if text else None
+                            for text, flag in ((arguments.since, "--since"), (arguments.until, "--until")))
     found = [(place, incident) for place in databases(config)
              for incident in read_incidents(place, since_sec, until_sec)]  # fmt: skip
     found.sort(key=lambda pair: pair[1].start_sec)
@@ -5009,9 +4979,10 @@ def report_flags(parser: argparse.ArgumentParser) -> None:
 
 def report_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
     """Survey, settle, write one page."""
-    zone = zone_of(arguments.timezone)
-    since_sec, until_sec = parse_moment(arguments.since, "--since"), parse_moment(arguments.until, "--until")
-    survey = Survey(zone_of(str(config["recording"]["timezone"])))
+    zone = parse_zone(arguments.timezone)
+    since_sec, until_sec = (parse_time(text, flag, parse_zone(None)) if text else None
+                            for text, flag in ((arguments.since, "--since"), (arguments.until, "--until")))
+    survey = Survey(parse_zone(str(config["recording"]["timezone"])))
     for folder in arguments.folder:
         if not folder.is_dir():
             raise UsageError(f"{folder}: there is no such folder")

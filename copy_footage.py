@@ -50,9 +50,9 @@ from urllib.parse import urlsplit
 import rhombus_mpd_info as mpd_info
 
 from rhombus_logging import (  # isort: skip
-    Busy, CannotStart, Cluster, MaskingFormatter, Status, Terminated, UsageError, add_common_flags, append_line,
-    cluster, find_ffmpeg, fsync_folder, hide_secret, is_open_road, load_config, lock_file, mask, notify, read_json, run,
-    run_lock, start_logging, watch_sign, write_json,
+    EARLIEST_SEC, LATEST_SEC, Busy, CannotStart, Cluster, MaskingFormatter, Status, Terminated, UsageError,
+    add_common_flags, append_line, cluster, find_ffmpeg, fsync_folder, hide_secret, is_open_road, load_config,
+    lock_file, mask, notify, parse_time, parse_zone, read_json, run, run_lock, start_logging, watch_sign, write_json,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -95,7 +95,6 @@ UHD_WIDTH = 2600
 TYPE_CHARACTERS, ID_CHARACTERS, NAME_CHARACTERS = 60, 48, 60  # keeps every name below 255 bytes with `.part.json`
 LONGEST_SEC = 86400  # of a clip after an outage, without --clip_length: FFmpeg takes 334 MB for a day of footage
 DEFAULT_ALERT_SEC = 30  # an alert without a length; uploaded clips come in blocks of 30 s
-EARLIEST_SEC, LATEST_SEC = 946_684_800, 4_102_444_800  # 2000 and 2100: outside of this a time is a slip
 RUUID = re.compile(r"[A-Za-z0-9_-]{22}(\.[va][0-9])?")
 DURATIONS = ("duration", "alert_buffer", "clip_length", "max_duration", "lag", "lookback", "give_up_after",
              "retry_wait", "connect_timeout", "read_timeout", "status_max_age")  # fmt: skip
@@ -336,64 +335,12 @@ def parse_duration(text: str | float, what: str) -> float:
     return days * 86400 + hours * 3600 + minutes * 60 + seconds
 
 
-def parse_time(text: str, what: str, zone: tzinfo, now: float) -> float:
-    """Epoch seconds from epoch seconds, ISO 8601, or words such as "2 hours ago"; naive input is in `zone`."""
-    text = text.strip()
-    if re.fullmatch(r"\d+(\.\d+)?", text):
-        found = float(text)
-        if found > LATEST_SEC * 10:
-            raise UsageError(f"{what}: {text} looks like milliseconds; say seconds")
-    else:
-        from dateutil.parser import isoparse  # before 3.11 Python itself knows only some of ISO 8601
-
-        moment: datetime | None
-        try:
-            moment = isoparse(text)
-        except ValueError:
-            moment = _words_time(text, zone, now)
-        if moment is None:
-            raise UsageError(f'{what}: {text!r} is not a time; say epoch seconds, 2026-11-20T09:00, or "2 hours ago"')
-        if not moment.tzinfo:
-            moment, later = moment.replace(tzinfo=zone, fold=0), moment.replace(tzinfo=zone, fold=1)
-            if moment.utcoffset() != later.utcoffset():
-                log.warning("%s: %s comes twice or never, because summer time begins or ends then; taken as %s", what,
-                            text, clock_text(moment.timestamp()))  # fmt: skip
-        found = moment.timestamp()
-    if not EARLIEST_SEC <= found <= LATEST_SEC:
-        raise UsageError(f"{what}: {text!r} is not between the years 2000 and 2100")
-    return found
-
-
-def _words_time(text: str, zone: tzinfo, now: float) -> datetime | None:
-    import dateparser
-
-    # Hours and minutes are counted back, whatever clocks on the wall did meanwhile; days are those of the calendar.
-    is_counted = re.search(r"\bnow$|(?:\b|\d)(?:h|hours?|m|min(?:ute)?s?|s|sec(?:ond)?s?)\s+ago$", text.lower())
-    base = datetime.fromtimestamp(now, timezone.utc if is_counted else zone).replace(tzinfo=None)
-    found = dateparser.parse(text, languages=["en"], settings={"RELATIVE_BASE": base, "PREFER_DATES_FROM": "past"})
-    return found.replace(tzinfo=timezone.utc) if found and is_counted else found
-
-
 def parse_rate(text: str | float, what: str) -> float:
     """Bytes per second from `500K`, `10M` (1024 based, as rsync and rclone have it); `0` means no limit."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG])(?:i?B)?(?:/s)?|0?", str(text).strip(), re.IGNORECASE)
     if not match:
         raise UsageError(f"{what}: {text!r} needs a unit; say for example 500K or 10M (bytes a second)")
     return float(match[1] or 0) * 1024.0 ** ("KMG".index((match[2] or "K").upper()) + 1)
-
-
-def parse_zone(name: str | None) -> tzinfo:
-    """The zone called `name`; without a name the host's."""
-    if not name:
-        from tzlocal import get_localzone  # with its DST rules, not only today's offset
-
-        return get_localzone()
-    from zoneinfo import ZoneInfo
-
-    try:
-        return ZoneInfo(name)
-    except (OSError, ValueError, KeyError) as problem:
-        raise UsageError(f"--timezone: there is no time zone {name!r}; say for example Europe/Berlin") from problem
 
 
 def clock_text(epoch_sec: float, zone: tzinfo = timezone.utc) -> str:
@@ -3001,7 +2948,7 @@ def settle(arguments: argparse.Namespace, config: Mapping[str, Any]) -> Settings
     """Flag over environment over config over default, every value checked. Raises UsageError."""
     given = {name: value for name, value in vars(arguments).items() if value not in (None, [])}
     values: dict[str, Any] = {**dict.fromkeys(vars(arguments), False), "duration": 3600, **config, **given}
-    values |= {"now": time.time(), "zone": parse_zone(values["timezone"]), "gaps": (), "filling": False}
+    values |= {"now": time.time(), "zone": parse_zone(values["timezone"], "--timezone"), "gaps": (), "filling": False}
     if values["fill_gaps"]:
         values |= {"gaps": gaps_of(values["fill_gaps"], arguments.config), "filling": True}
     for name in DURATIONS:

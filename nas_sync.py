@@ -64,6 +64,8 @@ from rhombus_logging import (
     load_config,
     mask,
     notify,
+    parse_time,
+    parse_zone,
     part_file,
     read_json,
     read_overlay,
@@ -389,37 +391,6 @@ def parse_rate(text: str, what: str) -> int:
     if not match:
         raise UsageError(f"{what}: {text!r} needs a unit; say for example 500K or 10M (bytes a second)")
     return round(float(match[1] or 0) * 1024.0 ** ("KMG".index((match[2] or "K").upper()) + 1))
-
-
-def parse_zone(name: str | None) -> tzinfo:
-    if not name:
-        from tzlocal import get_localzone  # with its DST rules, not only today's offset
-
-        return get_localzone()
-    from zoneinfo import ZoneInfo
-
-    try:
-        return ZoneInfo(name)
-    except (OSError, ValueError, KeyError) as problem:
-        raise UsageError(f"timezone {name!r} is not known; say for example Europe/Berlin") from problem
-
-
-def parse_time(text: str, what: str, zone: tzinfo) -> float:
-    """Epoch seconds, ISO 8601 or words such as "2 hours ago"; without a zone in `zone`."""
-    if re.fullmatch(r"\d{9,11}(\.\d+)?", text):
-        return float(text)
-    from dateutil.parser import isoparse
-
-    try:
-        moment: datetime | None = isoparse(text)
-    except ValueError:
-        import dateparser
-
-        base = datetime.now(zone).replace(tzinfo=None)
-        moment = dateparser.parse(text, settings={"RELATIVE_BASE": base, "PREFER_DATES_FROM": "past"})
-    if moment is None:
-        raise UsageError(f"{what}: {text!r} is no time; say 2026-01-31T12:00, epoch seconds or '2 hours ago'")
-    return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp()
 
 
 def folder_of(text: Any) -> Path | None:

@@ -1,8 +1,8 @@
 """How a run of our programs is configured, logged and ended: what a user sees the same way in every one of them.
 
-Exit statuses, the log with secrets masked, config.yaml, files that appear whole or not at all, locks, "program not
-found", notifications, and the one place that turns exceptions and signals into a status. Nothing here knows what a
-camera is; retries, child processes and times belong to the programs.
+Exit statuses, the log with secrets masked, config.yaml, times as people write them, files that appear whole or not at
+all, locks, "program not found", notifications, and the one place that turns exceptions and signals into a status.
+Nothing here knows what a camera is; retries and child processes belong to the programs.
 
 Needs: PyYAML for a config file; apprise only for `notify.urls`. Nothing is imported, opened or changed at import.
 """
@@ -28,6 +28,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime, timezone, tzinfo
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,7 @@ from urllib.parse import quote, unquote
 LOCK_POLL_SEC = 0.2
 NOTIFY_TIMEOUT_SEC = 20
 CLUSTER_CONNECT_SEC, CLUSTER_SIGN_SEC, CLUSTER_LOOK_SEC, CLUSTER_DEAD_SEC = 10, 2.0, 0.5, 30.0
+EARLIEST_SEC, LATEST_SEC = 946_684_800, 4_102_444_800  # 2000 and 2100: outside of this a time is a slip
 SHORTEST_SECRET = 4  # shorter values would blank out ordinary words in the log
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 DEBUG_FORMAT = "%(asctime)s %(levelname)s %(threadName)s %(message)s"
@@ -460,6 +462,64 @@ def _secrets_in(where: str, values: Mapping[str, Any], known: Mapping[str, Key])
         is_address = name in ("rtsp_url", "grabbers", "video_device", "database")
         if known[name].secret and value and "${" not in str(value) and (not is_address or "@" in str(value)):
             yield f"{where}.{name}"
+
+
+# --- times -------------------------------------------------------------------------------------------------------
+
+
+def parse_zone(name: str | None, what: str = "timezone") -> tzinfo:
+    """The zone called `name`; without a name the host's, with its summer time. Raises UsageError."""
+    if not name:
+        from tzlocal import get_localzone
+
+        return get_localzone()
+    from zoneinfo import ZoneInfo
+
+    try:
+        return timezone.utc if name.upper() == "UTC" else ZoneInfo(name)
+    except (OSError, ValueError, KeyError) as problem:
+        raise UsageError(f"{what}: there is no time zone {name!r}; say for example Europe/Berlin") from problem
+
+
+def parse_time(text: str, what: str, zone: tzinfo, now: float | None = None) -> float:
+    """Epoch seconds from epoch seconds, ISO 8601, or words such as "2 hours ago"; without a zone in `zone`.
+
+    Raises UsageError, which names the flag `what`.
+    """
+    text = text.strip()
+    if re.fullmatch(r"\d+(\.\d+)?", text) and len(text) != len("20261120"):
+        found = float(text)
+        if found > LATEST_SEC * 10:
+            raise UsageError(f"{what}: {text} looks like milliseconds; say seconds")
+    else:
+        from dateutil.parser import isoparse  # before 3.11 Python itself knows only some of ISO 8601
+
+        moment: datetime | None
+        try:
+            moment = isoparse(text)
+        except ValueError:
+            moment = _words_time(text, zone, time.time() if now is None else now)
+        if moment is None:
+            raise UsageError(f'{what}: {text!r} is not a time; say epoch seconds, 2026-11-20T09:00, or "2 hours ago"')
+        if not moment.tzinfo:
+            moment, later = moment.replace(tzinfo=zone, fold=0), moment.replace(tzinfo=zone, fold=1)
+            if moment.utcoffset() != later.utcoffset():
+                log.warning("%s: %s comes twice or never, because summer time begins or ends then; taken as %s", what,
+                            text, moment.isoformat(timespec="seconds"))  # fmt: skip
+        found = moment.timestamp()
+    if not EARLIEST_SEC <= found <= LATEST_SEC:
+        raise UsageError(f"{what}: {text!r} is not between the years 2000 and 2100")
+    return found
+
+
+def _words_time(text: str, zone: tzinfo, now: float) -> datetime | None:
+    import dateparser
+
+    # Hours and minutes are counted back, whatever clocks on the wall did meanwhile; days are those of the calendar.
+    is_counted = re.search(r"\bnow$|(?:\b|\d)(?:h|hours?|m|min(?:ute)?s?|s|sec(?:ond)?s?)\s+ago$", text.lower())
+    base = datetime.fromtimestamp(now, timezone.utc if is_counted else zone).replace(tzinfo=None)
+    found = dateparser.parse(text, languages=["en"], settings={"RELATIVE_BASE": base, "PREFER_DATES_FROM": "past"})
+    return found.replace(tzinfo=timezone.utc) if found and is_counted else found
 
 
 # --- files -------------------------------------------------------------------------------------------------------

@@ -66,6 +66,8 @@ from rhombus_logging import (
     lock_file,
     mask,
     notify,
+    parse_time,
+    parse_zone,
     part_file,
     ping,
     read_overlay,
@@ -319,17 +321,6 @@ def settle_cameras(config: Mapping[str, Any], flags: Mapping[str, Any], wanted: 
     if not chosen:
         raise UsageError("no camera to record: add one to `cameras` in config.yaml, or give --station and --ip")
     return chosen
-
-
-def parse_zone(name: str | None) -> tzinfo:
-    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
-
-    if not name:
-        return datetime.now().astimezone().tzinfo or timezone.utc
-    try:
-        return timezone.utc if name.upper() == "UTC" else ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError) as problem:
-        raise UsageError(f"timezone {name!r} is not known; expected a name such as Europe/Berlin") from problem
 
 
 # --- what FFmpeg is told, and what it says -----------------------------------------------------------------------
@@ -1917,26 +1908,6 @@ def live_table(recorders: Sequence[Recorder], *, shown: bool) -> Iterator[Callab
 # --- gaps --------------------------------------------------------------------------------------------------------
 
 
-def parse_time(text: str | None, flag: str, zone: tzinfo) -> float | None:
-    """Epoch seconds, ISO 8601 or words such as "2 hours ago"; without a zone in `zone`."""
-    if text is None:
-        return None
-    if re.fullmatch(r"\d{9,11}(\.\d+)?", text):
-        return float(text)
-    from dateutil.parser import isoparse
-
-    try:
-        moment: datetime | None = isoparse(text)
-    except ValueError:
-        import dateparser
-
-        base = datetime.now(zone).replace(tzinfo=None)
-        moment = dateparser.parse(text, settings={"RELATIVE_BASE": base, "PREFER_DATES_FROM": "past"})
-    if moment is None:
-        raise UsageError(f"{flag}: {text!r} is no time; say 2026-01-31T12:00, epoch seconds or '2 hours ago'")
-    return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp()
-
-
 def show_gaps(reports: Sequence[Coverage], zone: tzinfo, form: str) -> None:
     """To stdout: a table, JSON Lines or CSV."""
     gaps = [gap for report in reports for gap in report.gaps]
@@ -1983,8 +1954,8 @@ def summary_of(report: Coverage, zone: tzinfo) -> dict[str, Any]:
 
 def gaps_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
     zone = parse_zone(arguments.timezone)
-    since, until = (parse_time(text, flag, zone) for text, flag in ((arguments.since, "--since"),
-                                                                    (arguments.until, "--until")))  # fmt: skip
+    since, until = (parse_time(text, flag, zone) if text else None
+                    for text, flag in ((arguments.since, "--since"), (arguments.until, "--until")))  # fmt: skip
     until = time.time() if until is None else until
     if since is not None and since >= until:
         raise UsageError("--since is not before --until")

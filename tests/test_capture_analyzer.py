@@ -257,7 +257,7 @@ def test_metrics_hold_every_picture_and_every_quarter_of_a_second_of_sound(foota
 
 
 def test_the_time_of_a_recording_comes_from_sidecar_journal_name_or_mtime(tmp_path):
-    zone = analyzer.zone_of("UTC")
+    zone = analyzer.parse_zone("UTC")
     folder = tmp_path / "Gate"
     folder.mkdir()
     named = folder / "20260131_120000.mp4"

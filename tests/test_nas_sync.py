@@ -957,7 +957,7 @@ def test_a_camera_that_nobody_knows_is_said_because_its_hold_would_protect_nothi
         ({"nas": {"timeout": 0}}, "nas.timeout: expected 1 second or more"),
         ({"retention": {"keep_days": -1}}, "retention.keep_days: must not be negative"),
         ({"nas": {"ready_for_backup_dir": "/srv"}, "storage": {"local_path": "/srv/rec"}}, "give each a folder"),
-        ({"recording": {"timezone": "Mars/Olympus"}}, "timezone 'Mars/Olympus' is not known"),
+        ({"recording": {"timezone": "Mars/Olympus"}}, "timezone: there is no time zone 'Mars/Olympus'"),
         ({"nas": {"nas_target": "/x"}}, "did you mean nas_target_dir?"),
     ],
 )
