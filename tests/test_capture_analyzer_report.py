@@ -466,7 +466,7 @@ def test_a_clip_that_was_archived_and_removed_here_stays_on_the_page_by_its_side
     [
         (["missing"], 2, "missing: there is no such folder"),
         (["empty"], 3, "nothing to report: no footage was found"),
-        (["Gate", "--timezone", "Mars/Olympus"], 2, "timezone 'Mars/Olympus' is not known"),
+        (["Gate", "--timezone", "Mars/Olympus"], 2, "timezone: there is no time zone 'Mars/Olympus'"),
         (["Gate", "--incidents", "metrics.csv"], 2, "is no output of `video --json`"),
         (["Gate", "--metrics", "found.jsonl"], 2, "is no output of `video --metrics`"),
         (["Gate", "--metrics", "none.csv"], 2, "--metrics none.csv: No such file or directory"),
