@@ -4218,6 +4218,10 @@ function make(tag, properties, ...children) {
 }
 function colour(name) { return getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim(); }
 function kindOf(mark) { return SHOWN_INCIDENTS.includes(mark[2]) ? mark[2] : "other"; }
+function others() {
+  const marks = data.cameras.flatMap(camera => camera.marks.filter(mark => kindOf(mark) === "other"));
+  return [...new Set(marks.map(mark => mark[2]))].sort().join(", ");
+}
 function offset(t) {
   let found = data.offsets[0][1];
   for (const [from, seconds] of data.offsets) if (from <= t) found = seconds;
@@ -4477,7 +4481,7 @@ function legend() {
     if (has(camera => camera.gaps.some(gap => gap[3] === kind))) items.push([kind, words]);
   for (const kind of [...SHOWN_INCIDENTS, "other"])
     if (has(camera => camera.marks.some(mark => kindOf(mark) === kind)))
-      items.push([kind, kind === "alert" ? "alert" : "incident: " + (kind === "other" ? "other" : kind)]);
+      items.push([kind, kind === "alert" ? "alert" : "incident: " + (kind === "other" ? others() : kind)]);
   return make("div", {className: "legend"}, ...items.map(([name, words]) => {
     const sign = make("i");
     sign.style.background = "var(--" + name + ")";

@@ -57,7 +57,7 @@ LINES_NOW = {
     "copy_footage": 3072,
     "rtsp_recorder": 3451,
     "nas_sync": 4043,
-    "capture_analyzer": 5089,
+    "capture_analyzer": 5093,
     "rhombus_logging": 939,
     "rhombus_mpd_info": 420,
 }
