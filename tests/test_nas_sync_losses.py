@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from archive_servers import RcloneS3
 from conftest import NOT_TESTED, need
 from nas_sync_helpers import HOUR_SEC, START_SEC, UUID, Site, contents
 
@@ -266,6 +267,38 @@ def test_a_clip_and_its_sidecar_get_the_same_date_also_when_a_run_ends_between_t
         assert site.run("organize", "--limit", "1").status == 0
     assert {file.parent.name for file in site.ready.glob("*/*/*")} == {DAY}
     assert len(site.local()) == 2
+
+
+JOURNAL = b'{"kind":"down","start":1}\n{"kind":"segm'
+
+
+@pytest.mark.parametrize(("now", "there", "status"), [
+    (JOURNAL + b'ent","start":3}\n', JOURNAL, 0),  # it has grown
+    (JOURNAL[:26] + b'{"kind":"down","start":4}\n', JOURNAL, 0),  # its torn last line was replaced: what was recorded
+    (JOURNAL + b"\n", b"what somebody else has put there", 1),
+    (JOURNAL + b"\n", JOURNAL[::-1], 1),
+], ids=["grown", "torn", "other", "other of that size"])  # fmt: skip
+def test_a_server_that_lost_its_metadata_still_gets_journals_that_changed_and_loses_none_of_others(
+    now, there, status, tmp_path
+):
+    """rclone keeps metadata in memory, so a restart of it is enough."""
+    need("rclone")
+    with RcloneS3(tmp_path) as server:
+        bucket = server.new_bucket()
+        site = Site(tmp_path / "site", nas={"nas_target_dir": None}, s3=server.config(bucket))
+        site.init()
+        journal = site.write(site.rec / nas_sync.RECORDER_JOURNAL / "Gate" / f"{DAY}.jsonl", JOURNAL, START_SEC)
+        assert site.run("run").status == 0
+        server.stop()
+        server.start()
+        key = server.root / bucket / "journal" / "Gate" / f"{DAY}.jsonl"
+        assert key.read_bytes() == JOURNAL
+        key.write_bytes(there)
+        site.write(journal, now, START_SEC + HOUR_SEC)
+        for _ in range(2):
+            done = site.run("run")
+            assert (done.status, done.err.count("conflict: ")) == (status, status), done.err
+            assert key.read_bytes() == (there if status else now)
 
 
 def test_a_login_in_the_endpoint_is_refused_and_not_shown(site):
