@@ -2496,7 +2496,8 @@ class S3Target:
         """Cancel what is still on its way, and abort its uploads, within seconds: a connection that hangs may not hold
         us up. What is left open is remembered, and aborted by the next run."""
         if self.manager:
-            ending = threading.Thread(target=self.manager.shutdown, args=(True,), daemon=True)
+            why = KeyboardInterrupt, KeyboardInterrupt("the run ends"), None  # shutdown(True) fails during an upload
+            ending = threading.Thread(target=self.manager.__exit__, args=why, daemon=True)
             ending.start()
             ending.join(S3_CLOSE_SEC)
 

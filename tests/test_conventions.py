@@ -56,7 +56,7 @@ PROGRAM_LINES = 1600
 LINES_NOW = {
     "copy_footage": 3125,
     "rtsp_recorder": 3480,
-    "nas_sync": 4084,
+    "nas_sync": 4085,
     "capture_analyzer": 5105,
     "rhombus_logging": 879,
     "rhombus_mpd_info": 420,
