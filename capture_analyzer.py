@@ -2288,31 +2288,34 @@ def evidence_letters(event: Event, clip: Sequence[str]) -> list[Letter]:
         sources["clip"] = list(clip)
     letters = []
     for role, refs in sources.items():
-        source = Path(split_ref(refs[0])[0])
-        target = evidence_target(incident, role, source.name)
+        source, shown = Path(split_ref(refs[0])[0]), hashlib.sha256(os.fsencode("\n".join(refs))).hexdigest()[:8]
+        target = evidence_target(incident, role, f"{shown}_{source.name}")  # what shows something else is another file
         payload = {"alert_id": incident.alert_id, "role": role, "sources": refs, "target": target}
-        letters.append(Letter("evidence", target, payload))
+        letters.append(Letter("evidence", evidence_target(incident, role, source.name), payload))
     return letters
 
 
 def copy_evidence(folder: Path, evidence_dir: Path, payload: Mapping[str, Any]) -> bool:
     """Copy the sources, one after the other, into the target; False when none of them is there any more.
 
-    MPEG-TS segments may simply follow each other in a file.
+    MPEG-TS segments may simply follow each other in a file. A target that is there stays as it is: it may be archived.
     """
     target, parts = evidence_dir / payload["target"], []
+    if target.exists():
+        return True
     if not folder.is_dir():
         raise FileNotFoundError(errno.ENOENT, "the capture folder is away", str(folder))
     for ref in payload["sources"]:
         name, mtime_ns = split_ref(ref)
         source = folder / name
         try:
-            if source.stat().st_mtime_ns == mtime_ns:
-                parts.append(source.read_bytes())
+            content = source.read_bytes()
+            if source.stat().st_mtime_ns == mtime_ns:  # asked last, so that nothing was written while it was read
+                parts.append(content)
         except FileNotFoundError:
             continue
     if not parts:
-        return bool(target.exists())
+        return False
     target.parent.mkdir(parents=True, exist_ok=True)
     with part_file(target) as part:
         part.write_bytes(b"".join(parts))

@@ -1406,7 +1406,7 @@ class NasTarget:
     name = "nas"
 
     def __init__(self, settings: Settings, memory: Memory, lock_fd: int | None,
-                 is_recorded: Callable[[Footage, str], bool]) -> None:  # fmt: skip
+                 is_recorded: Callable[..., bool]) -> None:  # fmt: skip
         self.settings, self.memory, self.lock_fd, self.is_recorded = settings, memory, lock_fd, is_recorded
         self.address = str(settings.nas["nas_target_dir"]).rstrip("/") or "/"
         self.address = str(folder_of(self.address)) if self.is_path else self.address
@@ -1919,7 +1919,7 @@ class S3Target:
     name = "s3"
 
     def __init__(self, settings: Settings, memory: Memory, _lock_fd: int | None,
-                 is_recorded: Callable[[Footage, str], bool]) -> None:  # fmt: skip
+                 is_recorded: Callable[..., bool]) -> None:  # fmt: skip
         self.settings, self.memory, self.is_recorded = settings, memory, is_recorded
         self.bucket, self.endpoint = str(settings.s3["bucket"]), str(settings.s3["endpoint"] or "").rstrip("/")
         if "@" in self.endpoint:
@@ -2331,9 +2331,20 @@ class S3Target:
             proof = self._proof(footage, key, head, digests, accepted=accepted and bool(claims))
         if proof:
             return Outcome(footage, "proven", digests.sha256, f"{proof};etag={plain_etag(head.get('ETag', ''))}")
-        if not claims:
+        if not claims and not self._is_earlier(footage, key, head["ContentLength"]):
             return Outcome(footage, "conflict", digests.sha256, why=f"{key} is something else, which is kept")
-        return Outcome(footage, "failed", digests.sha256, why=f"{key} is damaged; it is sent again")
+        what = "damaged; it is sent again" if claims else "an earlier form of it"
+        return Outcome(footage, "failed", digests.sha256, why=f"{key} is {what}")
+
+    def _is_earlier(self, footage: Footage, key: str, size: int) -> bool:
+        """Whether an object that claims nothing (its server may have lost that) is an earlier form of a journal: how
+        the file begins, or what was recorded."""
+        if footage.kind != "journal":
+            return False
+        there = self._hash_back(key)
+        with open_same(footage) as handle:
+            begins = hashlib.sha256(handle.read(size)).hexdigest()
+        return there == begins or self.is_recorded(footage, self.target_id, there)
 
     def _proof(self, footage: Footage, key: str, head: dict[str, Any], digests: Digests, *, accepted: bool) -> str:
         """How it is known that the object is the file; "" when it is not. From cheap to dear."""
@@ -2456,7 +2467,8 @@ class S3Target:
         """Cancel what is still on its way, and abort its uploads, within seconds: a connection that hangs may not hold
         us up. What is left open is remembered, and aborted by the next run."""
         if self.manager:
-            ending = threading.Thread(target=self.manager.shutdown, args=(True,), daemon=True)
+            why = KeyboardInterrupt, KeyboardInterrupt("the run ends"), None  # shutdown(True) fails during an upload
+            ending = threading.Thread(target=self.manager.__exit__, args=why, daemon=True)
             ending.start()
             ending.join(S3_CLOSE_SEC)
 
@@ -2632,11 +2644,12 @@ class Work:
             self.lost[name] = problem
             raise
 
-    def is_recorded(self, footage: Footage, target_id: str) -> bool:
-        """Whether what the target has under this name is our own earlier copy; journals grow, footage does not."""
+    def is_recorded(self, footage: Footage, target_id: str, there: str = "") -> bool:
+        """Whether what the target has under this name is our own earlier copy; journals grow, footage does not.
+        `there`: its sha256, where it was read back because nothing else tells."""
         record = self.synclog.get(footage.recorded, target_id)
         if record is None or footage.kind == "journal":
-            return record is not None
+            return record is not None and there in ("", record.sha256)
         try:
             return record.is_of(footage) and record.sha256 == self.hashes.of(footage)
         except (Gone, OSError):

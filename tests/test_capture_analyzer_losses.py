@@ -15,15 +15,26 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, need
-from test_capture_analyzer_monitor import Captures, _known_host, ffmpeg, minute_ago, pictures, still_name, until
+from test_capture_analyzer_monitor import (
+    Captures,
+    _known_host,
+    add_segments,
+    ffmpeg,
+    minute_ago,
+    pictures,
+    sounds,
+    still_name,
+    until,
+)
 from test_capture_analyzer_report import browse
 
 import capture_analyzer as ca
 
-__all__ = ["_known_host", "pictures"]  # fixtures
+__all__ = ["_known_host", "pictures", "sounds"]  # fixtures
 
 PROGRAM = [sys.executable, str(ROOT / "capture_analyzer.py")]
 PATIENCE_SEC = 20
+START_SEC = 1_795_046_400.0  # 2026-11-19T00:00:00Z
 
 
 @pytest.fixture
@@ -42,6 +53,43 @@ def segment(captures: Captures, name: str, age_sec: float, size: int = 1000) -> 
     path.write_bytes(b"s" * size)
     os.utime(path, (time.time() - age_sec,) * 2)
     return path
+
+
+# --- evidence ---
+
+
+def test_evidence_never_changes_once_it_is_there_also_when_its_incident_is_reopened(captures, sounds):
+    """nas_sync.py may have archived it: other bytes under the same name would be a conflict for ever."""
+    start, seen, clips = minute_ago(100), {}, []
+    for _ in range(2):
+        add_segments(captures, start, [sounds["tone"]] * 5)
+        start = captures.fill(start, (10, "live"))
+        assert captures.once() == 0
+        start = captures.fill(start, (8, "black"), (12, "live"))
+        assert captures.once() == 0
+        evidence = {file: file.read_bytes() for file in (captures.config.parent / "evidence").glob("*/*/*.*")}
+        assert {file: evidence[file] for file in seen} == seen
+        seen = evidence
+        (row,) = [one for one in captures.rows() if one.incident_type == "blackscreen"]
+        clips.append(Path(row.metadata["evidence_dir"]) / row.metadata["evidence"]["clip"].partition("/")[2])
+    assert len(seen[clips[1]]) > len(seen[clips[0]]), "the incident names the clip that shows more of it"
+
+
+def test_evidence_of_a_name_that_was_used_again_is_another_file_and_a_second_delivery_changes_none(captures):
+    incident = ca.Incident("0123abcd", "host", "cam1", "freeze", "active", 1, START_SEC, None, {})
+    evidence, copies = captures.config.parent / "evidence", {}
+    for age_sec in (20, 10):
+        refs = []
+        for name in ("a.ts", "b.ts"):
+            file = segment(captures, name, age_sec, 1000 + age_sec).rename(captures.folder / name)
+            refs.append(f"{name}@{file.stat().st_mtime_ns}")
+        (letter,) = ca.evidence_letters(ca.Event("opened", incident), refs)
+        assert ca.copy_evidence(captures.folder, evidence, letter.payload)
+        copies[evidence / letter.payload["target"]] = b"s" * 2 * (1000 + age_sec)
+        (captures.folder / "b.ts").unlink()
+        assert ca.copy_evidence(captures.folder, evidence, letter.payload), "as after kill -9"
+    assert {file: file.read_bytes() for file in evidence.glob("*/*/*")} == copies
+    assert len(copies) == 2
 
 
 # --- clean ---

@@ -56,8 +56,8 @@ PROGRAM_LINES = 1600
 LINES_NOW = {
     "copy_footage": 3072,
     "rtsp_recorder": 3451,
-    "nas_sync": 4043,
-    "capture_analyzer": 5093,
+    "nas_sync": 4056,
+    "capture_analyzer": 5096,
     "rhombus_logging": 939,
     "rhombus_mpd_info": 420,
 }

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from archive_servers import FaultProxy, RcloneS3, wait_until
 from conftest import NOT_TESTED, need
 from nas_sync_helpers import HOUR_SEC, START_SEC, UUID, Site, contents
+from test_nas_sync import small_disk
 
 import nas_sync
+
+__all__ = ["small_disk"]  # a fixture
 
 DAY = "2026-11-19"
 UNPRIVILEGED = ["--bounding-set=-dac_override,-dac_read_search"]
@@ -268,6 +272,67 @@ def test_a_clip_and_its_sidecar_get_the_same_date_also_when_a_run_ends_between_t
     assert len(site.local()) == 2
 
 
+JOURNAL = b'{"kind":"down","start":1}\n{"kind":"segm'
+
+
+@pytest.mark.parametrize(("now", "there", "status"), [
+    (JOURNAL + b'ent","start":3}\n', JOURNAL, 0),  # it has grown
+    (JOURNAL[:26] + b'{"kind":"down","start":4}\n', JOURNAL, 0),  # its torn last line was replaced: what was recorded
+    (JOURNAL + b"\n", b"what somebody else has put there", 1),
+    (JOURNAL + b"\n", JOURNAL[::-1], 1),
+], ids=["grown", "torn", "other", "other of that size"])  # fmt: skip
+def test_a_server_that_lost_its_metadata_still_gets_journals_that_changed_and_loses_none_of_others(
+    now, there, status, tmp_path
+):
+    """rclone keeps metadata in memory, so a restart of it is enough."""
+    need("rclone")
+    with RcloneS3(tmp_path) as server:
+        bucket = server.new_bucket()
+        site = Site(tmp_path / "site", nas={"nas_target_dir": None}, s3=server.config(bucket))
+        site.init()
+        journal = site.write(site.rec / nas_sync.RECORDER_JOURNAL / "Gate" / f"{DAY}.jsonl", JOURNAL, START_SEC)
+        assert site.run("run").status == 0
+        server.stop()
+        server.start()
+        key = server.root / bucket / "journal" / "Gate" / f"{DAY}.jsonl"
+        assert key.read_bytes() == JOURNAL
+        key.write_bytes(there)
+        site.write(journal, now, START_SEC + HOUR_SEC)
+        for _ in range(2):
+            done = site.run("run")
+            assert (done.status, done.err.count("conflict: ")) == (status, status), done.err
+            assert key.read_bytes() == (there if status else now)
+
+
+def test_a_full_disk_while_a_large_file_is_on_its_way_to_s3_costs_one_sentence_and_leaves_no_parts(
+    small_disk, tmp_path
+):
+    need("rclone")
+    with RcloneS3(tmp_path) as server, FaultProxy(server.address) as proxy:
+        site = Site(tmp_path / "site", s3=server.config(server.new_bucket(), proxy.url),
+                    nas={"nas_target_dir": None, "success_log_dir": str(small_disk / "synced")})  # fmt: skip
+        (site.folder / "config.yaml").chmod(0o600)
+        site.init()
+        site.record("Gate", 1)
+        site.record("Gate", 2, os.urandom(17 << 20))
+        (small_disk / "synced").mkdir(exist_ok=True)
+        with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
+            while filler.write(bytes(4096)):
+                pass
+        part = proxy.add("delay", method="PUT", target="partNumber=2", seconds=2)
+        proxy.add("delay", method="PUT", target="_010000", then=lambda: wait_until(lambda: part.happened, "a part"))
+        done = site.run("run", prefix=["env"])
+        assert (done.status, part.happened) == (3, 1), done.err
+        problems = [line for line in done.err.splitlines() if " INFO " not in line]
+        assert len(problems) == 1, done.err
+        assert "the sync log cannot be written: No space left on device" in problems[0]
+        assert json.loads((site.ready / ".nas_sync" / "s3_uploads.json").read_text()) == {}
+        assert len(site.local()) == 2
+        (small_disk / "filler").unlink()
+        done = site.run("run")
+        assert (done.status, site.local()) == (0, {}), done.err
+
+
 def test_a_login_in_the_endpoint_is_refused_and_not_shown(site):
     site.set(s3={"bucket": "b", "endpoint": "https://key:a-secret@example.com"}, nas={"nas_target_dir": None})
     done = site.call("target", "check", "--debug")
@@ -289,7 +354,7 @@ def disk_image(tmp_path):
         yield image, folder
 
 
-@contextmanager
+@contextlib.contextmanager
 def mounted(image, folder):
     folder.mkdir(exist_ok=True)
     command = [need("mount"), "-o", "loop,commit=300", str(image), str(folder)]
