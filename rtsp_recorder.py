@@ -68,6 +68,7 @@ from rhombus_logging import (
     notify,
     part_file,
     ping,
+    read_json,
     read_overlay,
     run,
     run_lock,
@@ -79,6 +80,7 @@ from rhombus_logging import (
 
 STATE_FOLDER = ".rtsp_recorder"
 STAGED_NAME = "%Y%m%dT%H%M%SZ"  # UTC, so that no change of the clock to summer time repeats a name
+STAGED = (".mkv", ".mp4", ".json")  # recorded, made of it, what the journal is to hold of it
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 DEFAULT_RTSP_PATH = "/Streaming/Channels/101"
 FILENAME_OF_NAMED, FILENAME_OF_STATION = "%Y%m%d_%H%M%S.mp4", "{camera}_%Y%m%dT%H%M%S.mkv"  # as installations have them
@@ -602,11 +604,7 @@ def days_of(span: Interval, zone: tzinfo) -> Iterator[tuple[str, Interval]]:
 
 
 def read_state(file: Path) -> dict[str, Any]:
-    for _ in range(2):  # the first reading may have met the moment of writing
-        with suppress(OSError, ValueError):
-            state = json.loads(file.read_bytes())
-            return state if isinstance(state, dict) else {}
-    return {}
+    return read_json(file) or read_json(file) or {}  # the first reading may have met the moment of writing
 
 
 def named_sec(name: str, zone: tzinfo) -> float | None:
@@ -1034,13 +1032,24 @@ class Finisher:
         self.journaled_until = 0.0
 
     def finish(self, job: Job) -> None:
-        """Raises OSError when the disk or the folder is the problem: then nothing is lost, and it can be repeated."""
+        """Raises OSError when the disk or the folder is the problem: then nothing is lost, and it can be repeated.
+
+        From before a file is published until the journal has its line, a note beside it holds that line: the file may
+        be moved into the archive before a full disk, or a process that was killed, lets the journal have it.
+        """
         cut = job.path.with_stem(job.path.stem + "-cut")  # its name after a first try that did not get through
-        path = cut if cut.exists() else job.path
-        ready = path.with_suffix(".mp4")
+        path = cut if any(cut.with_suffix(kind).exists() for kind in STAGED) else job.path
+        ready, note = path.with_suffix(".mp4"), path.with_suffix(".json")
+        source = ready if ready.exists() else path
+        if line := read_state(note):
+            if not source.exists() or source.stat().st_nlink > 1:
+                source.unlink(missing_ok=True)
+                self.record(line, note, again=True)
+                return
+            note.unlink()
         try:
-            if ready.exists():  # made and checked by a process that was killed before it published it
-                source, media, whole = ready, read_media(self.ffmpeg, ready), "-cut" not in path.stem
+            if source == ready:  # made and checked by a process that was killed before it published it
+                media, whole = read_media(self.ffmpeg, ready), "-cut" not in path.stem
                 path = path if path.exists() else source
             elif not path.exists():
                 return
@@ -1053,18 +1062,33 @@ class Finisher:
         start = min(end, start + (silent_start_sec(self.ffmpeg, source) if job.first or job.found else 0.0))
         if source != path:  # first: where publishing is a rename, a crash after it must not find the MKV and redo it
             path.unlink()
-        size, named = source.stat().st_size, staged_sec(path.name)
+        named, note = staged_sec(path.name), path.with_suffix(".json")
         stem = final_stem(self.camera, start if named is None or abs(named - start) > 1 else named)
-        final = publish(source, self.camera.root / self.camera.name, names_for(stem, source.suffix[1:]))
-        name = final.relative_to(self.camera.root).as_posix()
-        known = read_journal(self.camera.own("journal"), start - 86400, end + 86400) if job.found else []
-        if name not in (line.get("file") for line in known):
-            write_journal(self.camera, "segment", start, file=name, end=round(end, 3), frames=media.frames,
-                          bytes=size, whole=whole)  # fmt: skip
-        self.last_file, self.journaled_until = name, max(self.journaled_until, end)
+        line = {"start": round(start, 3), "end": round(end, 3), "frames": media.frames, "whole": whole,
+                "bytes": source.stat().st_size}  # fmt: skip
+
+        def noted() -> Iterator[str]:
+            for name in names_for(stem, source.suffix[1:]):
+                write_json(note, line | {"file": f"{self.camera.name}/{name}"})
+                yield name
+
+        try:
+            final = publish(source, self.camera.root / self.camera.name, noted())
+        except OSError:
+            note.unlink(missing_ok=True)
+            raise
         source.unlink(missing_ok=True)
-        log.info("%s: %s: %.1f s, %s frames, %.1f MB%s", self.camera.name, final.name, end - start,
-                 "?" if media.frames is None else media.frames, size / 1e6, "" if whole else ", cut short")  # fmt: skip
+        self.record(line | {"file": f"{self.camera.name}/{final.name}"}, note)
+
+    def record(self, line: Mapping[str, Any], note: Path, *, again: bool = False) -> None:
+        """Into the journal, `again` only what it lacks. Without the staged file the note is all that is left of it."""
+        folder, start, end = self.camera.own("journal"), line["start"], line["end"]
+        if not (again and {"kind": "segment", **line} in read_journal(folder, start - 1, end + 1)):
+            write_journal(self.camera, "segment", start, **line)
+        note.unlink(missing_ok=True)
+        self.last_file, self.journaled_until = line["file"], max(self.journaled_until, end)
+        log.info("%s: %s: %.1f s, %s frames, %.1f MB%s", self.camera.name, Path(line["file"]).name, end - start,
+                 line["frames"] or "?", line["bytes"] / 1e6, "" if line["whole"] else ", cut short")  # fmt: skip
 
     def prepare(self, job: Job) -> tuple[Path, Path, Media, bool]:
         """(what was staged, what to publish, what it holds, is all of it there). Raises Unreadable."""
@@ -1197,7 +1221,7 @@ class Recorder:
         staging.mkdir(parents=True, exist_ok=True)
         for folder in sorted(entry for entry in staging.iterdir() if entry.is_dir()):
             end_writers(folder, self.camera.limits.stop_wait)
-            stems = sorted({file.stem for file in folder.glob("*.m[kp][v4]")})
+            stems = sorted({file.stem for file in folder.iterdir() if file.suffix in STAGED})
             for stem in stems:
                 self.submit(Job(folder / f"{stem}.mkv", found=True))
             if stems:

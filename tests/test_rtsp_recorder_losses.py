@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -151,6 +153,106 @@ def test_a_good_file_whose_check_was_killed_is_checked_again_and_not_set_aside(s
     site.wait_for("recording")
     end(again)
     assert site.lost_sec("Gate") < 5
+
+
+def left_behind(site, seconds=3):
+    """(camera, staged file): what a recorder and its FFmpeg that were killed leave, without its last third."""
+    site.entries.append({"name": "Gate", "rtsp_url": "rtsp://h", "filename": "%Y%m%d_%H%M%S", "container": "mp4"})
+    config = recorder.load_config(site.config(), ("cameras", "recording", "storage"), site.folder)
+    (camera,) = recorder.settle_cameras(config, {}, ())
+    staged = camera.own("staging") / "run" / "20260101T120000Z-0.mkv"
+    staged.parent.mkdir(parents=True)
+    make = [need("ffmpeg"), "-v", "error", "-f", "lavfi", "-i", "testsrc2=r=10:s=160x120", "-t", str(seconds),
+            "-c:v", "mpeg4", "-g", "5", "-f", "matroska", "-cluster_time_limit", "1000", "-live", "1",
+            str(staged)]  # fmt: skip
+    subprocess.run(make, check=True, stdin=subprocess.DEVNULL)
+    os.truncate(staged, staged.stat().st_size * 2 // 3)
+    return camera, staged
+
+
+def organized(camera) -> list[Path]:
+    """Move what was published away, as `nas_sync.py organize` does; all that it ever moved."""
+    there = camera.root / "organized"
+    there.mkdir(exist_ok=True)
+    for file in (camera.root / camera.name).glob("*.mp4"):
+        assert file.stat().st_size
+        file.rename(there / f"{file.stem}.{len(list(there.iterdir()))}")
+    return list(there.iterdir())
+
+
+def finish_all(camera, folder: Path) -> None:
+    """As a recorder does at its start."""
+    for stem in sorted({file.stem for file in folder.iterdir() if file.suffix in recorder.STAGED}):
+        recorder.Finisher(camera, need("ffmpeg")).finish(recorder.Job(folder / f"{stem}.mkv", found=True))
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_file_whose_line_the_journal_did_not_take_is_not_published_again_when_it_was_moved_away(site, restarted):
+    """The disk is full between the two; `organize` moves the file, and the archive gets it twice."""
+    camera, staged = left_behind(site)
+    journal = camera.own("journal")
+    journal.parent.mkdir(parents=True)
+    journal.write_text("in the way")
+    job, finisher = recorder.Job(staged), recorder.Finisher(camera, need("ffmpeg"))
+    with pytest.raises(OSError, match=r"exists|Not a directory"):
+        finisher.finish(job)
+    moved = organized(camera)
+    journal.unlink()
+    finish_all(camera, staged.parent) if restarted else finisher.finish(job)
+    assert organized(camera) == moved and len(moved) == 1
+    (line,) = site.journal("Gate")
+    assert line["file"] == "Gate/20260101_120000.mp4" and line["bytes"] == moved[0].stat().st_size
+    assert not line["whole"] and site.staged() == []
+
+
+def test_a_file_that_could_not_be_published_is_tried_again_also_when_it_was_cut_short(site):
+    camera, staged = left_behind(site)
+    (camera.root / "Gate").write_text("in the way")
+    finisher = recorder.Finisher(camera, need("ffmpeg"))
+    with pytest.raises(OSError, match=r"exists|Not a directory"):
+        finisher.finish(recorder.Job(staged))
+    (camera.root / "Gate").unlink()
+    finisher.finish(recorder.Job(staged))
+    assert len(site.files("Gate")) == len(site.journal("Gate", "segment")) == 1 and site.staged() == []
+
+
+def test_kill_9_before_any_step_of_publishing_archives_a_file_once_and_writes_one_line(site):
+    """Each time one step later, until nothing is left to be killed; what was published is moved away meanwhile."""
+    camera, staged = left_behind(site, seconds=2)
+    held = staged.read_bytes()
+    steps = ("open", "os.link", "os.rename", "os.remove", "os.utime", "os.mkdir")
+    kills = killed_in_publish = 0
+    ended = -signal.SIGKILL
+    while ended:
+        if not (child := os.fork()):
+            left = kills
+
+            def count(event: str, arguments: tuple) -> None:
+                nonlocal left
+                if event in steps and str(camera.root) in str(arguments[0]):
+                    left -= 1
+                    if left < 0:
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+            try:
+                sys.addaudithook(count)
+                finish_all(camera, staged.parent)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert ended in (0, -signal.SIGKILL), kills
+        moved = organized(camera)
+        killed_in_publish += bool(moved and not site.journal("Gate"))
+        finish_all(camera, staged.parent)
+        assert len(organized(camera)) == 1, f"before step {kills}"
+        (line,) = site.journal("Gate")
+        assert not line["whole"] and line["frames"] > 5
+        assert [file for file in site.staged() if file.suffix != ".part"] == []
+        kills += bool(ended)
+        (staged.write_bytes(held), shutil.rmtree(camera.root / "organized"), shutil.rmtree(camera.own("journal")))
+    print(f"killed before {kills} steps, {killed_in_publish} times between the file and its line")
+    assert kills > 15 and killed_in_publish
 
 
 # --- gaps ---
