@@ -411,6 +411,8 @@ def classify(lines: Sequence[str], status: int, frames: int) -> str:
         return "unauthorised"
     if REFUSED_WORDS.search(text):
         return "refused"
+    if "dimensions not set" in text:  # the picture's: there was sound alone for as long as FFmpeg waits for both
+        return "video_dead"
     return "stall" if status == 0 else "unknown"
 
 
@@ -1058,8 +1060,8 @@ class Finisher:
         except Unreadable as problem:
             self.set_aside(path, problem)
             return
-        start, end = segment_times(job, path, media)
-        start = min(end, start + (silent_start_sec(self.ffmpeg, source) if job.first or job.found else 0.0))
+        silent_sec = silent_start_sec(self.ffmpeg, source) if job.first or job.found else 0.0
+        start, end = segment_times(job, path, media, silent_sec)
         if source != path:  # first: where publishing is a rename, a crash after it must not find the MKV and redo it
             path.unlink()
         named, note = staged_sec(path.name), path.with_suffix(".json")
@@ -1144,15 +1146,31 @@ def silent_start_sec(ffmpeg: str, path: Path) -> float:
     return max(0.0, second - (third - second))
 
 
-def segment_times(job: Job, path: Path, media: Media) -> Interval:
-    """Start and end of a file in epoch seconds: as FFmpeg told, else from its last write or its name."""
-    if job.start_sec is not None and job.end_sec is not None:
-        return job.start_sec, max(job.start_sec, min(job.end_sec, job.start_sec + media.duration_sec + 1))
-    written = path.stat().st_mtime
-    named = staged_sec(path.name)
-    if named is None or abs(named + media.duration_sec - written) <= NAME_LATE_SEC:
-        return written - media.duration_sec, written
-    return named, named + media.duration_sec
+def segment_times(job: Job, path: Path, media: Media, silent_sec: float) -> Interval:
+    """Start and end of the video of a file in epoch seconds: as FFmpeg told, else as it was found, else by its name.
+
+    Its last write may be long after its last frame: FFmpeg closes a file late when the camera is silent.
+    """
+    start, written, named = job.start_sec, path.stat().st_mtime, staged_sec(path.name)
+    if start is not None and job.end_sec is not None:
+        end = max(start, min(job.end_sec, start + media.duration_sec + 1))
+    elif start is None or named is None or not -NAME_LATE_SEC <= start - named <= DURATION_SLACK_SEC:
+        usual = named is None or abs(named + media.duration_sec - written) <= NAME_LATE_SEC
+        end = written if named is None or usual else named + media.duration_sec
+        start = end - media.duration_sec
+    else:
+        end = start + media.duration_sec
+    return min(end, start + silent_sec), end
+
+
+def left_by(folder: Path, start_sec: float | None) -> list[Job]:
+    """What an earlier process left of one run: the first file began at `start_sec`, each next with its last write."""
+    jobs = []
+    for stem in sorted({file.stem for file in folder.iterdir() if file.suffix in STAGED}):
+        jobs.append(Job(folder / f"{stem}.mkv", start_sec, found=True))
+        written = [file.stat().st_mtime for kind in STAGED if (file := folder / f"{stem}{kind}").exists()]
+        start_sec = read_state(folder / f"{stem}.json").get("end") or written[0]
+    return jobs
 
 
 # --- one camera --------------------------------------------------------------------------------------------------
@@ -1219,13 +1237,18 @@ class Recorder:
                 self.default_cause = "crashed"
         staging = self.camera.own("staging")
         staging.mkdir(parents=True, exist_ok=True)
-        for folder in sorted(entry for entry in staging.iterdir() if entry.is_dir()):
+        opened = float(before.get("recording_since") or 0) if before.get("state") == "recording" else 0.0
+        with suppress(OSError):  # the state may be older than the journal
+            lines = read_journal(self.camera.own("journal"), opened, time.time()) if opened else []
+            opened = max([opened - float(before.get("blind_sec") or 0),
+                          *(line["end"] for line in lines if line["kind"] == "segment")])  # fmt: skip
+        for folder in (folders := sorted(entry for entry in staging.iterdir() if entry.is_dir())):
             end_writers(folder, self.camera.limits.stop_wait)
-            stems = sorted({file.stem for file in folder.iterdir() if file.suffix in STAGED})
-            for stem in stems:
-                self.submit(Job(folder / f"{stem}.mkv", found=True))
-            if stems:
-                log.info("%s: %d files of an earlier run are checked and published", self.camera.name, len(stems))
+            last = folder == folders[-1] and f"-{before.get('pid')}-" in folder.name
+            for job in (jobs := left_by(folder, opened if opened and last else None)):
+                self.submit(job)
+            if jobs:
+                log.info("%s: %d files of an earlier run are checked and published", self.camera.name, len(jobs))
             self.tidy(folder)
 
     def record(self) -> None:
@@ -1281,7 +1304,7 @@ class Recorder:
             self.down_since = min(self.stepped_at, time.time()) if ours == "clock" else current.media_end
         self.tidy(folder)
         refused = not current.frames and bool(re.search(LOGIN_OR_PATH, "\n".join(lines)))
-        failed = ["", *(line for line in lines if re.search(r"\[(error|fatal)\]", line))]
+        failed = ["", *(line for line in lines if re.search(r"\[(error|fatal)\] .", line))]
         return ours or classify(lines, current.process.returncode, current.frames), failed[-1], refused
 
     def look_after(self, current: Run) -> None:
@@ -1345,6 +1368,7 @@ class Recorder:
         self.try_journal(self.down_since, since, cause)
         lost = max(0.0, since - self.down_since)
         self.state |= {"state": "recording", "since": since, "recording_since": since, "cause": None,
+                       "blind_sec": current.blind_sec,
                        "lost_today_sec": round(self.state["lost_today_sec"] + lost, 1)}  # fmt: skip
         log.info("%s: recording; %.1f s were lost (%s)", self.camera.name, lost, cause)
         self.down_cause = self.said = None
@@ -1459,7 +1483,7 @@ class Recorder:
             self.submit(job)
         opened = self.state["recording_since"]
         if opened and self.finisher.journaled_until > opened:
-            self.state["recording_since"] = self.finisher.journaled_until
+            self.state |= {"recording_since": self.finisher.journaled_until, "blind_sec": 0.0}
 
     def tidy(self, folder: Path) -> None:
         with suppress(OSError):  # files in it are still to be published, or FFmpeg is at work

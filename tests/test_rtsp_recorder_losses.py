@@ -320,6 +320,19 @@ def test_a_camera_that_comes_back_for_an_instant_keeps_the_cause_of_the_time_bef
     assert "unknown" not in found["lost_sec_by_cause"], (found, site.journal("Gate"), site.log())
 
 
+@pytest.mark.parametrize("sound", ["pcma", "aac"])
+def test_a_camera_that_sends_sound_and_no_picture_from_the_start_is_named_so(site, sound):
+    """FFmpeg gives up after 5 s, with a line that says nothing."""
+    site.add("Gate", audio=sound).kill_video()
+    process = site.start()
+    site.wait_for("down")
+    site.cameras["Gate"].restore_video()
+    site.wait_for("recording")
+    end(process)
+    assert site.journal("Gate", "down")[0]["cause"] == "video_dead"
+    assert "not recording: video_dead: " in site.log() and "[failure]" not in site.log()
+
+
 def test_a_disk_that_turns_read_only_is_noticed_and_after_its_return_the_gap_has_a_cause(site, tmp_path):
     """As a disk with bad sectors does: the system forces it, while files are open for writing."""
     camera, image = site.add("Gate"), tmp_path / "image"
@@ -347,6 +360,35 @@ def test_a_disk_that_turns_read_only_is_noticed_and_after_its_return_the_gap_has
         causes = json.loads(site.gaps("--json").stdout.splitlines()[-1])["summary"]["Gate"]["lost_sec_by_cause"]
         assert sum(causes.values()) >= 3 and set(causes) <= {"crashed", "disk", "stopped"}
         assert site.staged() == []
+
+
+@pytest.mark.parametrize("segments", [1, 2])
+@pytest.mark.parametrize("fault", ["wedge", "kill_video"])
+def test_a_file_found_after_kill_9_begins_when_its_first_frame_was_made(site, fault, segments):
+    """Its last write may be long after its last frame: sound went on, or FFmpeg waited for a silent camera."""
+    site.entries.clear()
+    camera = site.add("Gate", audio="pcma", entry={"segment_time": 4 if segments > 1 else 3600, "stall": 20,
+                                                   "socket_timeout": 20})  # fmt: skip
+    process = site.start()
+    site.wait_for("recording")
+    until(lambda: len(site.journal("Gate", "segment")) >= segments - 1, "recorded")
+    until(lambda: 1.2 < time.time() % 4 < 1.6, "amid a file")
+    getattr(camera, fault)()
+    time.sleep(2.2)
+    process.kill()
+    process.wait()
+    (camera.unwedge if fault == "wedge" else camera.restore_video)()
+    for one in site.ffmpegs():
+        os.kill(one, signal.SIGTERM)
+    time.sleep(0.5)
+    again = site.start()
+    until(lambda: site.state("Gate").get("pid") == again.pid, "taken over")
+    site.wait_for("recording")
+    end(again)
+    for line in site.journal("Gate", "segment")[:segments]:
+        made = camera.wall(frame_numbers(site.footage / line["file"])[0] / FPS)
+        print(line, made, line["start"] - made)
+        assert line["start"] == pytest.approx(made, abs=0.4)
 
 
 # --- all well? ---
