@@ -204,15 +204,16 @@ def absolute(path: object) -> Path:
 
 
 def split_login(rest: str) -> tuple[str, str]:
-    """`user:password@` and what follows, of an address after its `://`; also with '@' or '/' left as they are."""
-    host, slash, path = rest.partition("/")
-    if "@" in host:
-        login, _, host = host.rpartition("@")
-        return login, host + slash + path
-    if "@" in path and not re.search(r"^[^:]*$|:\d+$|\]$", host):  # `user:pass` before the slash: no host, no port
-        login, _, place = rest.rpartition("@")
-        return login, place
-    return "", rest
+    """`user:password@` and what follows, of an address after its `://`; also with '@' or '/' left as they are.
+
+    The host is the first name, a port perhaps, that '/' or the end follows. UsageError when a later one is plainer.
+    """
+    begins = [found.end() for found in re.finditer("^|@", rest)]
+    hosts = [at for at in begins if re.match(r"(\[[^]/@]+\]|[^][/@:?#]+)(:\d+)?([/?]|$)", rest[at:])] or [0]
+    plain = [bool(re.match(r"\[|[^/@:]+:\d|\d+(\.\d+){3}([/?]|$)", rest[at:])) for at in hosts]
+    if any(plain) and not plain[0]:
+        raise UsageError("rtsp_url: where its host begins cannot be told; write '@' in the password as %40, '/' as %2F")
+    return rest[: max(0, hosts[0] - 1)], rest[hosts[0] :]
 
 
 def camera_url(values: Mapping[str, Any]) -> str:
@@ -304,7 +305,8 @@ def settle_cameras(config: Mapping[str, Any], flags: Mapping[str, Any], wanted: 
     if flags.get("ip") or flags.get("rtsp_url"):
         if wanted:
             raise UsageError("--ip and --rtsp_url describe one camera; leave out the names")
-        host = re.sub(r"[^A-Za-z0-9.-]", "_", re.sub(r"^\w+://([^/]*@)?|[:/].*", "", flags.get("rtsp_url") or ""))
+        url = str(flags.get("rtsp_url") or "")
+        host = re.sub(r"[^A-Za-z0-9.-]", "_", re.sub(r"[:/?].*", "", split_login(url.partition("://")[2])[1]))
         entries = [{"station" if flags.get("station") else "name": flags.get("station") or host}]
         if flags.get("ip") and not flags.get("station"):
             raise UsageError("--ip needs --station, the name of the camera")
@@ -458,15 +460,6 @@ def final_stem(camera: Camera, start_sec: float) -> str:
 def names_for(stem: str, extension: str) -> Iterator[str]:
     """`stem.ext`, then with _1, _2, ... before the extension: an hour that comes twice, a restart in a second."""
     return (f"{stem}{f'_{number}' if number else ''}.{extension}" for number in itertools.count())
-
-
-def staged_sec(name: str) -> float | None:
-    """The time in the name of a staged file, epoch seconds."""
-    try:
-        moment = datetime.strptime(name.partition(".")[0].partition("-")[0], STAGED_NAME)
-    except ValueError:
-        return None
-    return moment.replace(tzinfo=timezone.utc).timestamp()
 
 
 def utc_day(moment_sec: float) -> str:
@@ -1036,8 +1029,7 @@ class Finisher:
     def finish(self, job: Job) -> None:
         """Raises OSError when the disk or the folder is the problem: then nothing is lost, and it can be repeated.
 
-        From before a file is published until the journal has its line, a note beside it holds that line: the file may
-        be moved into the archive before a full disk, or a process that was killed, lets the journal have it.
+        Until the journal has its line a note holds it: the published file may soon be moved into the archive.
         """
         cut = job.path.with_stem(job.path.stem + "-cut")  # its name after a first try that did not get through
         path = cut if any(cut.with_suffix(kind).exists() for kind in STAGED) else job.path
@@ -1064,7 +1056,7 @@ class Finisher:
         start, end = segment_times(job, path, media, silent_sec)
         if source != path:  # first: where publishing is a rename, a crash after it must not find the MKV and redo it
             path.unlink()
-        named, note = staged_sec(path.name), path.with_suffix(".json")
+        named, note = named_sec(path.name, timezone.utc), path.with_suffix(".json")
         stem = final_stem(self.camera, start if named is None or abs(named - start) > 1 else named)
         line = {"start": round(start, 3), "end": round(end, 3), "frames": media.frames, "whole": whole,
                 "bytes": source.stat().st_size}  # fmt: skip
@@ -1084,8 +1076,9 @@ class Finisher:
 
     def record(self, line: Mapping[str, Any], note: Path, *, again: bool = False) -> None:
         """Into the journal, `again` only what it lacks. Without the staged file the note is all that is left of it."""
-        folder, start, end = self.camera.own("journal"), line["start"], line["end"]
-        if not (again and {"kind": "segment", **line} in read_journal(folder, start - 1, end + 1)):
+        start, end = line["start"], line["end"]
+        known = read_journal(self.camera.own("journal"), start - 1, end + 1) if again else []
+        if {"kind": "segment", **line} not in known:
             write_journal(self.camera, "segment", start, **line)
         note.unlink(missing_ok=True)
         self.last_file, self.journaled_until = line["file"], max(self.journaled_until, end)
@@ -1147,20 +1140,17 @@ def silent_start_sec(ffmpeg: str, path: Path) -> float:
 
 
 def segment_times(job: Job, path: Path, media: Media, silent_sec: float) -> Interval:
-    """Start and end of the video of a file in epoch seconds: as FFmpeg told, else as it was found, else by its name.
-
-    Its last write may be long after its last frame: FFmpeg closes a file late when the camera is silent.
-    """
-    start, written, named = job.start_sec, path.stat().st_mtime, staged_sec(path.name)
+    """Of the video of a file, in epoch seconds. Its last write says little: FFmpeg closes it late without frames."""
+    named, start, length_sec = named_sec(path.name, timezone.utc), job.start_sec, media.duration_sec
+    end = path.stat().st_mtime
     if start is not None and job.end_sec is not None:
-        end = max(start, min(job.end_sec, start + media.duration_sec + 1))
-    elif start is None or named is None or not -NAME_LATE_SEC <= start - named <= DURATION_SLACK_SEC:
-        usual = named is None or abs(named + media.duration_sec - written) <= NAME_LATE_SEC
-        end = written if named is None or usual else named + media.duration_sec
-        start = end - media.duration_sec
-    else:
-        end = start + media.duration_sec
-    return min(end, start + silent_sec), end
+        end = max(start, min(job.end_sec, start + length_sec + 1))
+        return min(end, start + silent_sec), end
+    if named is not None and start is not None and -NAME_LATE_SEC <= start - named <= DURATION_SLACK_SEC:
+        end = start + length_sec
+    elif named is not None and abs(named + length_sec - end) > NAME_LATE_SEC:
+        end = named + length_sec
+    return end - length_sec + silent_sec, end
 
 
 def left_by(folder: Path, start_sec: float | None) -> list[Job]:
@@ -1240,8 +1230,8 @@ class Recorder:
         opened = float(before.get("recording_since") or 0) if before.get("state") == "recording" else 0.0
         with suppress(OSError):  # the state may be older than the journal
             lines = read_journal(self.camera.own("journal"), opened, time.time()) if opened else []
-            opened = max([opened - float(before.get("blind_sec") or 0),
-                          *(line["end"] for line in lines if line["kind"] == "segment")])  # fmt: skip
+            ends = [line["end"] for line in lines if line["kind"] == "segment"]
+            opened = max(ends, default=opened - before.get("blind_sec", 0.0))
         for folder in (folders := sorted(entry for entry in staging.iterdir() if entry.is_dir())):
             end_writers(folder, self.camera.limits.stop_wait)
             last = folder == folders[-1] and f"-{before.get('pid')}-" in folder.name

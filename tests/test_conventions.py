@@ -55,7 +55,7 @@ HEAVY = {
 PROGRAM_LINES = 1600
 LINES_NOW = {
     "copy_footage": 3125,
-    "rtsp_recorder": 3528,
+    "rtsp_recorder": 3518,
     "nas_sync": 4072,
     "capture_analyzer": 5102,
     "rhombus_logging": 879,

@@ -468,6 +468,34 @@ def test_an_address_with_a_line_break_cannot_add_to_what_ffmpeg_is_told(values, 
     assert done.returncode == Status.USAGE and "control" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "address, login",
+    [
+        ("admin:p@ss:/%#$ü@127.0.0.1:8554/x", "admin:p@ss:/%#$ü"),
+        ("u:p/w@10.0.0.7:554/x?a=b", "u:p/w"),
+        ("u:p@ss:w%rd#@host/a", "u:p@ss:w%rd#"),
+        ("u:p%40w@host:8554/a@b", "u:p%40w"),
+        ("u:p@10.0.0.9/live/user@10.0.0.1/x", "u:p"),
+        ("host:554/a@10.0.0.1:554/x", ""),
+    ],
+)
+def test_a_password_with_at_signs_and_slashes_ends_where_the_host_begins(address, login):
+    assert recorder.split_login(address) == (login, address[len(login) + bool(login) :])
+
+
+def test_a_password_that_may_as_well_be_a_host_is_refused_with_what_to_do_about_it(site):
+    site.entries.append({"name": "Gate", "rtsp_url": "rtsp://admin:se@cret/w@10.0.0.7/x"})
+    done = subprocess.run(site.command("record"), capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == Status.USAGE and "%40" in done.stderr and "cret" not in done.stderr
+
+
+def test_no_part_of_a_password_becomes_the_name_of_a_camera():
+    config = {**recorder.load_config(Path(os.devnull), ("cameras", "recording", "storage"), Path())}
+    config["cameras"], config["storage"] = [], {**config["storage"], "local_path": "/footage"}
+    (camera,) = recorder.settle_cameras(config, {"rtsp_url": "rtsp://admin:se@cret:/x@10.0.0.7:554/x"}, ())
+    assert camera.name == "10.0.0.7"
+
+
 # --- a bug ---
 
 
