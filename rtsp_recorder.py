@@ -70,6 +70,7 @@ from rhombus_logging import (
     parse_zone,
     part_file,
     ping,
+    read_json,
     read_overlay,
     run,
     run_lock,
@@ -81,6 +82,7 @@ from rhombus_logging import (
 
 STATE_FOLDER = ".rtsp_recorder"
 STAGED_NAME = "%Y%m%dT%H%M%SZ"  # UTC, so that no change of the clock to summer time repeats a name
+STAGED = (".mkv", ".mp4", ".json")  # recorded, made of it, what the journal is to hold of it
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 DEFAULT_RTSP_PATH = "/Streaming/Channels/101"
 FILENAME_OF_NAMED, FILENAME_OF_STATION = "%Y%m%d_%H%M%S.mp4", "{camera}_%Y%m%dT%H%M%S.mkv"  # as installations have them
@@ -204,15 +206,16 @@ def absolute(path: object) -> Path:
 
 
 def split_login(rest: str) -> tuple[str, str]:
-    """`user:password@` and what follows, of an address after its `://`; also with '@' or '/' left as they are."""
-    host, slash, path = rest.partition("/")
-    if "@" in host:
-        login, _, host = host.rpartition("@")
-        return login, host + slash + path
-    if "@" in path and not re.search(r"^[^:]*$|:\d+$|\]$", host):  # `user:pass` before the slash: no host, no port
-        login, _, place = rest.rpartition("@")
-        return login, place
-    return "", rest
+    """`user:password@` and what follows, of an address after its `://`; also with '@' or '/' left as they are.
+
+    The host is the first name, a port perhaps, that '/' or the end follows. UsageError when a later one is plainer.
+    """
+    begins = [found.end() for found in re.finditer("^|@", rest)]
+    hosts = [at for at in begins if re.match(r"(\[[^]/@]+\]|[^][/@:?#]+)(:\d+)?([/?]|$)", rest[at:])] or [0]
+    plain = [bool(re.match(r"\[|[^/@:]+:\d|\d+(\.\d+){3}([/?]|$)", rest[at:])) for at in hosts]
+    if any(plain) and not plain[0]:
+        raise UsageError("rtsp_url: where its host begins cannot be told; write '@' in the password as %40, '/' as %2F")
+    return rest[: max(0, hosts[0] - 1)], rest[hosts[0] :]
 
 
 def camera_url(values: Mapping[str, Any]) -> str:
@@ -304,7 +307,8 @@ def settle_cameras(config: Mapping[str, Any], flags: Mapping[str, Any], wanted: 
     if flags.get("ip") or flags.get("rtsp_url"):
         if wanted:
             raise UsageError("--ip and --rtsp_url describe one camera; leave out the names")
-        host = re.sub(r"[^A-Za-z0-9.-]", "_", re.sub(r"^\w+://([^/]*@)?|[:/].*", "", flags.get("rtsp_url") or ""))
+        url = str(flags.get("rtsp_url") or "")
+        host = re.sub(r"[^A-Za-z0-9.-]", "_", re.sub(r"[:/?].*", "", split_login(url.partition("://")[2])[1]))
         entries = [{"station" if flags.get("station") else "name": flags.get("station") or host}]
         if flags.get("ip") and not flags.get("station"):
             raise UsageError("--ip needs --station, the name of the camera")
@@ -400,6 +404,8 @@ def classify(lines: Sequence[str], status: int, frames: int) -> str:
         return "unauthorised"
     if REFUSED_WORDS.search(text):
         return "refused"
+    if "dimensions not set" in text:  # the picture's: there was sound alone for as long as FFmpeg waits for both
+        return "video_dead"
     return "stall" if status == 0 else "unknown"
 
 
@@ -445,15 +451,6 @@ def final_stem(camera: Camera, start_sec: float) -> str:
 def names_for(stem: str, extension: str) -> Iterator[str]:
     """`stem.ext`, then with _1, _2, ... before the extension: an hour that comes twice, a restart in a second."""
     return (f"{stem}{f'_{number}' if number else ''}.{extension}" for number in itertools.count())
-
-
-def staged_sec(name: str) -> float | None:
-    """The time in the name of a staged file, epoch seconds."""
-    try:
-        moment = datetime.strptime(name.partition(".")[0].partition("-")[0], STAGED_NAME)
-    except ValueError:
-        return None
-    return moment.replace(tzinfo=timezone.utc).timestamp()
 
 
 def utc_day(moment_sec: float) -> str:
@@ -593,11 +590,7 @@ def days_of(span: Interval, zone: tzinfo) -> Iterator[tuple[str, Interval]]:
 
 
 def read_state(file: Path) -> dict[str, Any]:
-    for _ in range(2):  # the first reading may have met the moment of writing
-        with suppress(OSError, ValueError):
-            state = json.loads(file.read_bytes())
-            return state if isinstance(state, dict) else {}
-    return {}
+    return read_json(file) or read_json(file) or {}  # the first reading may have met the moment of writing
 
 
 def named_sec(name: str, zone: tzinfo) -> float | None:
@@ -1025,13 +1018,23 @@ class Finisher:
         self.journaled_until = 0.0
 
     def finish(self, job: Job) -> None:
-        """Raises OSError when the disk or the folder is the problem: then nothing is lost, and it can be repeated."""
+        """Raises OSError when the disk or the folder is the problem: then nothing is lost, and it can be repeated.
+
+        Until the journal has its line a note holds it: the published file may soon be moved into the archive.
+        """
         cut = job.path.with_stem(job.path.stem + "-cut")  # its name after a first try that did not get through
-        path = cut if cut.exists() else job.path
-        ready = path.with_suffix(".mp4")
+        path = cut if any(cut.with_suffix(kind).exists() for kind in STAGED) else job.path
+        ready, note = path.with_suffix(".mp4"), path.with_suffix(".json")
+        source = ready if ready.exists() else path
+        if line := read_state(note):
+            if not source.exists() or source.stat().st_nlink > 1:
+                source.unlink(missing_ok=True)
+                self.record(line, note, again=True)
+                return
+            note.unlink()
         try:
-            if ready.exists():  # made and checked by a process that was killed before it published it
-                source, media, whole = ready, read_media(self.ffmpeg, ready), "-cut" not in path.stem
+            if source == ready:  # made and checked by a process that was killed before it published it
+                media, whole = read_media(self.ffmpeg, ready), "-cut" not in path.stem
                 path = path if path.exists() else source
             elif not path.exists():
                 return
@@ -1040,22 +1043,38 @@ class Finisher:
         except Unreadable as problem:
             self.set_aside(path, problem)
             return
-        start, end = segment_times(job, path, media)
-        start = min(end, start + (silent_start_sec(self.ffmpeg, source) if job.first or job.found else 0.0))
+        silent_sec = silent_start_sec(self.ffmpeg, source) if job.first or job.found else 0.0
+        start, end = segment_times(job, path, media, silent_sec)
         if source != path:  # first: where publishing is a rename, a crash after it must not find the MKV and redo it
             path.unlink()
-        size, named = source.stat().st_size, staged_sec(path.name)
+        named, note = named_sec(path.name, timezone.utc), path.with_suffix(".json")
         stem = final_stem(self.camera, start if named is None or abs(named - start) > 1 else named)
-        final = publish(source, self.camera.root / self.camera.name, names_for(stem, source.suffix[1:]))
-        name = final.relative_to(self.camera.root).as_posix()
-        known = read_journal(self.camera.own("journal"), start - 86400, end + 86400) if job.found else []
-        if name not in (line.get("file") for line in known):
-            write_journal(self.camera, "segment", start, file=name, end=round(end, 3), frames=media.frames,
-                          bytes=size, whole=whole)  # fmt: skip
-        self.last_file, self.journaled_until = name, max(self.journaled_until, end)
+        line = {"start": round(start, 3), "end": round(end, 3), "frames": media.frames, "whole": whole,
+                "bytes": source.stat().st_size}  # fmt: skip
+
+        def noted() -> Iterator[str]:
+            for name in names_for(stem, source.suffix[1:]):
+                write_json(note, line | {"file": f"{self.camera.name}/{name}"})
+                yield name
+
+        try:
+            final = publish(source, self.camera.root / self.camera.name, noted())
+        except OSError:
+            note.unlink(missing_ok=True)
+            raise
         source.unlink(missing_ok=True)
-        log.info("%s: %s: %.1f s, %s frames, %.1f MB%s", self.camera.name, final.name, end - start,
-                 "?" if media.frames is None else media.frames, size / 1e6, "" if whole else ", cut short")  # fmt: skip
+        self.record(line | {"file": f"{self.camera.name}/{final.name}"}, note)
+
+    def record(self, line: Mapping[str, Any], note: Path, *, again: bool = False) -> None:
+        """Into the journal, `again` only what it lacks. Without the staged file the note is all that is left of it."""
+        start, end = line["start"], line["end"]
+        known = read_journal(self.camera.own("journal"), start - 1, end + 1) if again else []
+        if {"kind": "segment", **line} not in known:
+            write_journal(self.camera, "segment", start, **line)
+        note.unlink(missing_ok=True)
+        self.last_file, self.journaled_until = line["file"], max(self.journaled_until, end)
+        log.info("%s: %s: %.1f s, %s frames, %.1f MB%s", self.camera.name, Path(line["file"]).name, end - start,
+                 line["frames"] or "?", line["bytes"] / 1e6, "" if line["whole"] else ", cut short")  # fmt: skip
 
     def prepare(self, job: Job) -> tuple[Path, Path, Media, bool]:
         """(what was staged, what to publish, what it holds, is all of it there). Raises Unreadable."""
@@ -1111,15 +1130,28 @@ def silent_start_sec(ffmpeg: str, path: Path) -> float:
     return max(0.0, second - (third - second))
 
 
-def segment_times(job: Job, path: Path, media: Media) -> Interval:
-    """Start and end of a file in epoch seconds: as FFmpeg told, else from its last write or its name."""
-    if job.start_sec is not None and job.end_sec is not None:
-        return job.start_sec, max(job.start_sec, min(job.end_sec, job.start_sec + media.duration_sec + 1))
-    written = path.stat().st_mtime
-    named = staged_sec(path.name)
-    if named is None or abs(named + media.duration_sec - written) <= NAME_LATE_SEC:
-        return written - media.duration_sec, written
-    return named, named + media.duration_sec
+def segment_times(job: Job, path: Path, media: Media, silent_sec: float) -> Interval:
+    """Of the video of a file, in epoch seconds. Its last write says little: FFmpeg closes it late without frames."""
+    named, start, length_sec = named_sec(path.name, timezone.utc), job.start_sec, media.duration_sec
+    end = path.stat().st_mtime
+    if start is not None and job.end_sec is not None:
+        end = max(start, min(job.end_sec, start + length_sec + 1))
+        return min(end, start + silent_sec), end
+    if named is not None and start is not None and -NAME_LATE_SEC <= start - named <= DURATION_SLACK_SEC:
+        end = start + length_sec
+    elif named is not None and abs(named + length_sec - end) > NAME_LATE_SEC:
+        end = named + length_sec
+    return end - length_sec + silent_sec, end
+
+
+def left_by(folder: Path, start_sec: float | None) -> list[Job]:
+    """What an earlier process left of one run: the first file began at `start_sec`, each next with its last write."""
+    jobs = []
+    for stem in sorted({file.stem for file in folder.iterdir() if file.suffix in STAGED}):
+        jobs.append(Job(folder / f"{stem}.mkv", start_sec, found=True))
+        written = [file.stat().st_mtime for kind in STAGED if (file := folder / f"{stem}{kind}").exists()]
+        start_sec = read_state(folder / f"{stem}.json").get("end") or written[0]
+    return jobs
 
 
 # --- one camera --------------------------------------------------------------------------------------------------
@@ -1186,13 +1218,18 @@ class Recorder:
                 self.default_cause = "crashed"
         staging = self.camera.own("staging")
         staging.mkdir(parents=True, exist_ok=True)
-        for folder in sorted(entry for entry in staging.iterdir() if entry.is_dir()):
+        opened = float(before.get("recording_since") or 0) if before.get("state") == "recording" else 0.0
+        with suppress(OSError):  # the state may be older than the journal
+            lines = read_journal(self.camera.own("journal"), opened, time.time()) if opened else []
+            ends = [line["end"] for line in lines if line["kind"] == "segment"]
+            opened = max(ends, default=opened - before.get("blind_sec", 0.0))
+        for folder in (folders := sorted(entry for entry in staging.iterdir() if entry.is_dir())):
             end_writers(folder, self.camera.limits.stop_wait)
-            stems = sorted({file.stem for file in folder.glob("*.m[kp][v4]")})
-            for stem in stems:
-                self.submit(Job(folder / f"{stem}.mkv", found=True))
-            if stems:
-                log.info("%s: %d files of an earlier run are checked and published", self.camera.name, len(stems))
+            last = folder == folders[-1] and f"-{before.get('pid')}-" in folder.name
+            for job in (jobs := left_by(folder, opened if opened and last else None)):
+                self.submit(job)
+            if jobs:
+                log.info("%s: %d files of an earlier run are checked and published", self.camera.name, len(jobs))
             self.tidy(folder)
 
     def record(self) -> None:
@@ -1248,7 +1285,7 @@ class Recorder:
             self.down_since = min(self.stepped_at, time.time()) if ours == "clock" else current.media_end
         self.tidy(folder)
         refused = not current.frames and bool(re.search(LOGIN_OR_PATH, "\n".join(lines)))
-        failed = ["", *(line for line in lines if re.search(r"\[(error|fatal)\]", line))]
+        failed = ["", *(line for line in lines if re.search(r"\[(error|fatal)\] .", line))]
         return ours or classify(lines, current.process.returncode, current.frames), failed[-1], refused
 
     def look_after(self, current: Run) -> None:
@@ -1312,6 +1349,7 @@ class Recorder:
         self.try_journal(self.down_since, since, cause)
         lost = max(0.0, since - self.down_since)
         self.state |= {"state": "recording", "since": since, "recording_since": since, "cause": None,
+                       "blind_sec": current.blind_sec,
                        "lost_today_sec": round(self.state["lost_today_sec"] + lost, 1)}  # fmt: skip
         log.info("%s: recording; %.1f s were lost (%s)", self.camera.name, lost, cause)
         self.down_cause = self.said = None
@@ -1426,7 +1464,7 @@ class Recorder:
             self.submit(job)
         opened = self.state["recording_since"]
         if opened and self.finisher.journaled_until > opened:
-            self.state["recording_since"] = self.finisher.journaled_until
+            self.state |= {"recording_since": self.finisher.journaled_until, "blind_sec": 0.0}
 
     def tidy(self, folder: Path) -> None:
         with suppress(OSError):  # files in it are still to be published, or FFmpeg is at work

@@ -55,7 +55,7 @@ HEAVY = {
 PROGRAM_LINES = 1600
 LINES_NOW = {
     "copy_footage": 3072,
-    "rtsp_recorder": 3451,
+    "rtsp_recorder": 3489,
     "nas_sync": 4056,
     "capture_analyzer": 5096,
     "rhombus_logging": 939,

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -153,6 +155,106 @@ def test_a_good_file_whose_check_was_killed_is_checked_again_and_not_set_aside(s
     assert site.lost_sec("Gate") < 5
 
 
+def left_behind(site, seconds=3):
+    """(camera, staged file): what a recorder and its FFmpeg that were killed leave, without its last third."""
+    site.entries.append({"name": "Gate", "rtsp_url": "rtsp://h", "filename": "%Y%m%d_%H%M%S", "container": "mp4"})
+    config = recorder.load_config(site.config(), ("cameras", "recording", "storage"), site.folder)
+    (camera,) = recorder.settle_cameras(config, {}, ())
+    staged = camera.own("staging") / "run" / "20260101T120000Z-0.mkv"
+    staged.parent.mkdir(parents=True)
+    make = [need("ffmpeg"), "-v", "error", "-f", "lavfi", "-i", "testsrc2=r=10:s=160x120", "-t", str(seconds),
+            "-c:v", "mpeg4", "-g", "5", "-f", "matroska", "-cluster_time_limit", "1000", "-live", "1",
+            str(staged)]  # fmt: skip
+    subprocess.run(make, check=True, stdin=subprocess.DEVNULL)
+    os.truncate(staged, staged.stat().st_size * 2 // 3)
+    return camera, staged
+
+
+def organized(camera) -> list[Path]:
+    """Move what was published away, as `nas_sync.py organize` does; all that it ever moved."""
+    there = camera.root / "organized"
+    there.mkdir(exist_ok=True)
+    for file in (camera.root / camera.name).glob("*.mp4"):
+        assert file.stat().st_size
+        file.rename(there / f"{file.stem}.{len(list(there.iterdir()))}")
+    return list(there.iterdir())
+
+
+def finish_all(camera, folder: Path) -> None:
+    """As a recorder does at its start."""
+    for stem in sorted({file.stem for file in folder.iterdir() if file.suffix in recorder.STAGED}):
+        recorder.Finisher(camera, need("ffmpeg")).finish(recorder.Job(folder / f"{stem}.mkv", found=True))
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_file_whose_line_the_journal_did_not_take_is_not_published_again_when_it_was_moved_away(site, restarted):
+    """The disk is full between the two; `organize` moves the file, and the archive gets it twice."""
+    camera, staged = left_behind(site)
+    journal = camera.own("journal")
+    journal.parent.mkdir(parents=True)
+    journal.write_text("in the way")
+    job, finisher = recorder.Job(staged), recorder.Finisher(camera, need("ffmpeg"))
+    with pytest.raises(OSError, match=r"exists|Not a directory"):
+        finisher.finish(job)
+    moved = organized(camera)
+    journal.unlink()
+    finish_all(camera, staged.parent) if restarted else finisher.finish(job)
+    assert organized(camera) == moved and len(moved) == 1
+    (line,) = site.journal("Gate")
+    assert line["file"] == "Gate/20260101_120000.mp4" and line["bytes"] == moved[0].stat().st_size
+    assert not line["whole"] and site.staged() == []
+
+
+def test_a_file_that_could_not_be_published_is_tried_again_also_when_it_was_cut_short(site):
+    camera, staged = left_behind(site)
+    (camera.root / "Gate").write_text("in the way")
+    finisher = recorder.Finisher(camera, need("ffmpeg"))
+    with pytest.raises(OSError, match=r"exists|Not a directory"):
+        finisher.finish(recorder.Job(staged))
+    (camera.root / "Gate").unlink()
+    finisher.finish(recorder.Job(staged))
+    assert len(site.files("Gate")) == len(site.journal("Gate", "segment")) == 1 and site.staged() == []
+
+
+def test_kill_9_before_any_step_of_publishing_archives_a_file_once_and_writes_one_line(site):
+    """Each time one step later, until nothing is left to be killed; what was published is moved away meanwhile."""
+    camera, staged = left_behind(site, seconds=2)
+    held = staged.read_bytes()
+    steps = ("open", "os.link", "os.rename", "os.remove", "os.utime", "os.mkdir")
+    kills = killed_in_publish = 0
+    ended = -signal.SIGKILL
+    while ended:
+        if not (child := os.fork()):
+            left = kills
+
+            def count(event: str, arguments: tuple) -> None:
+                nonlocal left
+                if event in steps and str(camera.root) in str(arguments[0]):
+                    left -= 1
+                    if left < 0:
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+            try:
+                sys.addaudithook(count)
+                finish_all(camera, staged.parent)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert ended in (0, -signal.SIGKILL), kills
+        moved = organized(camera)
+        killed_in_publish += bool(moved and not site.journal("Gate"))
+        finish_all(camera, staged.parent)
+        assert len(organized(camera)) == 1, f"before step {kills}"
+        (line,) = site.journal("Gate")
+        assert not line["whole"] and line["frames"] > 5
+        assert [file for file in site.staged() if file.suffix != ".part"] == []
+        kills += bool(ended)
+        (staged.write_bytes(held), shutil.rmtree(camera.root / "organized"), shutil.rmtree(camera.own("journal")))
+    print(f"killed before {kills} steps, {killed_in_publish} times between the file and its line")
+    assert kills > 15 and killed_in_publish
+
+
 # --- gaps ---
 
 
@@ -218,6 +320,19 @@ def test_a_camera_that_comes_back_for_an_instant_keeps_the_cause_of_the_time_bef
     assert "unknown" not in found["lost_sec_by_cause"], (found, site.journal("Gate"), site.log())
 
 
+@pytest.mark.parametrize("sound", ["pcma", "aac"])
+def test_a_camera_that_sends_sound_and_no_picture_from_the_start_is_named_so(site, sound):
+    """FFmpeg gives up after 5 s, with a line that says nothing."""
+    site.add("Gate", audio=sound).kill_video()
+    process = site.start()
+    site.wait_for("down")
+    site.cameras["Gate"].restore_video()
+    site.wait_for("recording")
+    end(process)
+    assert site.journal("Gate", "down")[0]["cause"] == "video_dead"
+    assert "not recording: video_dead: " in site.log() and "[failure]" not in site.log()
+
+
 def test_a_disk_that_turns_read_only_is_noticed_and_after_its_return_the_gap_has_a_cause(site, tmp_path):
     """As a disk with bad sectors does: the system forces it, while files are open for writing."""
     camera, image = site.add("Gate"), tmp_path / "image"
@@ -245,6 +360,35 @@ def test_a_disk_that_turns_read_only_is_noticed_and_after_its_return_the_gap_has
         causes = json.loads(site.gaps("--json").stdout.splitlines()[-1])["summary"]["Gate"]["lost_sec_by_cause"]
         assert sum(causes.values()) >= 3 and set(causes) <= {"crashed", "disk", "stopped"}
         assert site.staged() == []
+
+
+@pytest.mark.parametrize("segments", [1, 2])
+@pytest.mark.parametrize("fault", ["wedge", "kill_video"])
+def test_a_file_found_after_kill_9_begins_when_its_first_frame_was_made(site, fault, segments):
+    """Its last write may be long after its last frame: sound went on, or FFmpeg waited for a silent camera."""
+    site.entries.clear()
+    camera = site.add("Gate", audio="pcma", entry={"segment_time": 4 if segments > 1 else 3600, "stall": 20,
+                                                   "socket_timeout": 20})  # fmt: skip
+    process = site.start()
+    site.wait_for("recording")
+    until(lambda: len(site.journal("Gate", "segment")) >= segments - 1, "recorded")
+    until(lambda: 1.2 < time.time() % 4 < 1.6, "amid a file")
+    getattr(camera, fault)()
+    time.sleep(2.2)
+    process.kill()
+    process.wait()
+    (camera.unwedge if fault == "wedge" else camera.restore_video)()
+    for one in site.ffmpegs():
+        os.kill(one, signal.SIGTERM)
+    time.sleep(0.5)
+    again = site.start()
+    until(lambda: site.state("Gate").get("pid") == again.pid, "taken over")
+    site.wait_for("recording")
+    end(again)
+    for line in site.journal("Gate", "segment")[:segments]:
+        made = camera.wall(frame_numbers(site.footage / line["file"])[0] / FPS)
+        print(line, made, line["start"] - made)
+        assert line["start"] == pytest.approx(made, abs=0.4)
 
 
 # --- all well? ---
@@ -322,6 +466,34 @@ def test_an_address_with_a_line_break_cannot_add_to_what_ffmpeg_is_told(values, 
     site.entries.append({"name": "Gate", **values})
     done = subprocess.run(site.command("record"), capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == Status.USAGE and "control" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "address, login",
+    [
+        ("admin:p@ss:/%#$ü@127.0.0.1:8554/x", "admin:p@ss:/%#$ü"),
+        ("u:p/w@10.0.0.7:554/x?a=b", "u:p/w"),
+        ("u:p@ss:w%rd#@host/a", "u:p@ss:w%rd#"),
+        ("u:p%40w@host:8554/a@b", "u:p%40w"),
+        ("u:p@10.0.0.9/live/user@10.0.0.1/x", "u:p"),
+        ("host:554/a@10.0.0.1:554/x", ""),
+    ],
+)
+def test_a_password_with_at_signs_and_slashes_ends_where_the_host_begins(address, login):
+    assert recorder.split_login(address) == (login, address[len(login) + bool(login) :])
+
+
+def test_a_password_that_may_as_well_be_a_host_is_refused_with_what_to_do_about_it(site):
+    site.entries.append({"name": "Gate", "rtsp_url": "rtsp://admin:se@cret/w@10.0.0.7/x"})
+    done = subprocess.run(site.command("record"), capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == Status.USAGE and "%40" in done.stderr and "cret" not in done.stderr
+
+
+def test_no_part_of_a_password_becomes_the_name_of_a_camera():
+    config = {**recorder.load_config(Path(os.devnull), ("cameras", "recording", "storage"), Path())}
+    config["cameras"], config["storage"] = [], {**config["storage"], "local_path": "/footage"}
+    (camera,) = recorder.settle_cameras(config, {"rtsp_url": "rtsp://admin:se@cret:/x@10.0.0.7:554/x"}, ())
+    assert camera.name == "10.0.0.7"
 
 
 # --- a bug ---

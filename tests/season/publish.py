@@ -27,7 +27,7 @@ def main() -> None:
     for start, end, cause in plan["downs"]:
         recorder.write_down(camera, start, end, cause)
     told = {Path(path): (start, end) for path, start, end in plan["staged"]}
-    waiting = sorted(camera.own("staging").glob("*/*.mkv")) + sorted(camera.own("staging").glob("*/*.mp4"))
+    waiting = [one for one in camera.own("staging").glob("*/*") if one.suffix in recorder.STAGED]
     for path in sorted({one.with_name(one.stem.removesuffix("-cut") + ".mkv") for one in waiting}):
         start, end = told.get(path, (None, None))
         finisher.finish(recorder.Job(path, start, end, found=path not in told))
