@@ -40,6 +40,7 @@ LOCK_POLL_SEC = 0.2
 NOTIFY_TIMEOUT_SEC = 20
 CLUSTER_CONNECT_SEC, CLUSTER_SIGN_SEC, CLUSTER_LOOK_SEC, CLUSTER_DEAD_SEC = 10, 2.0, 0.5, 30.0
 EARLIEST_SEC, LATEST_SEC = 946_684_800, 4_102_444_800  # 2000 and 2100: outside of this a time is a slip
+LAST_THREADS_SEC = 0.5  # for threads that are about to end when a program is over
 SHORTEST_SECRET = 4  # shorter values would blank out ordinary words in the log
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 DEBUG_FORMAT = "%(asctime)s %(levelname)s %(threadName)s %(message)s"
@@ -902,9 +903,10 @@ def signals_as(stopping: threading.Event) -> Iterator[list[int]]:
 def run(main: Callable[[], int]) -> int:
     """Call `main` and turn whatever happens into an exit status; the last line of every program.
 
-    SIGTERM becomes the exception Terminated. Threads that still hang in a system call when `main` is over cannot hold
-    the process up: whatever they were doing was not recorded as done.
+    SIGTERM becomes the exception Terminated. Threads of `main` that still hang in a system call half a second after it
+    cannot hold the process up: whatever they were doing was not recorded as done.
     """
+    others = {threading.main_thread(), *threading.enumerate()}
 
     def terminate(_signum: int, _frame: FrameType | None) -> None:
         raise Terminated
@@ -932,7 +934,12 @@ def run(main: Callable[[], int]) -> int:
         else:
             log.exception("this is a bug in the program, please report it with the lines below")
         status = int(Status.PARTIAL)
-    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+    ours = [thread for thread in threading.enumerate() if not thread.daemon and thread not in others]
+    give_up_at = time.monotonic() + LAST_THREADS_SEC
+    with suppress(KeyboardInterrupt, Terminated):
+        for thread in ours:
+            thread.join(max(0.0, give_up_at - time.monotonic()))
+    if any(thread.is_alive() for thread in ours):
         logging.shutdown()
         sys.stderr.flush()
         os._exit(status)

@@ -328,6 +328,23 @@ ENDS = {
 }  # fmt: skip
 
 
+def test_only_threads_of_the_program_that_hang_end_the_process_around_it() -> None:
+    """A program that is called from another one takes it down neither for its threads nor for some that just end."""
+    over = threading.Event()
+    other = threading.Thread(target=over.wait, args=(30,))
+    other.start()
+
+    def main() -> int:
+        threading.Thread(target=time.sleep, args=(0.2,)).start()
+        return 1
+
+    try:
+        assert rl.run(main) == 1
+        assert other.is_alive()
+    finally:
+        over.set()
+
+
 @pytest.mark.parametrize("body", ENDS)
 def test_every_way_to_end_has_its_status_and_at_most_one_sentence(body: str) -> None:
     status, said = ENDS[body]
