@@ -1039,7 +1039,7 @@ class Finisher:
             elif not path.exists():
                 return
             else:
-                path, source, media, whole = self.prepare(job)
+                path, source, media, whole = self.prepare(replace(job, path=path))
         except Unreadable as problem:
             self.set_aside(path, problem)
             return

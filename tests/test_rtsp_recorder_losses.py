@@ -155,9 +155,9 @@ def test_a_good_file_whose_check_was_killed_is_checked_again_and_not_set_aside(s
     assert site.lost_sec("Gate") < 5
 
 
-def left_behind(site, seconds=3):
+def left_behind(site, seconds=3, container="mp4"):
     """(camera, staged file): what a recorder and its FFmpeg that were killed leave, without its last third."""
-    site.entries.append({"name": "Gate", "rtsp_url": "rtsp://h", "filename": "%Y%m%d_%H%M%S", "container": "mp4"})
+    site.entries.append({"name": "Gate", "rtsp_url": "rtsp://h", "filename": "%Y%m%d_%H%M%S", "container": container})
     config = recorder.load_config(site.config(), ("cameras", "recording", "storage"), site.folder)
     (camera,) = recorder.settle_cameras(config, {}, ())
     staged = camera.own("staging") / "run" / "20260101T120000Z-0.mkv"
@@ -205,8 +205,9 @@ def test_a_file_whose_line_the_journal_did_not_take_is_not_published_again_when_
     assert not line["whole"] and site.staged() == []
 
 
-def test_a_file_that_could_not_be_published_is_tried_again_also_when_it_was_cut_short(site):
-    camera, staged = left_behind(site)
+@pytest.mark.parametrize("container", ["mp4", "mkv"])
+def test_a_file_that_could_not_be_published_is_tried_again_also_when_it_was_cut_short(site, container):
+    camera, staged = left_behind(site, container=container)
     (camera.root / "Gate").write_text("in the way")
     finisher = recorder.Finisher(camera, need("ffmpeg"))
     with pytest.raises(OSError, match=r"exists|Not a directory"):
