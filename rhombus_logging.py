@@ -903,8 +903,8 @@ def signals_as(stopping: threading.Event) -> Iterator[list[int]]:
 def run(main: Callable[[], int]) -> int:
     """Call `main` and turn whatever happens into an exit status; the last line of every program.
 
-    SIGTERM becomes the exception Terminated. Threads of `main` that still hang in a system call half a second after it
-    cannot hold the process up: whatever they were doing was not recorded as done.
+    SIGTERM becomes the exception Terminated. Threads of `main` that still hang in a system call half a second after it,
+    or when a signal ended it, cannot hold the process up: whatever they were doing was not recorded as done.
     """
     others = {threading.main_thread(), *threading.enumerate()}
 
@@ -935,7 +935,7 @@ def run(main: Callable[[], int]) -> int:
             log.exception("this is a bug in the program, please report it with the lines below")
         status = int(Status.PARTIAL)
     ours = [thread for thread in threading.enumerate() if not thread.daemon and thread not in others]
-    give_up_at = time.monotonic() + LAST_THREADS_SEC
+    give_up_at = time.monotonic() + (0 if status in (Status.SIGINT, Status.SIGTERM) else LAST_THREADS_SEC)
     with suppress(KeyboardInterrupt, Terminated):
         for thread in ours:
             thread.join(max(0.0, give_up_at - time.monotonic()))
