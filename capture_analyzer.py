@@ -60,6 +60,7 @@ from rhombus_logging import (
     ProgramError,
     Status,
     UsageError,
+    absolute,
     add_common_flags,
     channels,
     cluster,
@@ -68,7 +69,7 @@ from rhombus_logging import (
     load_config,
     lock_file,
     mask,
-    parse_time,
+    parse_span,
     parse_zone,
     part_file,
     read_json,
@@ -1188,15 +1189,15 @@ class Scanner:
         camera = camera_of(file)
         if reason := refusal(file):
             return Scan(file, camera, "unknown", "unknown", reason, 0.0)
+        mask = mask_of(self.settings, camera)
         clocks: list[Interval] = []
         found: list[tuple[str, Interval]] = []
         pictures, reasons, length_sec, views = "none", list[str](), 0.0, "unknown" if self.rules.views else "off"
         with ThreadPoolExecutor(1) as side:
             listening = side.submit(self.listen, file)
             try:
-                finder = ViewFinder(self.rules, mask_of(self.settings, camera))
-                pictures, found, clocks, length_sec = self.scan_pictures(file, mask_of(self.settings, camera), finder,
-                                                                         reasons)  # fmt: skip
+                finder = ViewFinder(self.rules, mask)
+                pictures, found, clocks, length_sec = self.scan_pictures(file, mask, finder, reasons)
                 views = self.look(file, finder, found)
             except NoStream:
                 pass
@@ -3246,8 +3247,7 @@ def chosen(found: Sequence[tuple[str, Incident]], wanted: Sequence[str]) -> list
 
 
 def incidents_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
-    since_sec, until_sec = (parse_time(text, flag, parse_zone(None)) if text else None
-                            for text, flag in ((arguments.since, "--since"), (arguments.until, "--until")))
+    since_sec, until_sec = parse_span(arguments, parse_zone(None))
     found = [(place, incident) for place in databases(config)
              for incident in read_incidents(place, since_sec, until_sec)]  # fmt: skip
     found.sort(key=lambda pair: pair[1].start_sec)
@@ -3348,7 +3348,7 @@ def settle_grabber(given: Any, settings: Mapping[str, Any]) -> Grabber:
     if not own.get("capture_dir") or not own.get("video_device"):
         missing = "video_device" if own.get("capture_dir") else "capture_dir"
         raise UsageError(f"grabber {own.get('name') or mask(own.get('video_device', '?'))}: it has no {missing}")
-    folder = Path(os.path.abspath(Path(own["capture_dir"]).expanduser()))  # noqa: PTH100  links stay as they are
+    folder = absolute(own["capture_dir"])
     folder = folder.parent if folder.name == "captures" else folder
     name, kind = own.get("name") or folder.name, kind_of_source(own["video_device"])
     where, numbers = f"grabber {name}", {}
@@ -4823,11 +4823,11 @@ def add_curves(survey: Survey, file: Path, span: Interval) -> None:
                          "view": [], "sound": [("sound", heads.index("level_db"))]}  # fmt: skip
             for row in rows:
                 if row[which] not in survey.starts:
-                    absolute = os.path.abspath(row[which])  # noqa: PTH100  as the survey has it
-                    if absolute not in survey.starts:
+                    whole = os.path.abspath(row[which])  # noqa: PTH100  as the survey has it
+                    if whole not in survey.starts:
                         foreign.add(row[which])
                         continue
-                    survey.starts[row[which]] = survey.starts[absolute]
+                    survey.starts[row[which]] = survey.starts[whole]
                 key, start_sec = survey.starts[row[which]]
                 place = int((start_sec + float(row[moment_sec]) - span[0]) / step_sec)
                 for curve, column in values_of[row[kind]]:
@@ -4987,8 +4987,7 @@ def report_flags(parser: argparse.ArgumentParser) -> None:
 def report_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
     """Survey, settle, write one page."""
     zone = parse_zone(arguments.timezone)
-    since_sec, until_sec = (parse_time(text, flag, parse_zone(None)) if text else None
-                            for text, flag in ((arguments.since, "--since"), (arguments.until, "--until")))
+    since_sec, until_sec = parse_span(arguments, parse_zone(None))
     survey = Survey(parse_zone(str(config["recording"]["timezone"])))
     for folder in arguments.folder:
         if not folder.is_dir():

@@ -56,6 +56,7 @@ from rhombus_logging import (
     Status,
     Terminated,
     UsageError,
+    absolute,
     add_common_flags,
     append_line,
     find_program,
@@ -394,7 +395,7 @@ def parse_rate(text: str, what: str) -> int:
 
 
 def folder_of(text: Any) -> Path | None:
-    return Path(os.path.abspath(Path(str(text)).expanduser())) if text else None  # noqa: PTH100  links stay
+    return absolute(text) if text else None
 
 
 def settle(arguments: argparse.Namespace, config: Mapping[str, Any], config_file: Path) -> Settings:
@@ -2838,6 +2839,8 @@ def all_holds(settings: Settings) -> list[Hold]:
 def is_held(footage: Footage, settings: Settings, holds: Sequence[Hold]) -> bool:
     """Touches a hold, of its camera or of the same device by another name. A file ends at the latest when it was last
     written, unless that is said to be before its start; an uncertain start counts a day earlier."""
+    if not holds:  # asked of everything that is here
+        return False
     written_sec, day_later_sec = footage.mtime_ns / 1e9, footage.start_sec + UNCERTAIN_SEC
     start_sec = footage.start_sec - (UNCERTAIN_SEC if footage.start_basis == "mtime" else 0)
     end_sec = (min(written_sec, day_later_sec) if written_sec >= footage.start_sec else day_later_sec) + 1

@@ -513,6 +513,13 @@ def parse_time(text: str, what: str, zone: tzinfo, now: float | None = None) -> 
     return found
 
 
+def parse_span(arguments: argparse.Namespace, zone: tzinfo) -> tuple[float | None, float | None]:
+    """--since and --until in epoch seconds; None for one that is not given, which an empty one is not."""
+    given = (arguments.since, "--since"), (arguments.until, "--until")
+    since_sec, until_sec = (None if text is None else parse_time(text, flag, zone) for text, flag in given)
+    return since_sec, until_sec
+
+
 def _words_time(text: str, zone: tzinfo, now: float) -> datetime | None:
     import dateparser
 
@@ -524,6 +531,11 @@ def _words_time(text: str, zone: tzinfo, now: float) -> datetime | None:
 
 
 # --- files -------------------------------------------------------------------------------------------------------
+
+
+def absolute(path: object) -> Path:
+    """Of a path as a user gives it; links stay as they are."""
+    return Path(os.path.abspath(Path(str(path)).expanduser()))  # noqa: PTH100
 
 
 def fsync_folder(folder: Path) -> None:

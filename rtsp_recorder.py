@@ -55,6 +55,7 @@ from rhombus_logging import (
     CannotStart,
     Status,
     UsageError,
+    absolute,
     add_common_flags,
     append_line,
     channels,
@@ -66,7 +67,7 @@ from rhombus_logging import (
     lock_file,
     mask,
     notify,
-    parse_time,
+    parse_span,
     parse_zone,
     part_file,
     ping,
@@ -199,10 +200,6 @@ class Camera:
 
 
 # --- cameras -----------------------------------------------------------------------------------------------------
-
-
-def absolute(path: object) -> Path:
-    return Path(os.path.abspath(Path(str(path)).expanduser()))  # noqa: PTH100  links stay as they are
 
 
 def split_login(rest: str) -> tuple[str, str]:
@@ -1992,8 +1989,7 @@ def summary_of(report: Coverage, zone: tzinfo) -> dict[str, Any]:
 
 def gaps_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
     zone = parse_zone(arguments.timezone)
-    since, until = (parse_time(text, flag, zone) if text else None
-                    for text, flag in ((arguments.since, "--since"), (arguments.until, "--until")))  # fmt: skip
+    since, until = parse_span(arguments, zone)
     until = time.time() if until is None else until
     if since is not None and since >= until:
         raise UsageError("--since is not before --until")

@@ -25,7 +25,7 @@ from aiosmtpd.controller import Controller
 from conftest import NOT_TESTED, ROOT, need
 
 import capture_analyzer as ca
-from rhombus_logging import find_ffmpeg
+from rhombus_logging import find_ffmpeg, parse_time
 
 PROGRAM = [sys.executable, str(ROOT / "capture_analyzer.py")]
 NOISE = "noise=alls=24:allf=t"
@@ -227,7 +227,7 @@ def test_the_incidents_file_has_the_older_names(captures):
     assert sorted(values) == ["alert_id", "consecutive_count", "last_updated", "start_time"]
     assert values["consecutive_count"] == 10
     assert values["alert_id"] == captures.rows()[0].alert_id
-    assert ca.parse_time(values["start_time"], "", timezone.utc) == start + 10
+    assert parse_time(values["start_time"], "", timezone.utc) == start + 10
 
 
 def test_evidence_is_copied_and_named_by_the_keys_that_the_upload_gives(captures):
@@ -515,7 +515,7 @@ def test_a_recording_that_is_scanned_again_even_elsewhere_adds_nothing_to_the_da
         recording = recording.rename(tmp_path / recording.name)
     (row,) = captures.rows()
     assert (row.incident_type, row.status) == ("blackscreen", "resolved")
-    assert row.start_sec == pytest.approx(ca.parse_time("2026-01-31T12:00:05Z", "", timezone.utc), abs=1)
+    assert row.start_sec == pytest.approx(parse_time("2026-01-31T12:00:05Z", "", timezone.utc), abs=1)
     captures.configure(database=None)
     with pytest.raises(ca.UsageError, match="--store: set analysis.database"):
         ca.main(["video", "--store", str(tmp_path), "--config", str(captures.config)])

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timezone
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -312,6 +313,17 @@ def test_a_missing_program_is_named_with_its_use_and_how_to_get_it(monkeypatch: 
     with pytest.raises(rl.CannotStart, match="no-such-thing was not found; it is needed for tea; buy a kettle"):
         rl.find_program("no-such-thing", "tea", "buy a kettle")
     assert rl.find_program(sys.executable, "x", "y") == sys.executable
+
+
+# --- times ---
+
+
+def test_a_span_has_no_side_that_was_not_given_and_an_empty_one_is_a_mistake() -> None:
+    """`--since "$FROM"` with nothing in it must not mean everything."""
+    given = argparse.Namespace(since=None, until="2026-01-31T12:00:00Z")
+    assert rl.parse_span(given, timezone.utc) == (None, 1_769_860_800)
+    with pytest.raises(rl.UsageError, match="--since: '' is not a time"):
+        rl.parse_span(argparse.Namespace(since="", until=None), timezone.utc)
 
 
 # --- the end of a run ---

@@ -25,7 +25,7 @@ from conftest import NOT_TESTED, ROOT, need
 from fake_camera import FakeCamera, frame_numbers
 
 import rtsp_recorder as recorder
-from rhombus_logging import Status, UsageError, as_sections, load_config
+from rhombus_logging import Status, UsageError, as_sections, load_config, parse_time
 
 FPS = 20
 PASSWORD = "p@:/%#$ü' \"&?"
@@ -478,10 +478,10 @@ def test_one_gap_is_not_called_gaps(capsys):
 
 def test_words_for_a_time_mean_the_zone_that_is_asked_for():
     zone = ZoneInfo("Pacific/Kiritimati")  # 14 h ahead of UTC
-    assert recorder.parse_time("2 hours ago", "--since", zone) == pytest.approx(time.time() - 7200, abs=5)
+    assert parse_time("2 hours ago", "--since", zone) == pytest.approx(time.time() - 7200, abs=5)
     day = datetime.fromtimestamp(time.time() - 86400, zone)
     nine = day.replace(hour=9, minute=0, second=0, microsecond=0).timestamp()
-    assert recorder.parse_time("yesterday 09:00", "--since", zone) == nine
+    assert parse_time("yesterday 09:00", "--since", zone) == nine
 
 
 def test_the_open_segment_counts_as_covered():

@@ -19,21 +19,15 @@ from pathlib import Path
 import pytest
 from conftest import need
 from fake_camera import frame_numbers
-from test_rtsp_recorder import FPS, Site, end, until
+from test_rtsp_recorder import FPS, end, site, until
 from test_rtsp_recorder_faults import PATIENCE_SEC, Place, mounted
-from test_rtsp_watch import Mails, Watched
+from test_rtsp_watch import Watched, mails
 
 import rtsp_recorder as recorder
 from rhombus_logging import Status
 
+__all__ = ["mails", "site"]  # fixtures
 pytestmark = pytest.mark.slow  # recorders, cameras and mail servers come and go
-
-
-@pytest.fixture
-def site(tmp_path):
-    made = Site(tmp_path)
-    yield made
-    made.close()
 
 
 @pytest.fixture
@@ -41,14 +35,6 @@ def watched(tmp_path):
     made = Watched(tmp_path)
     yield made
     made.close()
-
-
-@pytest.fixture
-def mails():
-    made = Mails()
-    made.start()
-    yield made
-    made.server.stop()
 
 
 # --- footage ---
