@@ -64,6 +64,7 @@ from rhombus_logging import (
     add_common_flags,
     channels,
     cluster,
+    end_processes,
     find_ffmpeg,
     hide_secret,
     load_config,
@@ -3523,19 +3524,6 @@ def writers_in(staging: Path) -> list[int]:
     return found
 
 
-def end_writers(staging: Path) -> None:
-    for what in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
-        if not (processes := writers_in(staging)):
-            return
-        log.warning("%s: ending FFmpeg %s of a capture that was killed", staging, processes[0])
-        for process in processes:
-            with suppress(ProcessLookupError):
-                os.kill(process, what)
-        until = time.monotonic() + STOP_STEP_SEC
-        while time.monotonic() < until and writers_in(staging):
-            time.sleep(0.05)
-
-
 def still_names(taken_sec: float) -> Iterator[str]:
     """`capture_YYYYMMDDHHMMSS`, then with _1, _2, ...: for a second that has a still, the hour that comes twice too."""
     stem = f"capture_{datetime.fromtimestamp(math.floor(taken_sec)).strftime(STILL_TIME)}"
@@ -3679,7 +3667,8 @@ class Capturer:
     def take_over(self) -> str:
         """Stills that a killed capture left are published; an FFmpeg of it that still runs is ended first."""
         self.grabber.staging.mkdir(parents=True, exist_ok=True)
-        end_writers(self.grabber.staging)
+        staging = self.grabber.staging
+        end_processes(lambda: writers_in(staging), str(staging), "capture", STOP_STEP_SEC)
         for folder in sorted(self.grabber.staging.iterdir()):
             self.publish(folder)
             self.tidy(folder)

@@ -52,7 +52,8 @@ import rhombus_mpd_info as mpd_info
 from rhombus_logging import (  # isort: skip
     EARLIEST_SEC, LATEST_SEC, Busy, CannotStart, Cluster, MaskingFormatter, Status, Terminated, UsageError,
     add_common_flags, append_line, cluster, find_ffmpeg, fsync_folder, hide_secret, is_open_road, load_config,
-    lock_file, mask, notify, parse_time, parse_zone, read_json, run, run_lock, start_logging, watch_sign, write_json,
+    lock_file, mask, notify, parse_duration, parse_rate, parse_time, parse_zone, read_json, run, run_lock, size_text,
+    start_logging, watch_sign, write_json,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -324,35 +325,8 @@ OUTCOMES = {"done": (False, True), "already": (False, True), "empty": (False, Tr
 # --- times, sizes and names (pure) -------------------------------------------------------------------------------
 
 
-def parse_duration(text: str | float, what: str) -> float:
-    """Seconds from `90`, `90m`, `1h30m`, `7d`. Raises UsageError that names `what`."""
-    text = str(text).strip().lower()
-    text = f"{text}s" if re.fullmatch(r"\d+(\.\d+)?", text) else text
-    parts = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?", text)
-    if not parts or not any(parts.groups()):
-        raise UsageError(f"{what}: {text!r} is not a duration; say seconds, or for example 90m or 1h30m")
-    days, hours, minutes, seconds = (float(part or 0) for part in parts.groups())
-    return days * 86400 + hours * 3600 + minutes * 60 + seconds
-
-
-def parse_rate(text: str | float, what: str) -> float:
-    """Bytes per second from `500K`, `10M` (1024 based, as rsync and rclone have it); `0` means no limit."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG])(?:i?B)?(?:/s)?|0?", str(text).strip(), re.IGNORECASE)
-    if not match:
-        raise UsageError(f"{what}: {text!r} needs a unit; say for example 500K or 10M (bytes a second)")
-    return float(match[1] or 0) * 1024.0 ** ("KMG".index((match[2] or "K").upper()) + 1)
-
-
 def clock_text(epoch_sec: float, zone: tzinfo = timezone.utc) -> str:
     return datetime.fromtimestamp(epoch_sec, zone).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-def size_text(size_bytes: float) -> str:
-    for unit, digits in (("B", 0), ("kB", 1), ("MB", 1)):
-        if size_bytes < 1000:
-            return f"{size_bytes:.{digits}f} {unit}"
-        size_bytes /= 1000
-    return f"{size_bytes:.2f} GB"
 
 
 def duration_text(seconds: float) -> str:

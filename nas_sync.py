@@ -65,6 +65,8 @@ from rhombus_logging import (
     load_config,
     mask,
     notify,
+    parse_duration,
+    parse_rate,
     parse_time,
     parse_zone,
     part_file,
@@ -72,7 +74,9 @@ from rhombus_logging import (
     read_overlay,
     run,
     run_lock,
+    size_text,
     start_logging,
+    utc_day,
     write_json,
 )
 
@@ -377,23 +381,6 @@ class Settings:
 # --- settings ----------------------------------------------------------------------------------------------------
 
 
-def parse_duration(text: str | float, what: str) -> float:
-    """Seconds from `90`, `90m`, `1h30m`, `7d`."""
-    parts = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", str(text).strip().lower())
-    if not parts or not any(parts.groups()):
-        raise UsageError(f"{what}: {text!r} is not a duration; say seconds, or for example 90m or 1h30m")
-    days, hours, minutes, seconds = (float(part or 0) for part in parts.groups())
-    return days * 86400 + hours * 3600 + minutes * 60 + seconds
-
-
-def parse_rate(text: str, what: str) -> int:
-    """Bytes per second from `500K` or `10M` (1024 based); 0 means no limit."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG])(?:i?B)?(?:/s)?|0", text.strip(), re.IGNORECASE)
-    if not match:
-        raise UsageError(f"{what}: {text!r} needs a unit; say for example 500K or 10M (bytes a second)")
-    return round(float(match[1] or 0) * 1024.0 ** ("KMG".index((match[2] or "K").upper()) + 1))
-
-
 def folder_of(text: Any) -> Path | None:
     return absolute(text) if text else None
 
@@ -473,10 +460,6 @@ def names_of(camera: str) -> set[str]:
     """What a camera may be called by: its folder, and of NAME_UUID also NAME and UUID."""
     name, _, uuid = camera.lower().partition("_")
     return {camera.lower(), name, uuid} if len(uuid) == UUID_LENGTH else {camera.lower()}
-
-
-def utc_day(moment_sec: float) -> str:
-    return datetime.fromtimestamp(moment_sec, timezone.utc).date().isoformat()
 
 
 def day_sec(day: str) -> float | None:
@@ -2743,14 +2726,6 @@ class Work:
 
 def print_row(row: Mapping[str, Any]) -> None:
     print(json.dumps(row, ensure_ascii=False), flush=True)
-
-
-def size_text(size_bytes: float) -> str:
-    for unit, digits in (("B", 0), ("kB", 1), ("MB", 1)):
-        if size_bytes < 1000:
-            return f"{size_bytes:.{digits}f} {unit}"
-        size_bytes /= 1000
-    return f"{size_bytes:.2f} GB"
 
 
 # --- backup and upload -------------------------------------------------------------------------------------------

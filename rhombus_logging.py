@@ -520,6 +520,21 @@ def parse_span(arguments: argparse.Namespace, zone: tzinfo) -> tuple[float | Non
     return since_sec, until_sec
 
 
+def parse_duration(text: str | float, what: str) -> float:
+    """Seconds from `90`, `90m`, `1h30m`, `7d`. Raises UsageError, which names the flag `what`."""
+    text = str(text).strip().lower()
+    text = f"{text}s" if re.fullmatch(r"\d+(\.\d+)?", text) else text
+    parts = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?", text)
+    if not parts or not any(parts.groups()):
+        raise UsageError(f"{what}: {text!r} is not a duration; say seconds, or for example 90m or 1h30m")
+    days, hours, minutes, seconds = (float(part or 0) for part in parts.groups())
+    return days * 86400 + hours * 3600 + minutes * 60 + seconds
+
+
+def utc_day(moment_sec: float) -> str:
+    return datetime.fromtimestamp(moment_sec, timezone.utc).date().isoformat()
+
+
 def _words_time(text: str, zone: tzinfo, now: float) -> datetime | None:
     import dateparser
 
@@ -528,6 +543,27 @@ def _words_time(text: str, zone: tzinfo, now: float) -> datetime | None:
     base = datetime.fromtimestamp(now, timezone.utc if is_counted else zone).replace(tzinfo=None)
     found = dateparser.parse(text, languages=["en"], settings={"RELATIVE_BASE": base, "PREFER_DATES_FROM": "past"})
     return found.replace(tzinfo=timezone.utc) if found and is_counted else found
+
+
+# --- bytes -------------------------------------------------------------------------------------------------------
+
+
+def parse_rate(text: str | float, what: str) -> int:
+    """Bytes per second from `500K`, `10M` (1024 based, as rsync and rclone have it); `0` or nothing means no limit.
+
+    Raises UsageError, which names the flag `what`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG])(?:i?B)?(?:/s)?|0?", str(text).strip(), re.IGNORECASE)
+    if not match:
+        raise UsageError(f"{what}: {text!r} needs a unit; say for example 500K or 10M (bytes a second)")
+    return round(float(match[1] or 0) * 1024.0 ** ("KMG".index((match[2] or "K").upper()) + 1))
+
+
+def size_text(size_bytes: float) -> str:
+    for unit, digits in (("B", 0), ("kB", 1), ("MB", 1)):
+        if size_bytes < 1000:
+            return f"{size_bytes:.{digits}f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.2f} GB"
 
 
 # --- files -------------------------------------------------------------------------------------------------------
@@ -656,6 +692,22 @@ def find_ffmpeg(needed_for: str) -> str:
 
             return str(imageio_ffmpeg.get_ffmpeg_exe())
     return find_program("ffmpeg", needed_for, "install it with 'pip install imageio-ffmpeg' or from your system")
+
+
+def end_processes(find: Callable[[], Sequence[int]], who: str, whose: str, step_sec: float) -> None:
+    """TERM, TERM, KILL to FFmpegs of a killed program, each `step_sec` after the other, while `find` finds any.
+
+    The first makes FFmpeg finish its file, the second ends one that waits for the camera."""
+    for what in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
+        if not (processes := find()):
+            return
+        log.warning("%s: ending FFmpeg %s of a %s that was killed", who, processes[0], whose)
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.kill(process, what)
+        until = time.monotonic() + step_sec
+        while time.monotonic() < until and find():
+            time.sleep(0.02)
 
 
 # --- notifications -----------------------------------------------------------------------------------------------

@@ -59,6 +59,7 @@ from rhombus_logging import (
     add_common_flags,
     append_line,
     channels,
+    end_processes,
     find_ffmpeg,
     find_program,
     fsync_folder,
@@ -78,6 +79,7 @@ from rhombus_logging import (
     send_message,
     start_logging,
     tell_systemd,
+    utc_day,
     write_json,
 )
 
@@ -450,10 +452,6 @@ def names_for(stem: str, extension: str) -> Iterator[str]:
     return (f"{stem}{f'_{number}' if number else ''}.{extension}" for number in itertools.count())
 
 
-def utc_day(moment_sec: float) -> str:
-    return datetime.fromtimestamp(moment_sec, timezone.utc).strftime("%Y-%m-%d")
-
-
 def in_columns(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
@@ -807,20 +805,6 @@ def writers_in(folder: Path) -> list[int]:
             if (entry / "cwd").samefile(folder) and ours in (entry / "cmdline").read_bytes():
                 found.append(int(entry.name))
     return found
-
-
-def end_writers(folder: Path, step_sec: float) -> None:
-    """TERM, TERM, KILL; the first makes FFmpeg finish its file, the second ends one that waits for the camera."""
-    for what in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
-        if not (processes := writers_in(folder)):
-            return
-        log.warning("%s: ending FFmpeg %s of a recorder that was killed", folder.parent.name, processes[0])
-        for process in processes:
-            with suppress(ProcessLookupError):
-                os.kill(process, what)
-        until = time.monotonic() + step_sec
-        while time.monotonic() < until and writers_in(folder):
-            time.sleep(0.02)
 
 
 # --- one FFmpeg --------------------------------------------------------------------------------------------------
@@ -1221,7 +1205,7 @@ class Recorder:
             ends = [line["end"] for line in lines if line["kind"] == "segment"]
             opened = max(ends, default=opened - before.get("blind_sec", 0.0))
         for folder in (folders := sorted(entry for entry in staging.iterdir() if entry.is_dir())):
-            end_writers(folder, self.camera.limits.stop_wait)
+            end_processes(partial(writers_in, folder), self.camera.name, "recorder", self.camera.limits.stop_wait)
             last = folder == folders[-1] and f"-{before.get('pid')}-" in folder.name
             for job in (jobs := left_by(folder, opened if opened and last else None)):
                 self.submit(job)
