@@ -362,6 +362,10 @@ def duration_text(seconds: float) -> str:
     return "".join(parts) or "0s"
 
 
+def count_text(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def safe_word(word: str, characters: int) -> str:
     """An alert's type or id for a file name. What had to be changed gets a short hash, so that two stay two."""
     kept = re.sub(r"[^A-Za-z0-9_-]", "", word)
@@ -1649,7 +1653,11 @@ class Copier:
                 length = mp4_duration_sec(file)
                 if not length or abs(length - clip.fetch_duration_sec) > DURATION_SLACK_SEC:
                     raise ClipError(f"{file.name} exists and is not this clip; move it away, or use --overwrite")
-                end_ms, audio, sha256 = clip.end_sec * 1000, "ok" if with_audio else "none", sha256_of(file)
+                end_ms, audio, sha256 = clip.end_sec * 1000, "ok" if with_audio else "none", ""
+            if self.settings.dry_run:
+                return Done("done", end_ms, file.name, size_bytes, audio, self.settings.now)
+            if not facts:
+                sha256 = sha256_of(file)
                 contents = Contents("unknown", SEGMENT_SEC, clip.segments, list(range(clip.segments)), {})
                 write_json(file.with_suffix(".json"), sidecar_of(clip, file, sha256, contents, {"status": audio}, True))
             self.ledger.add(replace(clip, end_sec=end_ms // 1000), "done", file.name, size_bytes, sha256, audio)
@@ -2315,13 +2323,18 @@ class Progress:
         said = words.get(state, state.replace("_", " ")) + (f" ({outcome.detail})" if outcome.detail else "")
         log.log(level, "[%s/%s] %s: %s", self.finished, self.total, file.name if file else clip.stem, said)
         if self.settings.json:
-            row = {"clip": clip.stem, "camera": clip.camera.address, "name": clip.camera.name, "start": clip.start_sec,
-                   "end": clip.end_sec, "alert": clip.alert.id if clip.alert else None, "state": state,
-                   "detail": mask(outcome.detail), "file": str(file) if file else None,
-                   "bytes": outcome.size_bytes, "audio": outcome.audio}  # fmt: skip
-            print(json.dumps(row, ensure_ascii=False), flush=True)
+            print(json.dumps(row_of(outcome), ensure_ascii=False), flush=True)
         elif file and state in ("done", "partial") and not self.settings.quiet:
             print(file, flush=True)
+
+
+def row_of(outcome: Outcome) -> dict[str, Any]:
+    """A line of --json; `start` and `end` are epoch seconds as requested."""
+    clip, file = outcome.clip, outcome.file
+    return {"clip": clip.stem, "camera": clip.camera.address, "name": clip.camera.name, "start": clip.start_sec,
+            "end": clip.end_sec, "alert": clip.alert.id if clip.alert else None, "state": outcome.state,
+            "detail": mask(outcome.detail), "file": str(file) if file else None, "bytes": outcome.size_bytes,
+            "audio": outcome.audio}  # fmt: skip
 
 
 def summary_of(outcomes: Sequence[Outcome], notes: Mapping[str, int]) -> dict[str, Any]:
@@ -2334,14 +2347,14 @@ def summary_of(outcomes: Sequence[Outcome], notes: Mapping[str, int]) -> dict[st
 def summary_text(summary: Mapping[str, Any]) -> str:
     parts = [f"{count} {state.replace('_', ' ')}" for state, count in summary.items()
              if state not in ("clips", "bytes") and count]  # fmt: skip
-    noun = "clip" if summary["clips"] == 1 else "clips"
-    return f"{summary['clips']} {noun}: {', '.join(parts) or 'nothing to do'}, {size_text(summary['bytes'])}"
+    clips = count_text(summary["clips"], "clip")
+    return f"{clips}: {', '.join(parts) or 'nothing to do'}, {size_text(summary['bytes'])}"
 
 
-def print_rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+def print_rows(rows: Sequence[Mapping[str, Any]], as_json: bool, **summary: Any) -> None:
     """Results on stdout: JSON Lines, or columns as wide as their widest value."""
     if as_json:
-        for row in (*rows, {"summary": {"rows": len(rows)}}):
+        for row in (*rows, {"summary": {"rows": len(rows), **summary}}):
             print(json.dumps(row, ensure_ascii=False))
     elif rows:
         table = [list(rows[0])] + [["" if value is None else str(value) for value in row.values()] for row in rows]
@@ -2372,14 +2385,19 @@ def check_space(clips: Sequence[Clip], settings: Settings, ledger: Ledger) -> No
 
 
 def show_plan(clips: Sequence[Clip], settings: Settings, ledger: Ledger) -> None:
+    """What a run would fetch: a table, or lines of JSON as those of a run with the state `planned`."""
     sizes = estimate_bytes(clips, ledger)
-    rows = [{"clip": clip.file_name(clip.audio), "camera": clip.camera.name,
-             "start": clock_text(clip.start_sec, settings.zone),
-             "duration": duration_text(clip.end_sec - clip.start_sec),
-             "estimate": size if settings.json else size_text(size)}
-            for clip, size in zip(clips, sizes, strict=True)]  # fmt: skip
-    print_rows(rows, settings.json)
-    log.info("dry run: %s clips, about %s, nothing was downloaded", len(clips), size_text(sum(sizes)))
+    rows: list[dict[str, Any]]
+    if settings.json:
+        rows = [row_of(Outcome(clip, "planned", "", settings.output_dir / clip.file_name(clip.audio)))
+                | {"estimate_bytes": size} for clip, size in zip(clips, sizes, strict=True)]  # fmt: skip
+    else:
+        rows = [{"clip": clip.file_name(clip.audio), "camera": clip.camera.name,
+                 "start": clock_text(clip.start_sec, settings.zone),
+                 "duration": duration_text(clip.end_sec - clip.start_sec), "estimate": size_text(size)}
+                for clip, size in zip(clips, sizes, strict=True)]  # fmt: skip
+    print_rows(rows, settings.json, planned=len(clips), estimate_bytes=sum(sizes))
+    log.info("dry run: %s, about %s, nothing was downloaded", count_text(len(clips), "clip"), size_text(sum(sizes)))
 
 
 def show_status(settings: Settings) -> int:
@@ -2588,10 +2606,13 @@ def work(settings: Settings) -> tuple[int, str]:
     else:
         plan = plan_gaps if settings.filling else plan_ranges
         clips = catch_up.plan_ranges(world.chosen) if catch_up else plan(world, settings)
+    copier = Copier(api, ledger, Progress(settings, len(clips)))
+    outcomes, todo = sort_out(copier, clips)
     if settings.dry_run:
-        show_plan([clip for clip in clips if not ledger.find(clip)], settings, ledger)
-        return Status.DONE, ""
-    outcomes = act(api, ledger, clips)
+        show_plan(todo, settings, ledger)
+        return Status.PARTIAL if any(outcome.fails_run for outcome in outcomes) else Status.DONE, ""
+    if todo:
+        outcomes += act(copier, todo)
     summary = summary_of(outcomes, notes)
     failed = [outcome for outcome in outcomes if outcome.fails_run]
     status = Status.PARTIAL if failed else Status.DONE
@@ -2705,10 +2726,8 @@ def outcome_of(future: Future[Outcome], clip: Clip) -> Outcome:
         return Outcome(clip, "failed", f"the cluster gave no result ({type(problem).__name__}); a rerun goes on")
 
 
-def act(api: Api, ledger: Ledger, clips: Sequence[Clip]) -> list[Outcome]:
-    """Skip what is there, ask for addresses in bulk, check the space, and copy the rest."""
-    progress = Progress(api.settings, len(clips))
-    copier = Copier(api, ledger, progress)
+def sort_out(copier: Copier, clips: Sequence[Clip]) -> tuple[list[Outcome], list[Clip]]:
+    """What is there, already reported, and what is to be copied."""
     outcomes, todo = list[Outcome](), list[Clip]()
     for clip in clips:
         try:
@@ -2717,12 +2736,16 @@ def act(api: Api, ledger: Ledger, clips: Sequence[Clip]) -> list[Outcome]:
             found = Outcome(clip, "conflict", str(problem))
         if found:
             outcomes.append(found)
-            progress.report(found)
+            copier.progress.report(found)
         else:
             todo.append(clip)
-    if not todo:
-        return outcomes
-    check_space(todo, api.settings, ledger)
+    return outcomes, todo
+
+
+def act(copier: Copier, todo: Sequence[Clip]) -> list[Outcome]:
+    """Check the space, ask for addresses in bulk, and copy."""
+    settings = copier.settings
+    check_space(todo, settings, copier.ledger)
     copier.ffmpeg = find_ffmpeg("making MP4 files")
     copier.directory.want(todo)
     devices = {clip.camera.address: None for clip in todo}
@@ -2731,13 +2754,13 @@ def act(api: Api, ledger: Ledger, clips: Sequence[Clip]) -> list[Outcome]:
         copier.directory.load_addresses(list(devices))
     with ExitStack() as stack:
         joined = None
-        if scheduler := api.settings.scheduler:
+        if scheduler := settings.scheduler:
             here = Path(__file__).resolve()
             modules = [here.with_name(name) for name in ("rhombus_logging.py", "rhombus_mpd_info.py")]
-            state_folder = api.settings.output_dir.absolute() / STATE_FOLDER
+            state_folder = settings.output_dir.absolute() / STATE_FOLDER
             joined = stack.enter_context(cluster(scheduler, state_folder, [*modules, here], "RHOMBUS_API_KEY"))
-        stack.enter_context(progress)
-        return outcomes + copy_all(copier, todo, joined)
+        stack.enter_context(copier.progress)
+        return copy_all(copier, todo, joined)
 
 
 def show_list(api: Api, what: str) -> int:

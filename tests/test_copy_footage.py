@@ -339,7 +339,7 @@ def test_times_are_epoch_seconds_iso_or_words(clouds: Clouds, start: str, length
     cloud = clouds(silent_camera())
     run = cloud.copy("-s", start, "-u", length, "--dry_run", "--json")
     (plan,) = run.lines[:-1]
-    assert plan["clip"].endswith(f"_{cloud.start + first}_video.mp4")
+    assert plan["file"].endswith(f"_{cloud.start + first}_video.mp4") and plan["start"] == cloud.start + first
     cloud.copy("-s", start, "-u", length)
     assert sidecar(cloud.only())["segments"]["received"] == count
 
@@ -354,7 +354,7 @@ def test_without_a_range_the_last_hour_is_copied(clouds: Clouds) -> None:
     cloud = clouds(silent_camera())
     run = cloud.copy("--dry_run", "--json", "--lag", "0")
     (plan,) = run.lines[:-1]
-    assert f"_{int(NOW) - 3600}_" in plan["clip"] and plan["duration"] == "1h"
+    assert (plan["start"], plan["end"]) == (int(NOW) - 3600, int(NOW))
 
 
 # --- manual mode: what was recorded ---
@@ -630,8 +630,31 @@ def test_a_dry_run_names_the_clips_and_changes_nothing(clouds: Clouds) -> None:
     )
     assert cloud.files() == [] and cloud.media() == []
     assert cloud.asked("Presence|Federated") == []
-    for line in cloud.clip(60, "--dry_run", "--json").lines[:-1]:
-        assert line["estimate"] > 0
+    assert re.search(r"30s +25\.5 MB", run.out) and "dry run: 2 clips, about 51.0 MB" in run.err
+
+
+def test_lines_of_json_look_the_same_before_and_after(clouds: Clouds) -> None:
+    cloud = clouds()
+    (planned,) = cloud.clip(10, "--dry_run", "--json").lines[:-1]
+    (done,) = cloud.clip(10, "--json").lines[:-1]
+    assert planned.pop("estimate_bytes") > 0
+    assert planned == {**done, "state": "planned", "bytes": 0, "audio": ""}
+
+
+def test_a_dry_run_plans_what_the_run_then_does(clouds: Clouds) -> None:
+    cloud = clouds(silent_camera())
+    cloud.clip(10)
+    for words, seconds, states in (([], 10, []), (["--overwrite"], 10, ["planned"]), ([], 20, ["planned"])):
+        plan = cloud.clip(seconds, *words, "--dry_run", "--json").lines[:-1]
+        assert [line["state"] for line in plan if line["state"] != "already"] == states, (words, seconds)
+    (cloud.folder / ".copy_footage" / "clips.jsonl").unlink()
+    for lost in ("the record", "the sidecar too"):
+        before = cloud.files()
+        assert cloud.clip(10, "--dry_run", "--json").lines[0]["state"] == "already", lost
+        assert cloud.files() == before and cloud.ledger() == [], "a dry run records nothing"
+        cloud.only().with_suffix(".json").unlink(missing_ok=True)
+    cloud.only().write_bytes(b"foreign")
+    assert "is not this clip" in cloud.clip(10, "--dry_run", ok=1).err
 
 
 def test_list_shows_cameras_locations_and_alerts(clouds: Clouds) -> None:
