@@ -84,6 +84,8 @@ WINDOW_BYTES = 8 << 20  # bodies that one clip may hold while it waits for an ea
 FRAGMENT_HEAD_BYTES = 1024  # the time of a segment stands in its first boxes
 CHECKPOINT_SEC = 2.0  # at most this much work is repeated after a power cut
 WAN_REQUESTS, LAN_REQUESTS = 8, 2  # at once: to the cloud for one clip, to a LAN device for all its clips
+CONNECTIONS = 1000  # to one host that are kept open between two requests
+AT_ONCE = 1000  # most that --workers or --segment_workers can be: each is a thread
 START_SPACING_SEC = 0.1  # between the starts of two clips
 REMOTE_TELL_SEC = 1.0  # how often a worker of a cluster tells how far a clip is
 REMOTE_LOCK = threading.Lock()  # a worker process has one Copier per run, however many of its threads begin at once
@@ -426,7 +428,7 @@ def resolve(wanted: str, known: Sequence[tuple[str, str]], what: str) -> str:
     """The identifier among (uuid, name) pairs that `wanted` means: a UUID, or a name that only one has."""
     if any(uuid == strip_facet(wanted) for uuid, _ in known):
         return strip_facet(wanted)
-    named = sorted({uuid for uuid, name in known if name == wanted})
+    named = sorted({uuid for uuid, name in known if name == wanted and wanted})  # an empty $SITE of a shell is no name
     if len(named) == 1:
         return named[0]
     if named:
@@ -642,10 +644,15 @@ def retry_after_sec(headers: Mapping[str, str], default_sec: float) -> float:
 
 
 def ca_bundle() -> str:
-    """File or folder of the certificate authorities that API and WAN media are verified with."""
+    """File or folder of the certificate authorities that API and WAN media are verified with. Raises UsageError."""
+    for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"):
+        if path := os.environ.get(name):
+            if not os.access(path, os.R_OK):
+                raise UsageError(f"{name} in the environment: {path} cannot be read")
+            return path
     import certifi
 
-    return os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE") or certifi.where()
+    return certifi.where()
 
 
 def tls_trouble(problem: Exception) -> str:
@@ -950,7 +957,7 @@ class MediaClient:
                     tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
                 if kind == "wan" and self.settings.cert:
                     tls.load_cert_chain(self.settings.cert, self.settings.private_key)
-                size = self.settings.workers * (self.settings.segment_workers or WAN_REQUESTS) * 2
+                size = min(CONNECTIONS, self.settings.workers * (self.settings.segment_workers or WAN_REQUESTS) * 2)
                 options: dict[str, Any] = {"num_pools": 64, "maxsize": size, "ssl_context": tls, "retries": False}
                 made = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
                 self._managers[name] = made
@@ -3009,8 +3016,10 @@ def refuse(settings: Settings, given: Mapping[str, Any]) -> None:
         (url.scheme == "http" and not is_loopback(url.hostname),
          f"--api_url: {settings.api_url} would send the key unprotected; say https://"),
         (settings.usewan and settings.lan_only, "--usewan and --lan_only exclude each other"),
-        *((not low <= getattr(settings, name) <= 100_000, f"--{name}: {getattr(settings, name)} is not {low} or more")
-          for name, low in (("workers", 1), ("segment_workers", 0), ("max_alerts", 1), ("tries", 1))),
+        *((not low <= (value := getattr(settings, name)) <= high,
+           f"--{name.removesuffix('_sec')}: {value} is not between {low} and {high}")
+          for name, low, high in (("workers", 1, AT_ONCE), ("segment_workers", 0, AT_ONCE), ("tries", 1, 100),
+                                  ("max_alerts", 1, 100_000), ("audio_offset_sec", -3600, 3600))),
         (end_sec <= start_sec, "--duration: nothing to copy; say at least one second"),
         (end_sec - start_sec > 366 * 86400, "--duration: more than a year; ask for less at a time"),
         (start_sec >= settings.now and not settings.alerts, f"--start_time: {start} is in the future"),
@@ -3025,10 +3034,23 @@ def refuse(settings: Settings, given: Mapping[str, Any]) -> None:
     for is_wrong, sentence in mistakes:
         if is_wrong:
             raise UsageError(sentence)
+    if settings.cert and settings.private_key:
+        check_pair(settings.cert, settings.private_key)
     alerts = settings.alerts or given.get("list") == "alerts"
     for name in ("start_time", "duration") if alerts else ("after_time", "before_time", "max_alerts", "alert_buffer"):
         if name in given:
             log.warning("--%s has no effect %s --alerts", name, "with" if alerts else "without")
+
+
+def check_pair(cert: str, private_key: str) -> None:
+    """UsageError when TLS cannot use them: better here than as a failure of each request, or as a prompt under cron."""
+    import ssl
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(cert, private_key, password="")
+    except OSError as problem:  # ssl.SSLError is one
+        raise UsageError(f"--cert {cert} and --private_key {private_key}: not a certificate and its key as PEM without "
+                         f"a passphrase ({getattr(problem, 'reason', None) or problem})") from problem  # fmt: skip
 
 
 def output_folder(settings: Settings) -> None:

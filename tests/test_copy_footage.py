@@ -255,7 +255,8 @@ def test_a_location_includes_what_is_below_it(clouds: Clouds) -> None:
         (["-cam", "Twin"], 2, ["'Twin'", ruuid("t1"), ruuid("t2")]),
         (["-cam", "A" * 22], 2, ["not known"]),
         (["-loc", "Sitte"], 2, ["'Sitte'", "Site"]),
-        (["-cam", ""], 2, []),
+        (["-cam", ""], 2, ["'' is not known"]),
+        (["-loc", ""], 2, ["'' is not known"]),
     ],
 )
 def test_an_unknown_or_ambiguous_name_is_refused_with_what_is_near(
@@ -263,7 +264,8 @@ def test_an_unknown_or_ambiguous_name_is_refused_with_what_is_near(
 ) -> None:
     cloud = clouds(
         World(
-            [Camera(CAMERA, "Door 1", SITE), Camera(ruuid("t1"), "Twin"), Camera(ruuid("t2"), "Twin")],
+            [Camera(CAMERA, "Door 1", SITE), Camera(ruuid("t1"), "Twin"), Camera(ruuid("t2"), "Twin"),
+             Camera(ruuid("nameless"), "", SITE)],  # fmt: skip
             locations=[Location(SITE, "Site")],
         )
     )
@@ -1091,6 +1093,9 @@ def test_an_absurd_time_of_an_alert_does_not_stop_the_others(clouds: Clouds, sta
         (["--workers", "0"], "--workers"),
         (["--workers", "-1"], "--workers"),
         (["--segment_workers", "-1"], "--segment_workers"),
+        (["--workers", "100000", "--segment_workers", "100000"], "--workers: 100000 is not between 1 and 1000"),
+        (["--audio_offset", "nan"], "--audio_offset: nan"),
+        (["--audio_offset", "1e9"], "--audio_offset"),
         (["--bwlimit", "10"], "--bwlimit"),
         (["--bwlimit", "fast"], "--bwlimit"),
         (["--timezone", "Mars/Olympus"], "--timezone"),
@@ -1113,6 +1118,13 @@ def test_what_cannot_be_meant_is_refused_with_the_name_of_the_flag(clouds: Cloud
     cloud = clouds()
     assert said in cloud.copy(*words, ok=2).sentence()
     assert cloud.sim.requests == [] and not cloud.folder.exists()
+
+
+@pytest.mark.parametrize("name", ["REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"])
+def test_a_bundle_of_authorities_that_is_not_there_is_named(clouds: Clouds, name: str) -> None:
+    cloud = clouds()
+    cloud.monkeypatch.setenv(name, "/nowhere/ca.pem")
+    assert cloud.copy(ok=2).sentence() == f"{name} in the environment: /nowhere/ca.pem cannot be read"
 
 
 @pytest.mark.parametrize(
@@ -1479,6 +1491,21 @@ def test_a_certificate_key_uses_the_internal_host_with_its_certificate(tls: Clou
     tls.clip(10, *pair, start=tls.start + 60)
     assert tls.sim.leaks == []
     assert not any(record.client_certificate for record in tls.sim.requests if record.kind == "lan")
+
+
+def test_a_certificate_that_tls_cannot_use_is_named_before_anything_is_asked(tls: Cloud) -> None:
+    from cryptography.hazmat.primitives import serialization
+
+    text, locked = tls.work / "text.pem", tls.work / "locked.key"
+    text.write_text("no certificate")
+    key = serialization.load_pem_private_key(Path(tls.sim.client_key).read_bytes(), None)
+    passphrase = serialization.BestAvailableEncryption(b"secret word")
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    locked.write_bytes(key.private_bytes(encoding, form, passphrase))
+    for pair in ((text, text), (tls.sim.client_cert, tls.sim.client_cert), (tls.sim.client_cert, locked)):
+        said = tls.copy("--cert", pair[0], "--private_key", pair[1], ok=2).sentence()
+        assert f"--cert {pair[0]} and --private_key {pair[1]}" in said
+    assert tls.sim.requests == []
 
 
 def test_a_partner_key_acts_for_a_client_organisation(clouds: Clouds) -> None:
