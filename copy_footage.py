@@ -714,7 +714,7 @@ class Api:
                     return read_answer(operation, answer)
                 failure = f"{operation}: the API answers {answer.status_code}"
             if attempt + 1 < API_TRIES:
-                log.debug("%s, trying again in %.1f s", failure, wait_sec * self.settings.retry_wait_sec)
+                log.info("%s, trying again in %.1f s", failure, wait_sec * self.settings.retry_wait_sec)
                 self.context.sleep(wait_sec * self.settings.retry_wait_sec * random.uniform(0.5, 1))
         raise ApiError(failure)
 
@@ -1619,7 +1619,8 @@ class Copier:
             planned = self.settings.catch_up and str(stop) == TIME_IS_UP  # what is pending goes on in the next run
             return Outcome(clip, "later" if planned else "stopped", str(stop))
         except Busy as busy:
-            return Outcome(clip, "elsewhere", str(busy))
+            log.debug("%s", busy)
+            return Outcome(clip, "elsewhere")
         except (ClipError, ApiError, TransferError, MediaRefused, mpd_info.MpdError) as problem:
             return Outcome(clip, "failed", str(problem))
         except OSError as problem:
@@ -2326,7 +2327,8 @@ class Progress:
         levels = {"already": logging.DEBUG, "lost": logging.WARNING, "partial": logging.WARNING}
         level = logging.ERROR if outcome.fails_run else levels.get(state, logging.INFO)
         size = size_text(outcome.size_bytes)
-        words = {"done": f"saved {size}", "partial": f"published as it is, {size}", "already": "already there"}
+        words = {"done": f"saved {size}", "partial": f"published as it is, {size}", "already": "already there",
+                 "elsewhere": "in progress elsewhere"}  # fmt: skip
         said = words.get(state, state.replace("_", " ")) + (f" ({outcome.detail})" if outcome.detail else "")
         log.log(level, "[%s/%s] %s: %s", self.finished, self.total, file.name if file else clip.stem, said)
         if self.settings.json:
@@ -2356,6 +2358,12 @@ def summary_text(summary: Mapping[str, Any]) -> str:
              if state not in ("clips", "bytes") and count]  # fmt: skip
     clips = count_text(summary["clips"], "clip")
     return f"{clips}: {', '.join(parts) or 'nothing to do'}, {size_text(summary['bytes'])}"
+
+
+def how_to_go_on(settings: Settings) -> str:
+    """Which flag makes the same clips again: a start such as "1 hour ago" is another one by then."""
+    is_range = not (settings.alerts or settings.catch_up or settings.filling)
+    return f"; to go on, say --start_time {settings.start_sec}" if is_range else ""
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], as_json: bool, **summary: Any) -> None:
@@ -2582,11 +2590,12 @@ def copy_all(copier: Copier, clips: Sequence[Clip], joined: Cluster | None = Non
                 copier.progress.report(outcomes[-1])
     except (KeyboardInterrupt, Terminated):
         copier.context.end("stopped by a signal")
+        log.warning("stopped: %s of %s clips are finished, parts are kept for the next run%s",
+                    len(outcomes), len(clips), how_to_go_on(copier.settings))  # fmt: skip
         if joined:
             joined.sign.unlink(missing_ok=True)  # what makes the workers stop
         pool.shutdown(wait=False, cancel_futures=True)
         wait_for(clip_of_future, timeout=STOP_GRACE_SEC)
-        log.warning("stopped: %s of %s clips are finished, parts are kept for the next run", len(outcomes), len(clips))
         raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -2628,7 +2637,8 @@ def work(settings: Settings) -> tuple[int, str]:
         catch_up.save(status)
     if settings.json:
         print(json.dumps({"summary": summary}))
-    log.log(logging.ERROR if failed else logging.INFO, "%s", summary_text(summary))
+    more = how_to_go_on(settings) if failed else ""
+    log.log(logging.ERROR if failed else logging.INFO, "%s%s", summary_text(summary), more)
     lines = [f"{outcome.clip.stem}: {outcome.state} {outcome.detail}" for outcome in failed]
     return status, "\n".join([summary_text(summary), "", *lines])
 

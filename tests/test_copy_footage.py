@@ -1185,7 +1185,8 @@ def test_a_refused_key_ends_the_run_with_3_and_says_what_it_may_be(clouds: Cloud
 def test_an_api_that_is_down_ends_the_run_with_3(clouds: Clouds) -> None:
     cloud = clouds()
     cloud.sim.api_url = nobody(cloud)
-    assert "does not answer" in cloud.copy(ok=3).sentence()
+    run = cloud.copy(ok=3)
+    assert "does not answer" in run.sentence() and "trying again" in run.err, "it says why it takes long"
 
 
 @pytest.mark.parametrize(
