@@ -32,7 +32,6 @@ import subprocess
 import sys
 import threading
 import time
-import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor
@@ -935,6 +934,7 @@ class MediaClient:
         self._lock = threading.Lock()
         self._scheme_at: dict[str, int] = {}  # host -> which of its schemes is in use
         self._managers: dict[str, urllib3.PoolManager] = {}
+        self._proxies: dict[tuple[str, str], str | None] = {}  # (kind, host) -> the proxy on the way to it
         self._turns: dict[str, threading.Semaphore] = {}  # LAN device -> so many requests at once, however many clips
 
     def _manager(self, kind: str, host: str) -> urllib3.PoolManager:
@@ -944,8 +944,10 @@ class MediaClient:
 
         import urllib3
 
-        direct = kind == "lan" or is_loopback(host) or proxy_bypass(host)
-        proxy = None if direct else getproxies().get("https")
+        if (kind, host) not in self._proxies:  # the environment is searched, on some systems the name server asked
+            direct = kind == "lan" or is_loopback(host) or proxy_bypass(host)
+            self._proxies[kind, host] = None if direct else getproxies().get("https")
+        proxy = self._proxies[kind, host]
         name = f"{kind} {proxy or ''}"
         with self._lock:
             if name not in self._managers:
@@ -1216,6 +1218,17 @@ class Ledger:
         return {camera: size * 1000 / lengths_ms[camera] for camera, size in sizes.items()}
 
 
+@lru_cache(maxsize=1)
+def crc32_function() -> Callable[[bytes], int]:
+    """CRC-32 (ISO 3309): ISA-L makes the same as zlib in a tenth of the time, 0.2 s of CPU less per GB."""
+    try:
+        from isal.isal_zlib import crc32
+    except ImportError:
+        from zlib import crc32
+    made: Callable[[bytes], int] = crc32
+    return made
+
+
 NOWHERE: dict[str, Any] = {"source": "", "init_bytes": 0, "init_crc32": 0, "length_ms": SEGMENT_SEC * 1000}
 
 
@@ -1228,7 +1241,7 @@ class Part:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.record_path = path, record_path(path)
+        self.path, self.record_path, self.crc32 = path, record_path(path), crc32_function()
         self.handle = self._lock_path()
         if self._finish_exchange():
             self.handle.close()
@@ -1287,7 +1300,7 @@ class Part:
     def _intact(self, offset: int, length: int, crc: int) -> bool:
         self.handle.seek(offset)
         data = self.handle.read(length)
-        return len(data) == length and zlib.crc32(data) == crc
+        return len(data) == length and self.crc32(data) == crc
 
     def resize(self, count: int) -> None:
         grow = max(0, count - len(self.offsets))
@@ -1306,7 +1319,7 @@ class Part:
 
         A part of another source is set aside as `*.old.part` until the new one is longer: sources are never mixed.
         """
-        wanted = {"source": source, "init_bytes": len(init), "init_crc32": zlib.crc32(init),
+        wanted = {"source": source, "init_bytes": len(init), "init_crc32": self.crc32(init),
                   "length_ms": round(track.segment_sec * 1000)}  # fmt: skip
         if self.origin != wanted and self.have():
             self._set_aside()
@@ -1388,7 +1401,7 @@ class Part:
     def add(self, index: int, body: bytes) -> None:
         self.handle.write(body)
         self.offsets[index], self.lengths[index] = self.end, len(body)
-        self._fresh.append([index, self.end, len(body), zlib.crc32(body)])
+        self._fresh.append([index, self.end, len(body), self.crc32(body)])
         self.end += len(body)
         if time.monotonic() - self._synced_at > CHECKPOINT_SEC:
             self.checkpoint()

@@ -349,6 +349,21 @@ def test_a_signal_ends_the_run_within_two_seconds_and_keeps_the_part(
     close_to(frames(cloud.only()), cloud.pictures(cloud.start, cloud.start + 120))
 
 
+def test_a_part_made_without_the_package_isal_is_gone_on_with(clouds: Clouds) -> None:
+    cloud = clouds(silent_camera(), real=True)
+    place = cloud.work / "without"
+    place.mkdir()
+    (place / "sitecustomize.py").write_text("import sys; sys.modules['isal'] = None")
+    cloud.sim.add_fault(Fault(r"seg_4\.m4v", "reset", times=-1))
+    with running(cloud.spawn("-s", cloud.start, "-u", 20, "-w", PYTHONPATH=str(place))) as process:
+        cloud.finish(process, ok=1)
+    cloud.sim.faults.clear()
+    cloud.sim.clear()
+    cloud.clip(20, "-w")
+    assert len(cloud.segments("m4v")) == 1, "checksums are the same with and without it"
+    close_to(frames(cloud.only()), cloud.pictures(cloud.start, cloud.start + 20))
+
+
 def test_a_second_ctrl_c_ends_the_run_at_once_and_keeps_the_part(clouds: Clouds) -> None:
     cloud = clouds(silent_camera(), real=True)
     cloud.configure(read_timeout=30)
