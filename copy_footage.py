@@ -2428,6 +2428,13 @@ def show_plan(clips: Sequence[Clip], settings: Settings, ledger: Ledger) -> None
     log.info("dry run: %s, about %s, nothing was downloaded", count_text(len(clips), "clip"), size_text(sum(sizes)))
 
 
+def part_sizes(folder: Path) -> Iterator[int]:
+    """Bytes of each unfinished clip in `folder`."""
+    for path in folder.glob("*.mp4.part"):
+        with suppress(FileNotFoundError):  # finished by another run meanwhile
+            yield path.stat().st_size
+
+
 def show_status(settings: Settings) -> int:
     """--status: each catch-up query of this folder, and the space; PARTIAL beyond the limits of config.yaml."""
     rows, bad, now = [], [], settings.now
@@ -2435,9 +2442,12 @@ def show_status(settings: Settings) -> int:
         state = read_json(path) or {}
         query, good, pending = state.get("query", path.name), state.get("last_good_at"), state.get("pending", [])
         lost = [one["clip"] for one in state.get("lost", []) if now - one["at"] < settings.give_up_after_sec]
-        oldest = duration_text(now - min(entry["since"] for entry in pending)) if pending else ""
-        rows.append({"query": query, "last_good_run": clock_text(good) if good else "never", "pending": len(pending),
-                     "oldest_pending": oldest, "lost": len(lost), "status": state.get("status")})  # fmt: skip
+        oldest_sec = round(now - min(entry["since"] for entry in pending)) if pending else None
+        oldest = {"oldest_pending_sec": oldest_sec} if settings.json else {
+            "oldest_pending": duration_text(oldest_sec) if oldest_sec else ""}  # fmt: skip
+        never = None if settings.json else "never"
+        rows.append({"query": query, "last_good_run": clock_text(good) if good else never, "pending": len(pending),
+                     **oldest, "lost": len(lost), "status": state.get("status")})  # fmt: skip
         if not good or now - good > settings.status_max_age_sec:
             since = f"no good run for {duration_text(now - good)}" if good else "never a good run"
             bad.append(f"{query}: {since} (no longer wanted? remove {path})")
@@ -2448,10 +2458,12 @@ def show_status(settings: Settings) -> int:
     free = disk_free(settings.output_dir)
     if free < settings.status_min_free_bytes:
         bad.append(f"{settings.output_dir}: only {size_text(free)} free")
-    print_rows(rows, settings.json)
+    parts = list(part_sizes(settings.output_dir))
+    print_rows(rows, settings.json, problems=len(bad), free_bytes=free, parts=len(parts), part_bytes=sum(parts))
     for sentence in bad:
         log.error("%s", sentence)
-    log.info("%s catch-up queries, %s free in %s", len(rows), size_text(free), settings.output_dir)
+    unfinished = f", {count_text(len(parts), 'part')} of {size_text(sum(parts))}" if parts else ""
+    log.info("catch-up queries: %s; %s free%s in %s", len(rows), size_text(free), unfinished, settings.output_dir)
     return Status.PARTIAL if bad else Status.DONE
 
 
