@@ -255,7 +255,8 @@ def test_a_location_includes_what_is_below_it(clouds: Clouds) -> None:
         (["-cam", "Twin"], 2, ["'Twin'", ruuid("t1"), ruuid("t2")]),
         (["-cam", "A" * 22], 2, ["not known"]),
         (["-loc", "Sitte"], 2, ["'Sitte'", "Site"]),
-        (["-cam", ""], 2, []),
+        (["-cam", ""], 2, ["'' is not known"]),
+        (["-loc", ""], 2, ["'' is not known"]),
     ],
 )
 def test_an_unknown_or_ambiguous_name_is_refused_with_what_is_near(
@@ -263,7 +264,8 @@ def test_an_unknown_or_ambiguous_name_is_refused_with_what_is_near(
 ) -> None:
     cloud = clouds(
         World(
-            [Camera(CAMERA, "Door 1", SITE), Camera(ruuid("t1"), "Twin"), Camera(ruuid("t2"), "Twin")],
+            [Camera(CAMERA, "Door 1", SITE), Camera(ruuid("t1"), "Twin"), Camera(ruuid("t2"), "Twin"),
+             Camera(ruuid("nameless"), "", SITE)],  # fmt: skip
             locations=[Location(SITE, "Site")],
         )
     )
@@ -339,7 +341,7 @@ def test_times_are_epoch_seconds_iso_or_words(clouds: Clouds, start: str, length
     cloud = clouds(silent_camera())
     run = cloud.copy("-s", start, "-u", length, "--dry_run", "--json")
     (plan,) = run.lines[:-1]
-    assert plan["clip"].endswith(f"_{cloud.start + first}_video.mp4")
+    assert plan["file"].endswith(f"_{cloud.start + first}_video.mp4") and plan["start"] == cloud.start + first
     cloud.copy("-s", start, "-u", length)
     assert sidecar(cloud.only())["segments"]["received"] == count
 
@@ -354,7 +356,7 @@ def test_without_a_range_the_last_hour_is_copied(clouds: Clouds) -> None:
     cloud = clouds(silent_camera())
     run = cloud.copy("--dry_run", "--json", "--lag", "0")
     (plan,) = run.lines[:-1]
-    assert f"_{int(NOW) - 3600}_" in plan["clip"] and plan["duration"] == "1h"
+    assert (plan["start"], plan["end"]) == (int(NOW) - 3600, int(NOW))
 
 
 # --- manual mode: what was recorded ---
@@ -630,8 +632,31 @@ def test_a_dry_run_names_the_clips_and_changes_nothing(clouds: Clouds) -> None:
     )
     assert cloud.files() == [] and cloud.media() == []
     assert cloud.asked("Presence|Federated") == []
-    for line in cloud.clip(60, "--dry_run", "--json").lines[:-1]:
-        assert line["estimate"] > 0
+    assert re.search(r"30s +25\.5 MB", run.out) and "dry run: 2 clips, about 51.0 MB" in run.err
+
+
+def test_lines_of_json_look_the_same_before_and_after(clouds: Clouds) -> None:
+    cloud = clouds()
+    (planned,) = cloud.clip(10, "--dry_run", "--json").lines[:-1]
+    (done,) = cloud.clip(10, "--json").lines[:-1]
+    assert planned.pop("estimate_bytes") > 0
+    assert planned == {**done, "state": "planned", "bytes": 0, "audio": ""}
+
+
+def test_a_dry_run_plans_what_the_run_then_does(clouds: Clouds) -> None:
+    cloud = clouds(silent_camera())
+    cloud.clip(10)
+    for words, seconds, states in (([], 10, []), (["--overwrite"], 10, ["planned"]), ([], 20, ["planned"])):
+        plan = cloud.clip(seconds, *words, "--dry_run", "--json").lines[:-1]
+        assert [line["state"] for line in plan if line["state"] != "already"] == states, (words, seconds)
+    (cloud.folder / ".copy_footage" / "clips.jsonl").unlink()
+    for lost in ("the record", "the sidecar too"):
+        before = cloud.files()
+        assert cloud.clip(10, "--dry_run", "--json").lines[0]["state"] == "already", lost
+        assert cloud.files() == before and cloud.ledger() == [], "a dry run records nothing"
+        cloud.only().with_suffix(".json").unlink(missing_ok=True)
+    cloud.only().write_bytes(b"foreign")
+    assert "is not this clip" in cloud.clip(10, "--dry_run", ok=1).err
 
 
 def test_list_shows_cameras_locations_and_alerts(clouds: Clouds) -> None:
@@ -1068,6 +1093,9 @@ def test_an_absurd_time_of_an_alert_does_not_stop_the_others(clouds: Clouds, sta
         (["--workers", "0"], "--workers"),
         (["--workers", "-1"], "--workers"),
         (["--segment_workers", "-1"], "--segment_workers"),
+        (["--workers", "100000", "--segment_workers", "100000"], "--workers: 100000 is not between 1 and 1000"),
+        (["--audio_offset", "nan"], "--audio_offset: nan"),
+        (["--audio_offset", "1e9"], "--audio_offset"),
         (["--bwlimit", "10"], "--bwlimit"),
         (["--bwlimit", "fast"], "--bwlimit"),
         (["--timezone", "Mars/Olympus"], "--timezone"),
@@ -1090,6 +1118,13 @@ def test_what_cannot_be_meant_is_refused_with_the_name_of_the_flag(clouds: Cloud
     cloud = clouds()
     assert said in cloud.copy(*words, ok=2).sentence()
     assert cloud.sim.requests == [] and not cloud.folder.exists()
+
+
+@pytest.mark.parametrize("name", ["REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"])
+def test_a_bundle_of_authorities_that_is_not_there_is_named(clouds: Clouds, name: str) -> None:
+    cloud = clouds()
+    cloud.monkeypatch.setenv(name, "/nowhere/ca.pem")
+    assert cloud.copy(ok=2).sentence() == f"{name} in the environment: /nowhere/ca.pem cannot be read"
 
 
 @pytest.mark.parametrize(
@@ -1150,7 +1185,8 @@ def test_a_refused_key_ends_the_run_with_3_and_says_what_it_may_be(clouds: Cloud
 def test_an_api_that_is_down_ends_the_run_with_3(clouds: Clouds) -> None:
     cloud = clouds()
     cloud.sim.api_url = nobody(cloud)
-    assert "does not answer" in cloud.copy(ok=3).sentence()
+    run = cloud.copy(ok=3)
+    assert "does not answer" in run.sentence() and "trying again" in run.err, "it says why it takes long"
 
 
 @pytest.mark.parametrize(
@@ -1456,6 +1492,21 @@ def test_a_certificate_key_uses_the_internal_host_with_its_certificate(tls: Clou
     tls.clip(10, *pair, start=tls.start + 60)
     assert tls.sim.leaks == []
     assert not any(record.client_certificate for record in tls.sim.requests if record.kind == "lan")
+
+
+def test_a_certificate_that_tls_cannot_use_is_named_before_anything_is_asked(tls: Cloud) -> None:
+    from cryptography.hazmat.primitives import serialization
+
+    text, locked = tls.work / "text.pem", tls.work / "locked.key"
+    text.write_text("no certificate")
+    key = serialization.load_pem_private_key(Path(tls.sim.client_key).read_bytes(), None)
+    passphrase = serialization.BestAvailableEncryption(b"secret word")
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    locked.write_bytes(key.private_bytes(encoding, form, passphrase))
+    for pair in ((text, text), (tls.sim.client_cert, tls.sim.client_cert), (tls.sim.client_cert, locked)):
+        said = tls.copy("--cert", pair[0], "--private_key", pair[1], ok=2).sentence()
+        assert f"--cert {pair[0]} and --private_key {pair[1]}" in said
+    assert tls.sim.requests == []
 
 
 def test_a_partner_key_acts_for_a_client_organisation(clouds: Clouds) -> None:

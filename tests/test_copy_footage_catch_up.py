@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -389,6 +390,22 @@ def test_status_tells_of_each_query_and_ends_well_within_the_limits(clouds: Clou
     assert rows["manual"]["last_good_run"] == "2025-08-05T13:20:00Z"
     assert len(cloud.sim.requests) == before, "it needs no network"
     assert cloud.copy("--status", key="").status == 0, "and no key"
+
+
+def test_status_has_numbers_for_programs_and_words_for_people(clouds: Clouds, clock: Clock) -> None:
+    cloud = clouds(silent_camera(), clock=clock)
+    cloud.configure(status_max_age="30d")
+    cloud.sim.add_fault(Fault(r"seg_4\.m4v", "reset", times=-1))
+    cloud.copy("--catch_up", "-s", int(NOW) - 340, ok=1)
+    clock.advance(90)
+    run = cloud.copy("--status", "--json", ok=1)
+    assert run.lines[0]["last_good_run"] is None and run.lines[0]["oldest_pending_sec"] == 90
+    part = cloud.only("*_video.mp4.part")
+    summary = run.summary
+    assert (summary["rows"], summary["problems"], summary["parts"]) == (1, 1, 1) and summary["free_bytes"] > 0
+    assert summary["part_bytes"] == part.stat().st_size > 0
+    run = cloud.copy("--status", ok=1)
+    assert re.search(r"manual +never +1 +1m30s", run.out) and ", 1 part of " in run.err
 
 
 def test_status_fails_when_no_run_ended_well_for_too_long(clouds: Clouds, clock: Clock) -> None:

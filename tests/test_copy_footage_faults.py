@@ -35,7 +35,7 @@ from copy_footage_helpers import (
     sidecar,
     silent_camera,
 )
-from rhombus_simulator import LOGIN_PAGE, Camera, Fault, World, ruuid
+from rhombus_simulator import LOGIN_PAGE, Alert, Camera, Fault, World, ruuid
 
 KINDS = [
     "status",
@@ -347,6 +347,53 @@ def test_a_signal_ends_the_run_within_two_seconds_and_keeps_the_part(
     cloud.clip(120, "-w")
     assert len(cloud.segments("m4v")) == 60 - kept
     close_to(frames(cloud.only()), cloud.pictures(cloud.start, cloud.start + 120))
+
+
+def test_a_part_made_without_the_package_isal_is_gone_on_with(clouds: Clouds) -> None:
+    cloud = clouds(silent_camera(), real=True)
+    place = cloud.work / "without"
+    place.mkdir()
+    (place / "sitecustomize.py").write_text("import sys; sys.modules['isal'] = None")
+    cloud.sim.add_fault(Fault(r"seg_4\.m4v", "reset", times=-1))
+    with running(cloud.spawn("-s", cloud.start, "-u", 20, "-w", PYTHONPATH=str(place))) as process:
+        cloud.finish(process, ok=1)
+    cloud.sim.faults.clear()
+    cloud.sim.clear()
+    cloud.clip(20, "-w")
+    assert len(cloud.segments("m4v")) == 1, "checksums are the same with and without it"
+    close_to(frames(cloud.only()), cloud.pictures(cloud.start, cloud.start + 20))
+
+
+def test_a_second_ctrl_c_ends_the_run_at_once_and_keeps_the_part(clouds: Clouds) -> None:
+    cloud = clouds(silent_camera(), real=True)
+    cloud.configure(read_timeout=30)
+    cloud.sim.add_fault(Fault(r"seg_[4-9]\.m4v", "stall_headers", times=-1))
+    with running(cloud.spawn("-s", cloud.start, "-u", 20, "-w", "--segment_workers", 1)) as process:
+        eventually(lambda: cloud.asked(r"seg_4\.m4v"), "the segment that hangs")
+        time.sleep(0.3)
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.1)
+        run = cloud.finish(process, ok=130)
+    assert "Traceback" not in run.err
+    assert f"parts are kept for the next run; to go on, say --start_time {cloud.start}" in run.err
+    cloud.sim.faults.clear()
+    cloud.sim.clear()
+    cloud.clip(20, "-w")
+    assert len(cloud.segments("m4v")) == 7
+    close_to(frames(cloud.only()), cloud.pictures(cloud.start, cloud.start + 20))
+
+
+def test_a_range_from_words_says_which_start_makes_the_same_clips_again(clouds: Clouds) -> None:
+    world = silent_camera()
+    world.alerts = [Alert(ruuid("a"), int(NOW - 4000) * 1000, device_uuid=CAMERA)]
+    cloud = clouds(world)
+    cloud.sim.add_fault(Fault(r"m4v", "reset", times=-1))
+    said = f"to go on, say --start_time {cloud.start}"
+    assert said in cloud.copy("-s", "2 hours ago", "-u", 20, ok=1).err
+    assert "--start_time" not in cloud.copy("--alerts", ok=1).err, "alerts keep their clips"
+    cloud.sim.faults.clear()
+    assert "--start_time" not in cloud.copy("-s", cloud.start, "-u", 20).err
 
 
 def test_a_signal_while_the_api_hangs_ends_the_run_within_two_seconds(clouds: Clouds) -> None:
