@@ -109,6 +109,8 @@ CHECK_ENDS_SEC = 10  # of a big file so much is read at its head and at its tail
 CHECK_TIMEOUT_SEC, CHECK_BYTES_PER_SEC = 60, 2_000_000  # the slowest disk that we wait for
 ANCHOR_SAMPLES, ANCHOR_ENOUGH = 60, 3
 LOG_BYTES = 5_000_000  # of FFmpeg's log per camera, and as much again in its older half
+OPEN_FILES = 16384  # at most, of this process: enough for thousands of cameras
+NOT_STARTED = "FFmpeg cannot be started"
 STDERR_LINES = 40  # the last ones decide what a failure is called
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
 GAP_SEC = 0.5  # shorter distances between two segments are the inaccuracy of their times
@@ -858,20 +860,23 @@ class Run:
         self._block: list[str] = []
         self._buffers: dict[int, bytes] = {}
         self._selector = selectors.DefaultSelector()
-        progress, progress_in = os.pipe()
-        rows, rows_in = os.pipe()
+        pipes: list[int] = []
         try:
+            pipes += os.pipe()
+            pipes += os.pipe()
+            progress, progress_in, rows, rows_in = pipes
             self.process = subprocess.Popen(
                 record_command(ffmpeg, camera, progress_in, rows_in), cwd=folder, stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=(progress_in, rows_in),
                 start_new_session=True, env={**os.environ, "TZ": "UTC", "AV_LOG_FORCE_NOCOLOR": "1"})  # fmt: skip
         except OSError:
-            os.close(progress)
-            os.close(rows)
+            for number in pipes[::2]:
+                os.close(number)
+            self._selector.close()
             raise
         finally:
-            os.close(progress_in)
-            os.close(rows_in)
+            for number in pipes[1::2]:  # FFmpeg's ends
+                os.close(number)
         assert self.process.stdin and self.process.stderr
         self._stderr = self.process.stderr
         for number, take in ((progress, self._take_progress), (rows, self._take_row),
@@ -1155,12 +1160,15 @@ def left_by(folder: Path, start_sec: float | None) -> list[Job]:
 
 
 class Recorder:
-    """Keeps one camera recorded until it is told to stop. `work` is the whole life of its thread."""
+    """Keeps one camera recorded until it is told to stop. `work` is the whole life of its thread.
+
+    With `lock_into` the camera is not locked yet, because its folder could not be written: that comes first then.
+    """
 
     def __init__(self, camera: Camera, ffmpeg: str, tls_options: bool, pool: ThreadPoolExecutor,
-                 stopping: threading.Event) -> None:  # fmt: skip
+                 stopping: threading.Event, lock_into: ExitStack | None = None) -> None:  # fmt: skip
         self.camera, self.ffmpeg, self.tls_options, self.pool = camera, ffmpeg, tls_options, pool
-        self.stopping = stopping
+        self.stopping, self.lock_into = stopping, lock_into
         self.finisher = Finisher(camera, ffmpeg)
         self.pending: dict[Future[None], Job] = {}
         self.again: list[tuple[float, Job]] = []
@@ -1187,18 +1195,40 @@ class Recorder:
     def work(self, delay_sec: float) -> None:
         """Whatever goes wrong with this camera, it is tried again, and the others do not notice."""
         self.stopping.wait(delay_sec)
-        steps = [self.take_over, self.record]
+        steps = [self.wait_for_lock, self.take_over, self.record]
         while not self.stopping.is_set():
             try:
                 steps[0]()
-                steps = steps[-1:]
+                steps = steps[1:] or steps
             except Exception as problem:  # noqa: BLE001  a bug must not end the recording of a camera for ever
                 log.exception("%s: this is a bug in the program; trying again in %d s", self.camera.name, KEPT_AWAY_SEC)
                 if self.state["state"] == "recording":
                     self.down_since = self.state["last_frame_at"] or time.time()
                 self.down("crashed", f"a bug in the program: {problem}")
                 self.stopping.wait(KEPT_AWAY_SEC)
-        self.end()
+        if self.lock_into is None:
+            self.end()
+
+    def wait_for_lock(self) -> None:
+        """Until the folder can be written. Without the lock nothing is written there, the state neither."""
+        if (lock_into := self.lock_into) is None:
+            return
+        self.said = self.down_cause = "disk"  # as it was told at the start
+        self.state |= {"state": "down", "cause": "disk"}
+        for attempt in itertools.count():
+            self.rest(retry_wait_sec(attempt, time.time() - self.down_since, False, self.camera.limits))
+            if self.stopping.is_set():
+                return
+            try:
+                take_lock(self.camera, lock_into)
+                self.lock_into = None
+                return
+            except Busy as problem:
+                if self.state["state"] != "held":
+                    log.warning("%s", problem)
+                self.state["state"], self.down_since = "held", time.time()
+            except CannotStart as problem:
+                self.detail = str(problem)
 
     def take_over(self) -> None:
         """Account for the time since the last process, and publish what it left."""
@@ -1254,9 +1284,13 @@ class Recorder:
         folder = self.camera.own("staging") / name
         try:
             folder.mkdir(parents=True)
-            current = Run(self.camera, self.ffmpeg, folder, self.tls_options)
         except OSError as problem:
             return "disk", str(problem), False
+        try:
+            current = Run(self.camera, self.ffmpeg, folder, self.tls_options)
+        except OSError as problem:  # open files, processes or memory have run out, or FFmpeg was removed
+            self.tidy(folder)
+            return "crashed", f"{NOT_STARTED}: {problem.strerror}", False
         ours: str | None = None
         try:
             tick_sec = min(TICK_SEC, self.camera.limits.stall / 10)
@@ -1355,9 +1389,10 @@ class Recorder:
         """Remember since when and why; said once, and again when the cause shows more plainly."""
         self.detail, self.shut_out = detail, shut_out
         self.down_cause = telling(self.down_cause, cause)
-        if self.said != self.down_cause:
+        news = detail if detail.startswith(NOT_STARTED) else self.down_cause  # also after one that crashed
+        if self.said != news:
             log.warning("%s: not recording: %s%s", self.camera.name, cause, f": {quotable(detail)}" if detail else "")
-            self.said = self.down_cause
+            self.said = news
         midnight = time.time() // 86400 * 86400
         if self.down_since < midnight:  # the past day's journal is complete in itself
             self.try_journal(self.down_since, midnight, self.down_cause)
@@ -1423,6 +1458,8 @@ class Recorder:
         if (today := now // 86400) != self.today:
             self.today, self.state["lost_today_sec"] = today, 0.0
         self.state |= {"updated_at": round(now, 3), "last_file": self.finisher.last_file}
+        if self.lock_into is not None:
+            return
         data = json.dumps(self.state).ljust(STATE_BYTES - 1).encode() + b"\n"
         try:
             if not self.state_size:  # else it was written before, and as long
@@ -1825,23 +1862,47 @@ def prepare(camera: Camera) -> None:
         raise CannotStart(f"{camera.root}: cannot be written: {problem.strerror}") from problem
 
 
-def lock_cameras(cameras: Sequence[Camera], held: ExitStack) -> list[Camera]:
-    """The cameras that nobody else records, locked. With none left, Busy if all are held, else CannotStart."""
-    free: list[Camera] = []
-    kind: type[Busy | CannotStart] = Busy
+def take_lock(camera: Camera, held: ExitStack) -> None:
+    """From now on this process records the camera, until `held` is closed. Busy or CannotStart when it cannot."""
+    prepare(camera)
+    try:
+        held.enter_context(run_lock(camera.own("lock"), camera.name))
+    except OSError as problem:
+        raise CannotStart(f"{camera.own('lock')}: cannot be opened: {problem.strerror}") from problem
+
+
+def lock_cameras(cameras: Sequence[Camera], held: ExitStack) -> tuple[list[Camera], list[Camera]]:
+    """(locked, to be locked when their folder can be written) of those that nobody else records, at least one locked.
+
+    With none locked, Busy if all are held by others, else CannotStart.
+    """
+    locked, late = [], []
     for camera in cameras:
         try:
-            prepare(camera)
-            held.enter_context(run_lock(camera.own("lock"), camera.name))
-            free.append(camera)
-        except (Busy, CannotStart) as problem:
+            take_lock(camera, held)
+            locked.append(camera)
+        except Busy as problem:
             if len(cameras) == 1:
                 raise
-            log.log(logging.WARNING if isinstance(problem, Busy) else logging.ERROR, "%s", problem)
-            kind = kind if isinstance(problem, Busy) else CannotStart
-    if not free:
-        raise kind(f"no camera left to record of {', '.join(camera.name for camera in cameras)}")
-    return free
+            log.warning("%s", problem)
+        except CannotStart as problem:
+            if len(cameras) == 1:
+                raise
+            log.error("%s: not recording: disk: %s; it is tried again", camera.name, problem)
+            late.append(camera)
+    if not locked:
+        names = ", ".join(camera.name for camera in cameras)
+        raise (CannotStart if late else Busy)(f"no camera left to record of {names}")
+    return locked, late
+
+
+def allow_many_files() -> None:
+    """Four are open for each camera; shells and systemd begin with 1024, and let a program have more by itself."""
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, OPEN_FILES)), hard))
 
 
 def warn_about_tls(cameras: Sequence[Camera], tls_options: bool) -> None:
@@ -1863,14 +1924,16 @@ def record(cameras: Sequence[Camera], quiet: bool, config: Mapping[str, Any]) ->
             signal.signal(one, lambda number, _frame: signals.append(number))
     ffmpeg = find_ffmpeg("recording")
     tls_options = knows_tls_options(ffmpeg)
+    allow_many_files()
     with ExitStack() as held:
         signal.set_wakeup_fd(waking.fileno())
         held.callback(signal.set_wakeup_fd, -1)
-        cameras = lock_cameras(cameras, held)
-        warn_about_tls(cameras, tls_options)
+        cameras, late = lock_cameras(cameras, held)
+        warn_about_tls([*cameras, *late], tls_options)
         stopping = threading.Event()
         pool = ThreadPoolExecutor(FINISH_WORKERS, thread_name_prefix="finish")
         recorders = [Recorder(camera, ffmpeg, tls_options, pool, stopping) for camera in cameras]
+        recorders += [Recorder(camera, ffmpeg, tls_options, pool, stopping, lock_into=held) for camera in late]
         threads = [threading.Thread(target=recorder.work, args=(place * START_SPACING_SEC,), daemon=True,
                                     name=recorder.camera.name) for place, recorder in enumerate(recorders)]  # fmt: skip
         teller = threading.Thread(target=Teller(recorders, config, stopping).work, daemon=True, name="alerts")
