@@ -207,13 +207,16 @@ class Camera:
 def split_login(rest: str) -> tuple[str, str]:
     """`user:password@` and what follows, of an address after its `://`; also with '@' or '/' left as they are.
 
-    The host is the first name, a port perhaps, that '/' or the end follows. UsageError when a later one is plainer.
+    The host is the first name, a port perhaps, that '/' or the end follows. UsageError when a later one is plainer, or
+    as plain after a login: a part of the password would be taken for a host, and shown.
     """
     begins = [found.end() for found in re.finditer("^|@", rest)]
     hosts = [at for at in begins if re.match(r"(\[[^]/@]+\]|[^][/@:?#]+)(:\d+)?([/?]|$)", rest[at:])] or [0]
     plain = [bool(re.match(r"\[|[^/@:]+:\d|\d+(\.\d+){3}([/?]|$)", rest[at:])) for at in hosts]
-    if any(plain) and not plain[0]:
-        raise UsageError("rtsp_url: where its host begins cannot be told; write '@' in the password as %40, '/' as %2F")
+    with_path = hosts[0] > 0 and any(re.match("[^/?]+/", rest[at:]) for at in hosts[1:])
+    if not plain[0] and (any(plain) or with_path):
+        raise UsageError("rtsp_url: where its host begins cannot be told; write '@' in the password as %40 and '/' as "
+                         "%2F, and the port behind the host, such as HOST:554")  # fmt: skip
     return rest[: max(0, hosts[0] - 1)], rest[hosts[0] :]
 
 
@@ -266,7 +269,7 @@ def settle_camera(given: Mapping[str, Any], config: Mapping[str, Any], rank: tup
     reserve = max(0, storage["reserve_bytes"])
     settled = Camera(
         name=name, url=camera_url(chosen), root=absolute(root),
-        segment_sec=int(own.get("segment_time") or shared.get("segment_time") or recording["segment_duration"]),
+        segment_sec=int(chosen.get("segment_time", recording["segment_duration"])),
         filename=stem, container=str(chosen["container"] or extension or "mkv"),
         zone=parse_zone(recording["timezone"]), audio=chosen["audio"], transport=chosen["transport"],
         tls_verify=chosen["tls_verify"], tls_ca_file=chosen["tls_ca_file"], loglevel=str(chosen["loglevel"]),
@@ -551,6 +554,15 @@ class Coverage:
         return 100 * both / (end - start) if end > start else 0.0
 
 
+def cause_of(gap: Interval, downs: Iterable[Gap]) -> str | None:
+    """That of the down times, in order of their start, which covers most of it."""
+    shares: dict[str, float] = {}
+    for down in itertools.takewhile(lambda down: down.start < gap[1], downs):
+        if (both := min(gap[1], down.end) - max(gap[0], down.start)) > 0:
+            shares[down.cause] = shares.get(down.cause, 0.0) + both
+    return max(shares, key=lambda cause: shares[cause], default=None)
+
+
 def coverage(camera: str, lines: Sequence[Mapping[str, Any]], span: Interval, downs: Sequence[Gap] = (),
              now_open: Sequence[Interval] = (), files: Sequence[Interval] = ()) -> Coverage:  # fmt: skip
     """Gaps are the time between segments; their cause is that of the down time which covers most of each.
@@ -560,19 +572,19 @@ def coverage(camera: str, lines: Sequence[Mapping[str, Any]], span: Interval, do
     """
     recorded = [(float(line["start"]), float(line["end"])) for line in lines if line.get("kind") == "segment"]
     covered = joined([*recorded, *now_open], GAP_SEC)
-    causes = [Gap(camera, float(line["start"]), float(line["end"]), str(line.get("cause", "unknown")), "journal")
-              for line in lines if line.get("kind") == "down"] + list(downs)  # fmt: skip
+    known = [Gap(camera, float(line["start"]), float(line["end"]), str(line.get("cause", "unknown")), "journal")
+             for line in lines if line.get("kind") == "down"]  # fmt: skip
+    causes = deque(sorted([*known, *downs], key=lambda down: down.start))
     extra = [part for start, end in joined(files, GAP_SEC)
              for part in without((max(start, span[0]), min(end, span[1])), covered) if part[1] - part[0] > GAP_SEC]
     gaps = []
     for start, end in without(span, joined([*covered, *extra], GAP_SEC)):
         if end - start <= GAP_SEC:
             continue
-        overlaps = {cause: sum(max(0.0, min(end, down.end) - max(start, down.start)) for down in causes
-                               if down.cause == cause) for cause in {down.cause for down in causes}}  # fmt: skip
-        best = max(overlaps, key=lambda cause: overlaps[cause], default="unknown")
-        known = overlaps.get(best, 0) > 0
-        gaps.append(Gap(camera, start, end, best if known else "unknown", "journal" if known else "inferred"))
+        while causes and causes[0].end <= start:
+            causes.popleft()
+        cause = cause_of((start, end), causes)
+        gaps.append(Gap(camera, start, end, cause or "unknown", "journal" if cause else "inferred"))
     return Coverage(camera, span, joined(covered), gaps, extra)
 
 
@@ -649,7 +661,8 @@ def coverage_of(root: Path, camera: str, since_sec: float | None, until_sec: flo
     state = read_state(root / STATE_FOLDER / "state" / f"{camera}.json")
     lines = read_journal(folder, 0 if since_sec is None else since_sec, until_sec)
     opened, last, updated = (float(state.get(name) or 0) for name in ("recording_since", "last_frame_at", "updated_at"))
-    fresh = state.get("state") == "recording" and time.time() - updated < STATE_STALE_SEC
+    alive = time.time() - updated < STATE_STALE_SEC
+    fresh = alive and state.get("state") == "recording"
     now_open = [(opened, until_sec if fresh else last)] if opened and last else []
     files: list[Interval] = []
     if zone:
@@ -662,8 +675,8 @@ def coverage_of(root: Path, camera: str, since_sec: float | None, until_sec: flo
         return None
     span = (max(first, since_sec or first), until_sec)
     downs = []
-    if state.get("state") in ("down", "stopped"):
-        downs = [Gap(camera, float(state["since"]), until_sec, str(state["cause"]), "journal")]
+    if state.get("state") in ("down", "stopped") or (alive and state.get("state") == "starting"):
+        downs = [Gap(camera, float(state["since"]), until_sec, str(state["cause"] or "stopped"), "journal")]
     elif state and not fresh:
         downs = [Gap(camera, last or updated, until_sec, "crashed", "journal")]
     return coverage(camera, lines, span, downs, now_open, files)
@@ -2056,11 +2069,13 @@ def gaps_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> in
     until = time.time() if until is None else until
     if since is not None and since >= until:
         raise UsageError("--since is not before --until")
+    limit = 100.0 if arguments.max_lost is None else arguments.max_lost
+    if not 0 <= limit <= 100:
+        raise UsageError(f"--max_lost {limit:g}: expected 0 to 100 percent")
     known = known_cameras(arguments, config)
     names_zone = parse_zone(config["recording"]["timezone"])
     reports = [report for root, name in known if (report := coverage_of(root, name, since, until, names_zone))]
     show_gaps(reports, zone, "json" if arguments.json else "csv" if arguments.csv else "table")
-    limit = 100.0 if arguments.max_lost is None else arguments.max_lost
     beyond = [report.camera for report in reports if report.lost_percent() > limit]
     if beyond:
         log.error("%s: more than %g %% is missing", ", ".join(beyond), limit)
@@ -3445,6 +3460,9 @@ def watch_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
 
 # --- command line ------------------------------------------------------------------------------------------------
 
+FORMS = {"check": ("--yaml", "what was found, in the form of config.yaml"),
+         "gaps": ("--csv", "one line per gap, with a head line")}  # beside --json  # fmt: skip
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Every command with its flags; what is not given is None: config.yaml or the default decides."""
@@ -3460,8 +3478,11 @@ def build_parser() -> argparse.ArgumentParser:
         made.add_argument("--backup_config", metavar="FILE", type=Path, help="an older backup.json, over config.yaml")
         if named:
             made.add_argument("--output_dir", metavar="DIR", help="where files go (default: storage.local_path)")
-        if name in ("check", "services", "watch"):
-            made.add_argument("--json", action="store_true", default=None, help="JSON Lines, the last one a summary")
+        form = made.add_mutually_exclusive_group()
+        if name != "record":
+            form.add_argument("--json", action="store_true", default=None, help="JSON Lines, the last one a summary")
+        if name in FORMS:
+            form.add_argument(FORMS[name][0], action="store_true", help=FORMS[name][1])
         add_common_flags(made)
         return made
 
@@ -3482,7 +3503,6 @@ def build_parser() -> argparse.ArgumentParser:
     check = command("check", "connect to each camera and compare what it sends with expected_video and expected_audio")
     check.add_argument("--snapshot", metavar="DIR", type=Path, help="keep a picture of each camera there, CAMERA.jpg")
     check.add_argument("--timeout", metavar="SEC", type=float, help="wait so long for each camera (default: 30)")
-    check.add_argument("--yaml", action="store_true", help="what was found, in the form of config.yaml")
 
     services = command("services", "systemd units for all of this: make them, start them, show them", named=False)
     services.add_argument("verb", metavar="VERB", nargs="+", choices=list(VERBS), help=f"in order: {', '.join(VERBS)}")
@@ -3502,8 +3522,6 @@ def build_parser() -> argparse.ArgumentParser:
     gaps.add_argument("--until", metavar="TIME", help="until when (default: now)")
     gaps.add_argument("--max_lost", metavar="PERCENT", type=float, help="exit 1 when more is missing (default: any)")
     gaps.add_argument("--timezone", metavar="ZONE", help="of times without a zone, and of days (default: the host's)")
-    gaps.add_argument("--json", action="store_true", default=None, help="JSON Lines, the last one a summary")
-    gaps.add_argument("--csv", action="store_true", help="one line per gap, with a head line")
     return parser
 
 

@@ -469,6 +469,53 @@ def test_gaps_are_what_no_segment_covers_with_the_cause_of_the_down_time():
     assert found.lost_percent((0, 20)) == 0
 
 
+def test_the_causes_of_a_season_with_very_many_gaps_are_found_in_one_pass():
+    count = 20_000
+    lines = [{"kind": "segment", "start": 10 * place, "end": 10 * place + 5} for place in range(count)]
+    lines += [{"kind": "down", "start": 10 * place + 5, "end": 10 * place + 10,
+               "cause": recorder.CAUSES[place % len(recorder.CAUSES)]} for place in range(count)]  # fmt: skip
+    began = time.process_time()
+    found = recorder.coverage("Gate", lines, (0, 10 * count))
+    assert [gap.cause for gap in found.gaps] == [line["cause"] for line in lines[count:]]
+    assert time.process_time() - began < 5, "with every gap compared to every down time it takes minutes"
+
+
+def test_a_down_time_that_spans_many_gaps_is_the_cause_of_each_that_it_covers_most_of():
+    lines = [{"kind": "segment", "start": start, "end": start + 5} for start in (0, 10, 20)]
+    lines += [{"kind": "down", "start": 0, "end": 100, "cause": "stopped"},
+              {"kind": "down", "start": 5, "end": 10, "cause": "refused"},
+              {"kind": "down", "start": 6, "end": 10, "cause": "stall"},
+              {"kind": "down", "start": 15, "end": 16, "cause": "stall"}]  # fmt: skip
+    found = recorder.coverage("Gate", lines, (0, 30))
+    assert [gap.cause for gap in found.gaps] == ["stopped"] * 3
+    assert recorder.coverage("Gate", lines[:3] + lines[4:], (0, 30)).gaps == [
+        recorder.Gap("Gate", 5, 10, "refused", "journal"), recorder.Gap("Gate", 15, 20, "stall", "journal"),
+        recorder.Gap("Gate", 25, 30, "unknown", "inferred")]  # fmt: skip
+
+
+@pytest.mark.parametrize("state, cause", [("starting", "stopped"), ("recording", "crashed"), ("down", "refused")])
+def test_the_time_without_a_line_has_the_cause_that_the_state_shows(tmp_path, state, cause):
+    """A recorder that waits for its first picture has not crashed; one whose state is old has."""
+    now = time.time()
+    written = {"state": state, "since": now - 90, "cause": cause if state == "down" else None, "last_frame_at": None,
+               "recording_since": None, "updated_at": now - (60 if cause == "crashed" else 1)}  # fmt: skip
+    (tmp_path / ".rtsp_recorder" / "state").mkdir(parents=True)
+    (tmp_path / ".rtsp_recorder" / "state" / "Gate.json").write_text(json.dumps(written))
+    assert [gap.cause for gap in recorder.coverage_of(tmp_path, "Gate", None, now).gaps] == [cause]
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["gaps", "--max_lost", "-5"], "--max_lost"), (["gaps", "--max_lost", "nan"], "--max_lost"),
+    (["gaps", "--max_lost", "101"], "--max_lost"), (["gaps", "--json", "--csv"], "not allowed with"),
+    (["check", "--json", "--yaml"], "not allowed with"),
+    (["record", "--ip", "127.0.0.1", "--station", "Gate", "--segment_time", "0"], "segment_time"),
+])  # fmt: skip
+def test_flags_that_cannot_be_meant_end_with_status_2_and_nothing_is_made(site, arguments, said):
+    done = subprocess.run(site.command(*arguments), capture_output=True, text=True, timeout=20, check=False)
+    assert (done.returncode, done.stdout) == (Status.USAGE, "") and said in done.stderr
+    assert not site.footage.exists()
+
+
 def test_one_gap_is_not_called_gaps(capsys):
     one = recorder.coverage("a", [segment(0, 10), segment(20, 60)], (0, 60))
     recorder.show_gaps([one, recorder.coverage("b", [], (0, 0))], timezone.utc, "table")

@@ -525,14 +525,17 @@ def test_an_address_with_a_line_break_cannot_add_to_what_ffmpeg_is_told(values, 
         ("u:p%40w@host:8554/a@b", "u:p%40w"),
         ("u:p@10.0.0.9/live/user@10.0.0.1/x", "u:p"),
         ("host:554/a@10.0.0.1:554/x", ""),
+        ("u:p@host:554/a@b/c", "u:p"),
+        ("host/a@b/c", ""),
     ],
 )
 def test_a_password_with_at_signs_and_slashes_ends_where_the_host_begins(address, login):
     assert recorder.split_login(address) == (login, address[len(login) + bool(login) :])
 
 
-def test_a_password_that_may_as_well_be_a_host_is_refused_with_what_to_do_about_it(site):
-    site.entries.append({"name": "Gate", "rtsp_url": "rtsp://admin:se@cret/w@10.0.0.7/x"})
+@pytest.mark.parametrize("host", ["10.0.0.7", "host", "host:554", "cam.example.com"])
+def test_a_password_that_may_as_well_be_a_host_is_refused_with_what_to_do_about_it(site, host):
+    site.entries.append({"name": "Gate", "rtsp_url": f"rtsp://admin:se@cret/w@{host}/x"})
     done = subprocess.run(site.command("record"), capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == Status.USAGE and "%40" in done.stderr and "cret" not in done.stderr
 
