@@ -94,10 +94,12 @@ RETRY_GROWTH = 1.3
 STEADY_SEC = 10  # a run that recorded so long counts as a success: the next wait is the shortest again
 TICK_SEC = 1.25  # at most, how long a thread waits for FFmpeg to say something, which it does each second
 ADOPT_SEC = 0.05  # so soon a new file has its own name
-STATE_EVERY_SEC, TABLE_EVERY_SEC, ALIVE_EVERY_SEC = 0.9, 0.2, 5.0  # a bit less than FFmpeg's second; to systemd
+STATE_EVERY_SEC, TABLE_EVERY_SEC, ALIVE_EVERY_SEC = 0.9, 1.0, 5.0  # a bit less than FFmpeg's second; to systemd
+SILENT = {"fps": 0.0, "bytes_per_sec": 0.0}  # of a camera that is not recorded
 STATE_BYTES = 1024  # of a state file, filled up with spaces
 STATE_STALE_SEC = 30  # older states are of a recorder that was killed
 START_SPACING_SEC = 0.05  # between the first starts of two cameras
+TABLE_FRAME_LINES = 4
 SPACE_EVERY_SEC, SPACE_RECHECK_SEC = 1.0, 2.0  # while recording, and while waiting for space
 SPACE_HYSTERESIS = 0.1  # of the reserve: so much more must be free before a camera goes on
 STOP_WITHIN_SEC = 5.0  # from the signal to the end of the process; what is not checked by then is at the next start
@@ -385,7 +387,7 @@ def read_row(line: str) -> tuple[str, float, float] | None:
 # says "timed out" too.
 DISK_WORDS = re.compile(r"No space left|Disk quota|Read-only file system|(?i:mkv.*Input/output)|File too large")
 UNAUTHORISED_WORDS = re.compile(r"\b40[13]\b|(?i:unauthori[sz]ed|forbidden)")
-LOGIN_OR_PATH = UNAUTHORISED_WORDS.pattern + r"|\b404\b"  # asking again soon does not help, and may lock the account
+LOGIN_WORDS = re.compile(UNAUTHORISED_WORDS.pattern + r"|\b404\b")  # asking again soon may lock the account
 REFUSED_WORDS = re.compile(
     r"refused|unreachable|No route to host|not known|name resolution|resolve host|\b404\b|\b4\d\d \(?[A-Z]|4XX|5XX|"
     r"\b5\d\d \(?[A-Z]|timed out|reset by peer|matches no streams|(?i:certificate)"
@@ -409,6 +411,13 @@ def classify(lines: Sequence[str], status: int, frames: int) -> str:
     if "dimensions not set" in text:  # the picture's: there was sound alone for as long as FFmpeg waits for both
         return "video_dead"
     return "stall" if status == 0 else "unknown"
+
+
+def plainest(lines: Iterable[str]) -> str:
+    """Why FFmpeg failed, in its words: the first line that tells a cause, else the last one; nothing without any."""
+    failed = [line for line in lines if re.search(r"\[(error|fatal)\] .", line)]
+    plain = [line for line in failed if any(words.search(line) for words in (DISK_WORDS, LOGIN_WORDS, REFUSED_WORDS))]
+    return re.sub(r"\?timeout=\d+", "", next(iter([*plain, *failed[-1:]]), ""))
 
 
 def quotable(words: object) -> str:
@@ -598,6 +607,11 @@ def days_of(span: Interval, zone: tzinfo) -> Iterator[tuple[str, Interval]]:
             return
         yield day.isoformat(), (max(start, span[0]), min(end, span[1]))
         day += timedelta(days=1)
+
+
+def state_text(state: Mapping[str, Any]) -> str:
+    """`down refused`, `recording`, `stopped`."""
+    return " ".join(dict.fromkeys(str(word) for word in (state.get("state"), state.get("cause")) if word))
 
 
 def read_state(file: Path) -> dict[str, Any]:
@@ -1328,9 +1342,8 @@ class Recorder:
                 self.up(current)
             self.down_since = min(self.stepped_at, time.time()) if ours == "clock" else current.media_end
         self.tidy(folder)
-        refused = not current.frames and bool(re.search(LOGIN_OR_PATH, "\n".join(lines)))
-        failed = ["", *(line for line in lines if re.search(r"\[(error|fatal)\] .", line))]
-        return ours or classify(lines, current.process.returncode, current.frames), failed[-1], refused
+        refused = not current.frames and any(map(LOGIN_WORDS.search, lines))
+        return ours or classify(lines, current.process.returncode, current.frames), plainest(lines), refused
 
     def look_after(self, current: Run) -> None:
         """What has to be done several times a second while FFmpeg runs."""
@@ -1410,7 +1423,7 @@ class Recorder:
         if self.down_since < midnight:  # the past day's journal is complete in itself
             self.try_journal(self.down_since, midnight, self.down_cause)
             self.down_since = midnight
-        self.state |= {"state": "down", "since": self.down_since, "cause": self.down_cause}
+        self.state |= {"state": "down", "since": self.down_since, "cause": self.down_cause, **SILENT}
         self.write_state()
 
     def try_journal(self, start_sec: float, end_sec: float, cause: str) -> None:
@@ -1436,7 +1449,7 @@ class Recorder:
         else:
             self.try_journal(self.down_since, now, self.down_cause or self.default_cause)
             self.state["since"] = now
-        self.state |= {"state": "stopped", "cause": "stopped"}
+        self.state |= {"state": "stopped", "cause": "stopped", **SILENT}
         self.write_state()
 
     def note(self, current: Run) -> None:
@@ -1996,13 +2009,16 @@ def live_table(recorders: Sequence[Recorder], *, shown: bool) -> Iterator[Callab
 
     def update() -> None:
         table = Table("camera", "state", "since", "Mbit/s", "fps", "last file", "lost today")
-        for recorder in recorders:
-            state = dict(recorder.state)
+        states = [dict(recorder.state) for recorder in recorders]
+        if len(states) + TABLE_FRAME_LINES > live.console.height:  # the last ones are not to be seen
+            states.sort(key=lambda state: state["state"] == "recording")
+        for state in states:
             since = datetime.fromtimestamp(state["since"]).astimezone().strftime("%a %H:%M:%S")
+            lasting_sec = max(0.0, time.time() - state["since"]) if state["state"] in ("down", "starting") else 0.0
             table.add_row(
-                recorder.camera.name, f"{state['state']} {state['cause'] or ''}".strip(), since,
-                f"{state['bytes_per_sec'] * 8 / 1e6:.2f}", f"{state['fps']:.1f}",
-                Path(str(state["last_file"] or "-")).name, f"{state['lost_today_sec']:.0f} s",
+                state["camera"], state_text(state), since, f"{state['bytes_per_sec'] * 8 / 1e6:.2f}",
+                f"{state['fps']:.1f}", Path(str(state["last_file"] or "-")).name,
+                f"{state['lost_today_sec'] + lasting_sec:.0f} s",
                 style="red" if state["state"] == "down" else "")  # fmt: skip
         with suppress(OSError):  # the terminal was closed; the hangup that follows is what ends us
             live.update(table, refresh=True)
@@ -2591,8 +2607,7 @@ def services_status(site: Site, arguments: argparse.Namespace) -> bool:
         state = read_state(unit.camera.state_file) if unit.camera else {}
         rows.append({"unit": unit.name, "file": made, "linked": link_is_ours(site, site.link(unit.name)),
                      "enabled": systemctl(site, "is-enabled", "--quiet", unit.name).returncode == 0,
-                     "active": runs,
-                     "camera": f"{state.get('state', '')} {state.get('cause') or ''}".strip()})  # fmt: skip
+                     "active": runs, "camera": state_text(state)})  # fmt: skip
         well = well and made == "as planned" and (runs or not unit.is_enabled)
     if arguments.json:
         count = {"units": len(rows), "active": sum(bool(row["active"]) for row in rows), "well": well}
@@ -2985,8 +3000,7 @@ def look_at(camera: Camera, ffmpeg: str, tls_options: bool, timeout_sec: float, 
         few = f"{video.packets} frames came, but not {CHECK_SAMPLE_SEC} s of them within {timeout_sec:g} s"
         return Finding(camera, video, streams.get("audio"), *(("stall", few) if status is None else ()))
     lines = told.splitlines()
-    failed = [line for line in lines if re.search(r"\[(error|fatal)\]", line)]
-    reason = re.sub(r"\?timeout=\d+", "", quotable(failed[0])) if failed else f"no picture within {timeout_sec:g} s"
+    reason = quotable(plainest(lines)) or f"no picture within {timeout_sec:g} s"
     state = read_state(camera.state_file)
     if state.get("state") == "recording" and time.time() - float(state.get("updated_at") or 0) < STATE_STALE_SEC:
         reason += " (it is being recorded; some cameras allow one connection only)"
@@ -3228,9 +3242,9 @@ def missing_roots(roots: Iterable[Path], *, require_mount: bool) -> dict[Path, s
     found = {}
     for root in roots:
         if not root.is_dir():
-            found[root] = f"{root}: there is no such folder, so nothing is recorded to it"
+            found[root] = "there is no such folder, so nothing is recorded to it"
         elif require_mount and not is_mounted(root):
-            found[root] = f"{root}: not mounted (storage.require_mount), so nothing is recorded to it"
+            found[root] = "not mounted (storage.require_mount), so nothing is recorded to it"
     return found
 
 
@@ -3432,17 +3446,17 @@ def watch_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
     targets = watch_targets(arguments, config)
     roots = sorted({target.root for target in targets})
     missing = missing_roots(roots, require_mount=config["storage"]["require_mount"] and not arguments.recording_dir)
+    sentence = "; ".join(f"{root}: {why}" for root, why in missing.items())
     if not arguments.dry_run:
-        tell_missing(roots[0], "; ".join(missing.values()), config["notify"])
+        tell_missing(roots[0], sentence, config["notify"])
     if len(missing) == len(roots):
-        raise CannotStart("; ".join(missing.values()))
-    for sentence in missing.values():
-        log.error("%s", sentence)
+        raise CannotStart(sentence)
     roots = [root for root in roots if root not in missing]
     with ExitStack() as held:
         if not arguments.dry_run:
             held.enter_context(only_watch(roots))
         reports = watch_all([target for target in targets if target.root in roots], config, dry=bool(arguments.dry_run))
+    reports += [Report("disk", str(root), "unknown", False, why) for root, why in missing.items()]
     staged = [(root / STATE_FOLDER, folder) for root in roots for folder in (root / STATE_FOLDER).glob("staging/*")]
     reports += [Report("leftovers", folder.name, "forgotten", False, f"{folder} holds footage that only a recorder of "
                        "this camera publishes: add it to the config again, and record it")
@@ -3452,7 +3466,7 @@ def watch_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
     for one in reports:
         if not one.well:
             log.error("%s: %s: %s", one.name, one.state, one.text)
-    well = not missing and all(one.well for one in reports)
+    well = all(one.well for one in reports)
     if well and not arguments.dry_run:
         ping(config["notify"]["ping_url"])
     return Status.DONE if well else Status.PARTIAL

@@ -340,6 +340,65 @@ def test_what_ffmpeg_says_has_a_cause(cause, line, status, frames):
     assert recorder.classify([line], status, frames) == cause
 
 
+@pytest.mark.parametrize(
+    "lines, said",
+    [
+        (["[tcp @ 0x5] [error] Failed to resolve hostname nvr: Name or service not known",
+          "[concat @ 0x5] [error] Impossible to open 'rtsp://nvr/x'", "[error] pipe:0: Input/output error"],
+         "Failed to resolve hostname nvr: Name or service not known"),
+        (["[tcp @ 0x5] [error] Connection to tcp://10.0.0.1:9?timeout=10000000 failed: Connection refused",
+          "[fatal] Error opening input files: Connection refused"],
+         "Connection to tcp://10.0.0.1:9 failed: Connection refused"),
+        (["[rtsp @ 0x5] [error] method DESCRIBE failed: 404 (Not Found)", "[error] Error opening input file pipe:0."],
+         "method DESCRIBE failed: 404 (Not Found)"),
+        (["[warning] x", "[error] odd", "[fatal] Conversion failed!"], "Conversion failed!"),
+        (["[warning] x"], ""),
+    ],
+)  # fmt: skip
+def test_of_what_ffmpeg_says_the_line_that_tells_most_is_quoted(lines, said):
+    assert recorder.quotable(recorder.plainest(lines)) == said
+
+
+def shown_table(states, capsys):
+    """The table at its end, where stderr is no terminal."""
+    cameras = settled([{"name": state["camera"], "rtsp_url": "rtsp://h/1"} for state in states])
+    recorders = [recorder.Recorder(camera, "ffmpeg", False, None, threading.Event()) for camera in cameras]
+    for one, state in zip(recorders, states, strict=True):
+        one.state |= state
+    with recorder.live_table(recorders, shown=True) as update:
+        update()
+    return capsys.readouterr().err
+
+
+def test_the_table_counts_a_loss_that_lasts_and_says_a_state_once(capsys):
+    now = time.time()
+    shown = shown_table([
+        {"camera": "Gate", "state": "down", "cause": "refused", "since": now - 90, "lost_today_sec": 7.0},
+        {"camera": "Yard", "state": "recording", "since": now - 90, "lost_today_sec": 7.0},
+        {"camera": "Hall", "state": "stopped", "cause": "stopped", "since": now - 90}], capsys)  # fmt: skip
+    rows = {line.split()[1]: line for line in shown.splitlines() if line.startswith("│")}
+    assert "down refused" in rows["Gate"] and re.search(r"9[78] s", rows["Gate"])
+    assert " 7 s" in rows["Yard"] and rows["Hall"].count("stopped") == 1
+
+
+def test_a_camera_that_is_down_has_no_rates_left_from_when_it_was_recorded(tmp_path):
+    (camera,) = settled([{"name": "Gate", "rtsp_url": "rtsp://h/1"}], storage={"local_path": str(tmp_path)})
+    one = recorder.Recorder(camera, "ffmpeg", False, None, threading.Event())
+    one.state |= {"state": "recording", "fps": 25.0, "bytes_per_sec": 500_000.0}
+    one.down("refused", "")
+    kept = recorder.read_state(camera.state_file)
+    assert (kept["state"], kept["fps"], kept["bytes_per_sec"]) == ("down", 0, 0)
+
+
+def test_a_table_that_is_longer_than_the_terminal_begins_with_what_is_not_recorded(capsys, monkeypatch):
+    monkeypatch.setenv("LINES", "10")
+    now = time.time()
+    states = [{"camera": f"C{number}", "state": "down" if number == 11 else "recording", "since": now}
+              for number in range(12)]  # fmt: skip
+    rows = [line.split()[1] for line in shown_table(states, capsys).splitlines() if line.startswith("│")]
+    assert rows[0] == "C11"
+
+
 def test_what_is_quoted_in_a_warning_never_looks_like_an_error():
     line = "[in#0 @ 0x5] [error] Error opening input: Input/output error"
     assert recorder.quotable(line) == "failure opening input: Input/output failure"
@@ -679,7 +738,7 @@ def test_a_camera_that_cannot_be_reached_or_refuses_the_password_never_disturbs_
 
 def test_warnings_quote_what_happened_and_not_what_our_own_signal_causes(season):
     said = season.log()
-    assert "Wedged: not recording: stall" in said and "Unplugged: not recording: refused: " in said
+    assert "Wedged: not recording: stall" in said and "Unplugged: not recording: refused: Connection to tcp://" in said
     assert "Immediate exit" not in said
     assert [line for line in said.splitlines() if re.search("WARNING|INFO", line) and "error" in line.lower()] == []
 

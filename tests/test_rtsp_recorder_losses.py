@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -472,6 +473,18 @@ def test_a_storage_that_is_gone_is_mailed_once_and_so_is_its_return(watched, mai
     watched.storage = {"reserve_bytes": 1}
     watched.watch()
     assert sum(subject.startswith("[DISK] recovered") for subject in mails.subjects) == 1
+
+
+def test_a_storage_that_is_gone_beside_one_that_is_there_is_in_the_table_and_in_the_json(watched, tmp_path):
+    watched.add("Gate")
+    watched.folder_of("Gate", 1)
+    watched.add("Yard", entry={"output_dir": str(tmp_path / "gone")})
+    done = watched.watch()
+    assert done.returncode == Status.PARTIAL
+    assert re.search(rf"(?m)^{tmp_path}/gone +unknown +there is no such folder", done.stdout)
+    *rows, last = map(json.loads, watched.watch("--json").stdout.splitlines())
+    assert last["summary"]["well"] is False and str(tmp_path / "gone") in last["summary"]["down"]
+    assert {row["name"]: row["well"] for row in rows if row["kind"] == "disk"}[str(tmp_path / "gone")] is False
 
 
 def test_watch_does_not_call_it_well_when_what_there_is_to_tell_reaches_nobody(watched, mails):
