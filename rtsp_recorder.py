@@ -367,11 +367,11 @@ def record_command(ffmpeg: str, camera: Camera, progress_fd: int, list_fd: int) 
     ]  # fmt: skip
 
 
-def read_progress(lines: Iterable[str]) -> tuple[int, float | None]:
-    """Of a block of FFmpeg's -progress: video frames so far, and the end of what is written, in stream time."""
-    values = dict(line.strip().partition("=")[::2] for line in lines)
-    frames, out = values.get("frame", "").strip(), values.get("out_time_us", "").strip()
-    return int(frames) if frames.isdigit() else 0, int(out) / 1e6 if out.lstrip("-").isdigit() else None
+def read_progress(text: str) -> tuple[int, float | None]:
+    """Of FFmpeg's -progress, last block: video frames so far, and the end of what is written, in stream time."""
+    values = dict(PROGRESS.findall(text))
+    out = values.get("out_time_us")
+    return int(values.get("frame", 0)), int(out) / 1e6 if out else None
 
 
 def read_row(line: str) -> tuple[str, float, float] | None:
@@ -383,6 +383,7 @@ def read_row(line: str) -> tuple[str, float, float] | None:
         return None
 
 
+PROGRESS = re.compile(r"(?m)^(frame|out_time_us)= *(-?\d+)")
 # Of what FFmpeg says, with versions 5 to 9. All but the disk only count without any video: a stream that breaks later
 # says "timed out" too.
 DISK_WORDS = re.compile(r"No space left|Disk quota|Read-only file system|(?i:mkv.*Input/output)|File too large")
@@ -728,7 +729,7 @@ def read_media(ffmpeg: str, path: Path, window: Sequence[str] = ()) -> Media:
         done = run_ffmpeg(command, path.stat().st_size)
     except subprocess.TimeoutExpired as problem:
         raise Unreadable(f"{path.name}: reading it took longer than {problem.timeout:.0f} s") from problem
-    frames, out_sec = read_progress(done.stdout.splitlines())
+    frames, out_sec = read_progress(done.stdout)
     header = re.search(r"Duration: (\d+):(\d+):([\d.]+)", done.stderr)
     codec = re.search(r"Video: (\w+)", done.stderr)
     problems = [line for line in done.stderr.splitlines() if "[error]" in line or "[fatal]" in line]
@@ -782,8 +783,11 @@ def remux(ffmpeg: str, source: Path, target: Path, held: Media, sound: str = "co
 
 
 def sync_file(path: Path) -> None:
-    with path.open("rb") as handle:
-        os.fsync(handle.fileno())
+    handle = os.open(path, os.O_RDONLY)  # without Python's file around it: this is done all the time
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def publish(staged: Path, folder: Path, names: Iterable[str]) -> Path:
@@ -884,7 +888,6 @@ class Run:
         self.adopted = self.closed = 0  # files that got their own name; those that FFmpeg has closed
         self.open: deque[Path] = deque()  # the difference: one, for an instant two
         self.astray = 0  # how often in a row the file that FFmpeg writes to was not there
-        self._block: list[str] = []
         self._buffers: dict[int, bytes] = {}
         self._selector = selectors.DefaultSelector()
         pipes: list[int] = []
@@ -906,10 +909,10 @@ class Run:
                 os.close(number)
         assert self.process.stdin and self.process.stderr
         self._stderr = self.process.stderr
-        for number, take in ((progress, self._take_progress), (rows, self._take_row),
-                             (self._stderr.fileno(), self._take_stderr)):  # fmt: skip
+        for number, take, end in ((progress, self._take_progress, b"progress="), (rows, self._take_row, b"\n"),
+                                  (self._stderr.fileno(), self._take_stderr, b"\n")):  # fmt: skip
             os.set_blocking(number, False)
-            self._selector.register(number, selectors.EVENT_READ, take)
+            self._selector.register(number, selectors.EVENT_READ, (take, end))
         try:
             self.process.stdin.write(ffconcat(camera, tls_options).encode())
             self.process.stdin.close()
@@ -947,19 +950,15 @@ class Run:
                 if key.fd != self._stderr.fileno():
                     os.close(key.fd)
                 continue
-            *lines, rest = (self._buffers.get(key.fd, b"") + data).split(b"\n")
+            take, end = key.data
+            *pieces, rest = (self._buffers.get(key.fd, b"") + data).split(end)
             self._buffers[key.fd] = rest[-65536:]
-            for line in lines:
-                key.data(line.decode("utf-8", "replace"))
+            for piece in pieces:
+                take(piece.decode("utf-8", "replace"))
         return bool(self._selector.get_map())
 
-    def _take_progress(self, line: str) -> None:
-        if not line.startswith("progress="):
-            if line.startswith(("frame=", "out_time_us=")):
-                self._block.append(line)
-            return
-        (frames, out_sec), self._block = read_progress(self._block), []
-        now = time.time()
+    def _take_progress(self, block: str) -> None:
+        (frames, out_sec), now = read_progress(block), time.time()
         if out_sec is not None and out_sec > self.out_sec:
             self.out_sec = out_sec
             offset = now - time.monotonic()
@@ -1000,10 +999,16 @@ class Run:
 
     def sync(self) -> None:
         """fsync the open file. Somebody may have removed it, or its folder: FFmpeg would not notice for an hour."""
-        with suppress(OSError):  # a disk that fails ends FFmpeg, which says so
-            self.astray = self.astray + 1 if self.frames and not any(map(Path.exists, self.open)) else 0
-            for path in self.open:
+        is_gone = self.frames > 0
+        for path in self.open:
+            try:
                 sync_file(path)
+            except FileNotFoundError:
+                continue
+            except OSError as problem:  # a disk that fails ends FFmpeg, which says so
+                log.debug("%s: not synced: %s", path, problem)
+            is_gone = False
+        self.astray = self.astray + 1 if is_gone else 0
 
     def stop(self, step_sec: float) -> None:
         """TERM lets FFmpeg finish its file; one that waits for its camera needs the second; then KILL."""
@@ -1518,10 +1523,8 @@ class Recorder:
                 self.again.append((time.monotonic() + FINISH_RETRY_SEC, job))
             else:
                 self.tidy(job.path.parent)
-        due = [job for when, job in self.again if when <= time.monotonic()]
-        self.again = [(when, job) for when, job in self.again if when > time.monotonic()]
-        for job in due:
-            self.submit(job)
+        while self.again and self.again[0][0] <= time.monotonic():
+            self.submit(self.again.pop(0)[1])
         opened = self.state["recording_since"]
         if opened and self.finisher.journaled_until > opened:
             self.state |= {"recording_since": self.finisher.journaled_until, "blind_sec": 0.0}
@@ -1614,6 +1617,15 @@ class Outbox:
         self.root = root
         self.channels = channels(settings)
         self.unsaved: dict[str, Any] | None = None
+        self.idle_stamp: tuple[int, ...] | None = None  # of the file when nothing in it waited for our channels
+
+    def stamp(self) -> tuple[int, ...] | None:
+        """Tells whether the file is another one than before; None for what has no file."""
+        try:
+            found = (self.root / STATE_FOLDER / "alerts.json").stat()
+        except OSError:
+            return None if self.unsaved else ()
+        return None if self.unsaved else (found.st_ino, found.st_mtime_ns, found.st_size)
 
     def read(self) -> dict[str, Any]:
         box = self.unsaved or read_state(self.root / STATE_FOLDER / "alerts.json")
@@ -1689,11 +1701,13 @@ class Outbox:
         def due() -> dict[str, Any] | None:
             box, now = self.read(), time.time()
             ours = [one for one in box["waiting"] if set(one.left) & set(self.channels)]
+            self.idle_stamp = None if ours else stamp
             joining = ours and 0 <= now - ours[0].at < COLLECT_SEC
             resting = 0 < box["again_at"] - now <= MAIL_AGAIN_MAX_SEC  # farther off: the clock jumped
             return box if ours and (at_once or not (joining or resting)) else None
 
-        if not due():
+        stamp = self.stamp()
+        if not self.channels or (stamp is not None and stamp == self.idle_stamp) or not due():
             return []
         with self.held() as ours:
             if not ours or not (box := due()):
@@ -1795,6 +1809,8 @@ class Teller:
         self.news: deque[tuple[Path, str, dict[str, Any] | None, Told]] = deque()  # until its outbox is free
 
     def work(self) -> None:
+        if not self.least_bytes and not any(outbox.channels for outbox in self.outboxes.values()):
+            return  # nobody is to be told anything
         before, said = time.monotonic(), False
         while not self.stopping.wait(TELL_EVERY_SEC):
             now = time.monotonic()

@@ -301,11 +301,13 @@ def test_the_command_holds_nothing_about_the_camera():
     [
         ("frame=17\nout_time_us=1500000\nprogress=continue", (17, 1.5)),
         ("frame=  0\nout_time_us=N/A\nprogress=continue", (0, None)),
+        ("continue\nframe= 18\nfps=20.1\nout_time_us=-46\nout_time_ms=-46\nout_time=-00:00:00\n", (18, -46e-6)),
+        ("frame=1\nout_time_us=2\nprogress=continue\nframe=3\nout_time_us=4\nprogress=end\n", (3, 4e-6)),
         ("", (0, None)),
     ],
 )
 def test_a_block_of_progress_is_read(text, progress):
-    assert recorder.read_progress(text.splitlines()) == progress
+    assert recorder.read_progress(text) == progress
 
 
 def test_a_row_of_the_segment_list_is_read():
