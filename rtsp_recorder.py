@@ -96,10 +96,12 @@ RETRY_GROWTH = 1.3
 STEADY_SEC = 10  # a run that recorded so long counts as a success: the next wait is the shortest again
 TICK_SEC = 1.25  # at most, how long a thread waits for FFmpeg to say something, which it does each second
 ADOPT_SEC = 0.05  # so soon a new file has its own name
-STATE_EVERY_SEC, TABLE_EVERY_SEC, ALIVE_EVERY_SEC = 0.9, 0.2, 5.0  # a bit less than FFmpeg's second; to systemd
+STATE_EVERY_SEC, TABLE_EVERY_SEC, ALIVE_EVERY_SEC = 0.9, 1.0, 5.0  # a bit less than FFmpeg's second; to systemd
+SILENT = {"fps": 0.0, "bytes_per_sec": 0.0}  # of a camera that is not recorded
 STATE_BYTES = 1024  # of a state file, filled up with spaces
 STATE_STALE_SEC = 30  # older states are of a recorder that was killed
 START_SPACING_SEC = 0.05  # between the first starts of two cameras
+TABLE_FRAME_LINES = 4
 SPACE_EVERY_SEC, SPACE_RECHECK_SEC = 1.0, 2.0  # while recording, and while waiting for space
 SPACE_HYSTERESIS = 0.1  # of the reserve: so much more must be free before a camera goes on
 STOP_WITHIN_SEC = 5.0  # from the signal to the end of the process; what is not checked by then is at the next start
@@ -111,6 +113,8 @@ CHECK_ENDS_SEC = 10  # of a big file so much is read at its head and at its tail
 CHECK_TIMEOUT_SEC, CHECK_BYTES_PER_SEC = 60, 2_000_000  # the slowest disk that we wait for
 ANCHOR_SAMPLES, ANCHOR_ENOUGH = 60, 3
 LOG_BYTES = 5_000_000  # of FFmpeg's log per camera, and as much again in its older half
+OPEN_FILES = 16384  # at most, of this process: enough for thousands of cameras
+NOT_STARTED = "FFmpeg cannot be started"
 STDERR_LINES = 40  # the last ones decide what a failure is called
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
 GAP_SEC = 0.5  # shorter distances between two segments are the inaccuracy of their times
@@ -207,13 +211,16 @@ class Camera:
 def split_login(rest: str) -> tuple[str, str]:
     """`user:password@` and what follows, of an address after its `://`; also with '@' or '/' left as they are.
 
-    The host is the first name, a port perhaps, that '/' or the end follows. UsageError when a later one is plainer.
+    The host is the first name, a port perhaps, that '/' or the end follows. UsageError when a later one is plainer, or
+    as plain after a login: a part of the password would be taken for a host, and shown.
     """
     begins = [found.end() for found in re.finditer("^|@", rest)]
     hosts = [at for at in begins if re.match(r"(\[[^]/@]+\]|[^][/@:?#]+)(:\d+)?([/?]|$)", rest[at:])] or [0]
     plain = [bool(re.match(r"\[|[^/@:]+:\d|\d+(\.\d+){3}([/?]|$)", rest[at:])) for at in hosts]
-    if any(plain) and not plain[0]:
-        raise UsageError("rtsp_url: where its host begins cannot be told; write '@' in the password as %40, '/' as %2F")
+    with_path = hosts[0] > 0 and any(re.match("[^/?]+/", rest[at:]) for at in hosts[1:])
+    if not plain[0] and (any(plain) or with_path):
+        raise UsageError("rtsp_url: where its host begins cannot be told; write '@' in the password as %40 and '/' as "
+                         "%2F, and the port behind the host, such as HOST:554")  # fmt: skip
     return rest[: max(0, hosts[0] - 1)], rest[hosts[0] :]
 
 
@@ -266,7 +273,7 @@ def settle_camera(given: Mapping[str, Any], config: Mapping[str, Any], rank: tup
     reserve = max(0, storage["reserve_bytes"])
     settled = Camera(
         name=name, url=camera_url(chosen), root=absolute(root),
-        segment_sec=int(own.get("segment_time") or shared.get("segment_time") or recording["segment_duration"]),
+        segment_sec=int(chosen.get("segment_time", recording["segment_duration"])),
         filename=stem, container=str(chosen["container"] or extension or "mkv"),
         zone=parse_zone(recording["timezone"]), audio=chosen["audio"], transport=chosen["transport"],
         tls_verify=chosen["tls_verify"], tls_ca_file=chosen["tls_ca_file"], loglevel=str(chosen["loglevel"]),
@@ -362,11 +369,11 @@ def record_command(ffmpeg: str, camera: Camera, progress_fd: int, list_fd: int) 
     ]  # fmt: skip
 
 
-def read_progress(lines: Iterable[str]) -> tuple[int, float | None]:
-    """Of a block of FFmpeg's -progress: video frames so far, and the end of what is written, in stream time."""
-    values = dict(line.strip().partition("=")[::2] for line in lines)
-    frames, out = values.get("frame", "").strip(), values.get("out_time_us", "").strip()
-    return int(frames) if frames.isdigit() else 0, int(out) / 1e6 if out.lstrip("-").isdigit() else None
+def read_progress(text: str) -> tuple[int, float | None]:
+    """Of FFmpeg's -progress, last block: video frames so far, and the end of what is written, in stream time."""
+    values = dict(PROGRESS.findall(text))
+    out = values.get("out_time_us")
+    return int(values.get("frame", 0)), int(out) / 1e6 if out else None
 
 
 def read_row(line: str) -> tuple[str, float, float] | None:
@@ -378,11 +385,12 @@ def read_row(line: str) -> tuple[str, float, float] | None:
         return None
 
 
+PROGRESS = re.compile(r"(?m)^(frame|out_time_us)= *(-?\d+)")
 # Of what FFmpeg says, with versions 5 to 9. All but the disk only count without any video: a stream that breaks later
 # says "timed out" too.
 DISK_WORDS = re.compile(r"No space left|Disk quota|Read-only file system|(?i:mkv.*Input/output)|File too large")
 UNAUTHORISED_WORDS = re.compile(r"\b40[13]\b|(?i:unauthori[sz]ed|forbidden)")
-LOGIN_OR_PATH = UNAUTHORISED_WORDS.pattern + r"|\b404\b"  # asking again soon does not help, and may lock the account
+LOGIN_WORDS = re.compile(UNAUTHORISED_WORDS.pattern + r"|\b404\b")  # asking again soon may lock the account
 REFUSED_WORDS = re.compile(
     r"refused|unreachable|No route to host|not known|name resolution|resolve host|\b404\b|\b4\d\d \(?[A-Z]|4XX|5XX|"
     r"\b5\d\d \(?[A-Z]|timed out|reset by peer|matches no streams|(?i:certificate)"
@@ -406,6 +414,13 @@ def classify(lines: Sequence[str], status: int, frames: int) -> str:
     if "dimensions not set" in text:  # the picture's: there was sound alone for as long as FFmpeg waits for both
         return "video_dead"
     return "stall" if status == 0 else "unknown"
+
+
+def plainest(lines: Iterable[str]) -> str:
+    """Why FFmpeg failed, in its words: the first line that tells a cause, else the last one; nothing without any."""
+    failed = [line for line in lines if re.search(r"\[(error|fatal)\] .", line)]
+    plain = [line for line in failed if any(words.search(line) for words in (DISK_WORDS, LOGIN_WORDS, REFUSED_WORDS))]
+    return re.sub(r"\?timeout=\d+", "", next(iter([*plain, *failed[-1:]]), ""))
 
 
 def quotable(words: object) -> str:
@@ -547,6 +562,15 @@ class Coverage:
         return 100 * both / (end - start) if end > start else 0.0
 
 
+def cause_of(gap: Interval, downs: Iterable[Gap]) -> str | None:
+    """That of the down times, in order of their start, which covers most of it."""
+    shares: dict[str, float] = {}
+    for down in itertools.takewhile(lambda down: down.start < gap[1], downs):
+        if (both := min(gap[1], down.end) - max(gap[0], down.start)) > 0:
+            shares[down.cause] = shares.get(down.cause, 0.0) + both
+    return max(shares, key=lambda cause: shares[cause], default=None)
+
+
 def coverage(camera: str, lines: Sequence[Mapping[str, Any]], span: Interval, downs: Sequence[Gap] = (),
              now_open: Sequence[Interval] = (), files: Sequence[Interval] = ()) -> Coverage:  # fmt: skip
     """Gaps are the time between segments; their cause is that of the down time which covers most of each.
@@ -556,19 +580,19 @@ def coverage(camera: str, lines: Sequence[Mapping[str, Any]], span: Interval, do
     """
     recorded = [(float(line["start"]), float(line["end"])) for line in lines if line.get("kind") == "segment"]
     covered = joined([*recorded, *now_open], GAP_SEC)
-    causes = [Gap(camera, float(line["start"]), float(line["end"]), str(line.get("cause", "unknown")), "journal")
-              for line in lines if line.get("kind") == "down"] + list(downs)  # fmt: skip
+    known = [Gap(camera, float(line["start"]), float(line["end"]), str(line.get("cause", "unknown")), "journal")
+             for line in lines if line.get("kind") == "down"]  # fmt: skip
+    causes = deque(sorted([*known, *downs], key=lambda down: down.start))
     extra = [part for start, end in joined(files, GAP_SEC)
              for part in without((max(start, span[0]), min(end, span[1])), covered) if part[1] - part[0] > GAP_SEC]
     gaps = []
     for start, end in without(span, joined([*covered, *extra], GAP_SEC)):
         if end - start <= GAP_SEC:
             continue
-        overlaps = {cause: sum(max(0.0, min(end, down.end) - max(start, down.start)) for down in causes
-                               if down.cause == cause) for cause in {down.cause for down in causes}}  # fmt: skip
-        best = max(overlaps, key=lambda cause: overlaps[cause], default="unknown")
-        known = overlaps.get(best, 0) > 0
-        gaps.append(Gap(camera, start, end, best if known else "unknown", "journal" if known else "inferred"))
+        while causes and causes[0].end <= start:
+            causes.popleft()
+        cause = cause_of((start, end), causes)
+        gaps.append(Gap(camera, start, end, cause or "unknown", "journal" if cause else "inferred"))
     return Coverage(camera, span, joined(covered), gaps, extra)
 
 
@@ -582,6 +606,11 @@ def days_of(span: Interval, zone: tzinfo) -> Iterator[tuple[str, Interval]]:
             return
         yield day.isoformat(), (max(start, span[0]), min(end, span[1]))
         day += timedelta(days=1)
+
+
+def state_text(state: Mapping[str, Any]) -> str:
+    """`down refused`, `recording`, `stopped`."""
+    return " ".join(dict.fromkeys(str(word) for word in (state.get("state"), state.get("cause")) if word))
 
 
 def read_state(file: Path) -> dict[str, Any]:
@@ -645,7 +674,8 @@ def coverage_of(root: Path, camera: str, since_sec: float | None, until_sec: flo
     state = read_state(root / STATE_FOLDER / "state" / f"{camera}.json")
     lines = read_journal(folder, 0 if since_sec is None else since_sec, until_sec)
     opened, last, updated = (float(state.get(name) or 0) for name in ("recording_since", "last_frame_at", "updated_at"))
-    fresh = state.get("state") == "recording" and time.time() - updated < STATE_STALE_SEC
+    alive = time.time() - updated < STATE_STALE_SEC
+    fresh = alive and state.get("state") == "recording"
     now_open = [(opened, until_sec if fresh else last)] if opened and last else []
     files: list[Interval] = []
     if zone:
@@ -658,8 +688,8 @@ def coverage_of(root: Path, camera: str, since_sec: float | None, until_sec: flo
         return None
     span = (max(first, since_sec or first), until_sec)
     downs = []
-    if state.get("state") in ("down", "stopped"):
-        downs = [Gap(camera, float(state["since"]), until_sec, str(state["cause"]), "journal")]
+    if state.get("state") in ("down", "stopped") or (alive and state.get("state") == "starting"):
+        downs = [Gap(camera, float(state["since"]), until_sec, str(state["cause"] or "stopped"), "journal")]
     elif state and not fresh:
         downs = [Gap(camera, last or updated, until_sec, "crashed", "journal")]
     return coverage(camera, lines, span, downs, now_open, files)
@@ -697,7 +727,7 @@ def read_media(ffmpeg: str, path: Path, window: Sequence[str] = ()) -> Media:
         done = run_ffmpeg(command, path.stat().st_size)
     except subprocess.TimeoutExpired as problem:
         raise Unreadable(f"{path.name}: reading it took longer than {problem.timeout:.0f} s") from problem
-    frames, out_sec = read_progress(done.stdout.splitlines())
+    frames, out_sec = read_progress(done.stdout)
     header = re.search(r"Duration: (\d+):(\d+):([\d.]+)", done.stderr)
     codec = re.search(r"Video: (\w+)", done.stderr)
     problems = [line for line in done.stderr.splitlines() if "[error]" in line or "[fatal]" in line]
@@ -751,8 +781,11 @@ def remux(ffmpeg: str, source: Path, target: Path, held: Media, sound: str = "co
 
 
 def sync_file(path: Path) -> None:
-    with path.open("rb") as handle:
-        os.fsync(handle.fileno())
+    handle = os.open(path, os.O_RDONLY)  # without Python's file around it: this is done all the time
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def publish(staged: Path, folder: Path, names: Iterable[str]) -> Path:
@@ -839,29 +872,31 @@ class Run:
         self.adopted = self.closed = 0  # files that got their own name; those that FFmpeg has closed
         self.open: deque[Path] = deque()  # the difference: one, for an instant two
         self.astray = 0  # how often in a row the file that FFmpeg writes to was not there
-        self._block: list[str] = []
         self._buffers: dict[int, bytes] = {}
         self._selector = selectors.DefaultSelector()
-        progress, progress_in = os.pipe()
-        rows, rows_in = os.pipe()
+        pipes: list[int] = []
         try:
+            pipes += os.pipe()
+            pipes += os.pipe()
+            progress, progress_in, rows, rows_in = pipes
             self.process = subprocess.Popen(
                 record_command(ffmpeg, camera, progress_in, rows_in), cwd=folder, stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=(progress_in, rows_in),
                 start_new_session=True, env={**os.environ, "TZ": "UTC", "AV_LOG_FORCE_NOCOLOR": "1"})  # fmt: skip
         except OSError:
-            os.close(progress)
-            os.close(rows)
+            for number in pipes[::2]:
+                os.close(number)
+            self._selector.close()
             raise
         finally:
-            os.close(progress_in)
-            os.close(rows_in)
+            for number in pipes[1::2]:  # FFmpeg's ends
+                os.close(number)
         assert self.process.stdin and self.process.stderr
         self._stderr = self.process.stderr
-        for number, take in ((progress, self._take_progress), (rows, self._take_row),
-                             (self._stderr.fileno(), self._take_stderr)):  # fmt: skip
+        for number, take, end in ((progress, self._take_progress, b"progress="), (rows, self._take_row, b"\n"),
+                                  (self._stderr.fileno(), self._take_stderr, b"\n")):  # fmt: skip
             os.set_blocking(number, False)
-            self._selector.register(number, selectors.EVENT_READ, take)
+            self._selector.register(number, selectors.EVENT_READ, (take, end))
         try:
             self.process.stdin.write(ffconcat(camera, tls_options).encode())
             self.process.stdin.close()
@@ -899,19 +934,15 @@ class Run:
                 if key.fd != self._stderr.fileno():
                     os.close(key.fd)
                 continue
-            *lines, rest = (self._buffers.get(key.fd, b"") + data).split(b"\n")
+            take, end = key.data
+            *pieces, rest = (self._buffers.get(key.fd, b"") + data).split(end)
             self._buffers[key.fd] = rest[-65536:]
-            for line in lines:
-                key.data(line.decode("utf-8", "replace"))
+            for piece in pieces:
+                take(piece.decode("utf-8", "replace"))
         return bool(self._selector.get_map())
 
-    def _take_progress(self, line: str) -> None:
-        if not line.startswith("progress="):
-            if line.startswith(("frame=", "out_time_us=")):
-                self._block.append(line)
-            return
-        (frames, out_sec), self._block = read_progress(self._block), []
-        now = time.time()
+    def _take_progress(self, block: str) -> None:
+        (frames, out_sec), now = read_progress(block), time.time()
         if out_sec is not None and out_sec > self.out_sec:
             self.out_sec = out_sec
             offset = now - time.monotonic()
@@ -952,10 +983,16 @@ class Run:
 
     def sync(self) -> None:
         """fsync the open file. Somebody may have removed it, or its folder: FFmpeg would not notice for an hour."""
-        with suppress(OSError):  # a disk that fails ends FFmpeg, which says so
-            self.astray = self.astray + 1 if self.frames and not any(map(Path.exists, self.open)) else 0
-            for path in self.open:
+        is_gone = self.frames > 0
+        for path in self.open:
+            try:
                 sync_file(path)
+            except FileNotFoundError:
+                continue
+            except OSError as problem:  # a disk that fails ends FFmpeg, which says so
+                log.debug("%s: not synced: %s", path, problem)
+            is_gone = False
+        self.astray = self.astray + 1 if is_gone else 0
 
     def stop(self, step_sec: float) -> None:
         """TERM lets FFmpeg finish its file; one that waits for its camera needs the second; then KILL."""
@@ -1139,12 +1176,15 @@ def left_by(folder: Path, start_sec: float | None) -> list[Job]:
 
 
 class Recorder:
-    """Keeps one camera recorded until it is told to stop. `work` is the whole life of its thread."""
+    """Keeps one camera recorded until it is told to stop. `work` is the whole life of its thread.
+
+    With `lock_into` the camera is not locked yet, because its folder could not be written: that comes first then.
+    """
 
     def __init__(self, camera: Camera, ffmpeg: str, tls_options: bool, pool: ThreadPoolExecutor,
-                 stopping: threading.Event) -> None:  # fmt: skip
+                 stopping: threading.Event, lock_into: ExitStack | None = None) -> None:  # fmt: skip
         self.camera, self.ffmpeg, self.tls_options, self.pool = camera, ffmpeg, tls_options, pool
-        self.stopping = stopping
+        self.stopping, self.lock_into = stopping, lock_into
         self.finisher = Finisher(camera, ffmpeg)
         self.pending: dict[Future[None], Job] = {}
         self.again: list[tuple[float, Job]] = []
@@ -1171,18 +1211,40 @@ class Recorder:
     def work(self, delay_sec: float) -> None:
         """Whatever goes wrong with this camera, it is tried again, and the others do not notice."""
         self.stopping.wait(delay_sec)
-        steps = [self.take_over, self.record]
+        steps = [self.wait_for_lock, self.take_over, self.record]
         while not self.stopping.is_set():
             try:
                 steps[0]()
-                steps = steps[-1:]
+                steps = steps[1:] or steps
             except Exception as problem:  # noqa: BLE001  a bug must not end the recording of a camera for ever
                 log.exception("%s: this is a bug in the program; trying again in %d s", self.camera.name, KEPT_AWAY_SEC)
                 if self.state["state"] == "recording":
                     self.down_since = self.state["last_frame_at"] or time.time()
                 self.down("crashed", f"a bug in the program: {problem}")
                 self.stopping.wait(KEPT_AWAY_SEC)
-        self.end()
+        if self.lock_into is None:
+            self.end()
+
+    def wait_for_lock(self) -> None:
+        """Until the folder can be written. Without the lock nothing is written there, the state neither."""
+        if (lock_into := self.lock_into) is None:
+            return
+        self.said = self.down_cause = "disk"  # as it was told at the start
+        self.state |= {"state": "down", "cause": "disk"}
+        for attempt in itertools.count():
+            self.rest(retry_wait_sec(attempt, time.time() - self.down_since, False, self.camera.limits))
+            if self.stopping.is_set():
+                return
+            try:
+                take_lock(self.camera, lock_into)
+                self.lock_into = None
+                return
+            except Busy as problem:
+                if self.state["state"] != "held":
+                    log.warning("%s", problem)
+                self.state["state"], self.down_since = "held", time.time()
+            except CannotStart as problem:
+                self.detail = str(problem)
 
     def take_over(self) -> None:
         """Account for the time since the last process, and publish what it left."""
@@ -1238,9 +1300,13 @@ class Recorder:
         folder = self.camera.own("staging") / name
         try:
             folder.mkdir(parents=True)
-            current = Run(self.camera, self.ffmpeg, folder, self.tls_options)
         except OSError as problem:
             return "disk", str(problem), False
+        try:
+            current = Run(self.camera, self.ffmpeg, folder, self.tls_options)
+        except OSError as problem:  # open files, processes or memory have run out, or FFmpeg was removed
+            self.tidy(folder)
+            return "crashed", f"{NOT_STARTED}: {problem.strerror}", False
         ours: str | None = None
         try:
             tick_sec = min(TICK_SEC, self.camera.limits.stall / 10)
@@ -1265,9 +1331,8 @@ class Recorder:
                 self.up(current)
             self.down_since = min(self.stepped_at, time.time()) if ours == "clock" else current.media_end
         self.tidy(folder)
-        refused = not current.frames and bool(re.search(LOGIN_OR_PATH, "\n".join(lines)))
-        failed = ["", *(line for line in lines if re.search(r"\[(error|fatal)\] .", line))]
-        return ours or classify(lines, current.process.returncode, current.frames), failed[-1], refused
+        refused = not current.frames and any(map(LOGIN_WORDS.search, lines))
+        return ours or classify(lines, current.process.returncode, current.frames), plainest(lines), refused
 
     def look_after(self, current: Run) -> None:
         """What has to be done several times a second while FFmpeg runs."""
@@ -1339,14 +1404,15 @@ class Recorder:
         """Remember since when and why; said once, and again when the cause shows more plainly."""
         self.detail, self.shut_out = detail, shut_out
         self.down_cause = telling(self.down_cause, cause)
-        if self.said != self.down_cause:
+        news = detail if detail.startswith(NOT_STARTED) else self.down_cause  # also after one that crashed
+        if self.said != news:
             log.warning("%s: not recording: %s%s", self.camera.name, cause, f": {quotable(detail)}" if detail else "")
-            self.said = self.down_cause
+            self.said = news
         midnight = time.time() // 86400 * 86400
         if self.down_since < midnight:  # the past day's journal is complete in itself
             self.try_journal(self.down_since, midnight, self.down_cause)
             self.down_since = midnight
-        self.state |= {"state": "down", "since": self.down_since, "cause": self.down_cause}
+        self.state |= {"state": "down", "since": self.down_since, "cause": self.down_cause, **SILENT}
         self.write_state()
 
     def try_journal(self, start_sec: float, end_sec: float, cause: str) -> None:
@@ -1372,7 +1438,7 @@ class Recorder:
         else:
             self.try_journal(self.down_since, now, self.down_cause or self.default_cause)
             self.state["since"] = now
-        self.state |= {"state": "stopped", "cause": "stopped"}
+        self.state |= {"state": "stopped", "cause": "stopped", **SILENT}
         self.write_state()
 
     def note(self, current: Run) -> None:
@@ -1407,6 +1473,8 @@ class Recorder:
         if (today := now // 86400) != self.today:
             self.today, self.state["lost_today_sec"] = today, 0.0
         self.state |= {"updated_at": round(now, 3), "last_file": self.finisher.last_file}
+        if self.lock_into is not None:
+            return
         data = json.dumps(self.state).ljust(STATE_BYTES - 1).encode() + b"\n"
         try:
             if not self.state_size:  # else it was written before, and as long
@@ -1439,10 +1507,8 @@ class Recorder:
                 self.again.append((time.monotonic() + FINISH_RETRY_SEC, job))
             else:
                 self.tidy(job.path.parent)
-        due = [job for when, job in self.again if when <= time.monotonic()]
-        self.again = [(when, job) for when, job in self.again if when > time.monotonic()]
-        for job in due:
-            self.submit(job)
+        while self.again and self.again[0][0] <= time.monotonic():
+            self.submit(self.again.pop(0)[1])
         opened = self.state["recording_since"]
         if opened and self.finisher.journaled_until > opened:
             self.state |= {"recording_since": self.finisher.journaled_until, "blind_sec": 0.0}
@@ -1535,6 +1601,15 @@ class Outbox:
         self.root = root
         self.channels = channels(settings)
         self.unsaved: dict[str, Any] | None = None
+        self.idle_stamp: tuple[int, ...] | None = None  # of the file when nothing in it waited for our channels
+
+    def stamp(self) -> tuple[int, ...] | None:
+        """Tells whether the file is another one than before; None for what has no file."""
+        try:
+            found = (self.root / STATE_FOLDER / "alerts.json").stat()
+        except OSError:
+            return None if self.unsaved else ()
+        return None if self.unsaved else (found.st_ino, found.st_mtime_ns, found.st_size)
 
     def read(self) -> dict[str, Any]:
         box = self.unsaved or read_state(self.root / STATE_FOLDER / "alerts.json")
@@ -1610,11 +1685,13 @@ class Outbox:
         def due() -> dict[str, Any] | None:
             box, now = self.read(), time.time()
             ours = [one for one in box["waiting"] if set(one.left) & set(self.channels)]
+            self.idle_stamp = None if ours else stamp
             joining = ours and 0 <= now - ours[0].at < COLLECT_SEC
             resting = 0 < box["again_at"] - now <= MAIL_AGAIN_MAX_SEC  # farther off: the clock jumped
             return box if ours and (at_once or not (joining or resting)) else None
 
-        if not due():
+        stamp = self.stamp()
+        if not self.channels or (stamp is not None and stamp == self.idle_stamp) or not due():
             return []
         with self.held() as ours:
             if not ours or not (box := due()):
@@ -1716,6 +1793,8 @@ class Teller:
         self.news: deque[tuple[Path, str, dict[str, Any] | None, Told]] = deque()  # until its outbox is free
 
     def work(self) -> None:
+        if not self.least_bytes and not any(outbox.channels for outbox in self.outboxes.values()):
+            return  # nobody is to be told anything
         before, said = time.monotonic(), False
         while not self.stopping.wait(TELL_EVERY_SEC):
             now = time.monotonic()
@@ -1809,23 +1888,47 @@ def prepare(camera: Camera) -> None:
         raise CannotStart(f"{camera.root}: cannot be written: {problem.strerror}") from problem
 
 
-def lock_cameras(cameras: Sequence[Camera], held: ExitStack) -> list[Camera]:
-    """The cameras that nobody else records, locked. With none left, Busy if all are held, else CannotStart."""
-    free: list[Camera] = []
-    kind: type[Busy | CannotStart] = Busy
+def take_lock(camera: Camera, held: ExitStack) -> None:
+    """From now on this process records the camera, until `held` is closed. Busy or CannotStart when it cannot."""
+    prepare(camera)
+    try:
+        held.enter_context(run_lock(camera.own("lock"), camera.name))
+    except OSError as problem:
+        raise CannotStart(f"{camera.own('lock')}: cannot be opened: {problem.strerror}") from problem
+
+
+def lock_cameras(cameras: Sequence[Camera], held: ExitStack) -> tuple[list[Camera], list[Camera]]:
+    """(locked, to be locked when their folder can be written) of those that nobody else records, at least one locked.
+
+    With none locked, Busy if all are held by others, else CannotStart.
+    """
+    locked, late = [], []
     for camera in cameras:
         try:
-            prepare(camera)
-            held.enter_context(run_lock(camera.own("lock"), camera.name))
-            free.append(camera)
-        except (Busy, CannotStart) as problem:
+            take_lock(camera, held)
+            locked.append(camera)
+        except Busy as problem:
             if len(cameras) == 1:
                 raise
-            log.log(logging.WARNING if isinstance(problem, Busy) else logging.ERROR, "%s", problem)
-            kind = kind if isinstance(problem, Busy) else CannotStart
-    if not free:
-        raise kind(f"no camera left to record of {', '.join(camera.name for camera in cameras)}")
-    return free
+            log.warning("%s", problem)
+        except CannotStart as problem:
+            if len(cameras) == 1:
+                raise
+            log.error("%s: not recording: disk: %s; it is tried again", camera.name, problem)
+            late.append(camera)
+    if not locked:
+        names = ", ".join(camera.name for camera in cameras)
+        raise (CannotStart if late else Busy)(f"no camera left to record of {names}")
+    return locked, late
+
+
+def allow_many_files() -> None:
+    """Four are open for each camera; shells and systemd begin with 1024, and let a program have more by itself."""
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, OPEN_FILES)), hard))
 
 
 def warn_about_tls(cameras: Sequence[Camera], tls_options: bool) -> None:
@@ -1847,14 +1950,16 @@ def record(cameras: Sequence[Camera], quiet: bool, config: Mapping[str, Any]) ->
             signal.signal(one, lambda number, _frame: signals.append(number))
     ffmpeg = find_ffmpeg("recording")
     tls_options = knows_tls_options(ffmpeg)
+    allow_many_files()
     with ExitStack() as held:
         signal.set_wakeup_fd(waking.fileno())
         held.callback(signal.set_wakeup_fd, -1)
-        cameras = lock_cameras(cameras, held)
-        warn_about_tls(cameras, tls_options)
+        cameras, late = lock_cameras(cameras, held)
+        warn_about_tls([*cameras, *late], tls_options)
         stopping = threading.Event()
         pool = ThreadPoolExecutor(FINISH_WORKERS, thread_name_prefix="finish")
         recorders = [Recorder(camera, ffmpeg, tls_options, pool, stopping) for camera in cameras]
+        recorders += [Recorder(camera, ffmpeg, tls_options, pool, stopping, lock_into=held) for camera in late]
         threads = [threading.Thread(target=recorder.work, args=(place * START_SPACING_SEC,), daemon=True,
                                     name=recorder.camera.name) for place, recorder in enumerate(recorders)]  # fmt: skip
         teller = threading.Thread(target=Teller(recorders, config, stopping).work, daemon=True, name="alerts")
@@ -1904,13 +2009,16 @@ def live_table(recorders: Sequence[Recorder], *, shown: bool) -> Iterator[Callab
 
     def update() -> None:
         table = Table("camera", "state", "since", "Mbit/s", "fps", "last file", "lost today")
-        for recorder in recorders:
-            state = dict(recorder.state)
+        states = [dict(recorder.state) for recorder in recorders]
+        if len(states) + TABLE_FRAME_LINES > live.console.height:  # the last ones are not to be seen
+            states.sort(key=lambda state: state["state"] == "recording")
+        for state in states:
             since = datetime.fromtimestamp(state["since"]).astimezone().strftime("%a %H:%M:%S")
+            lasting_sec = max(0.0, time.time() - state["since"]) if state["state"] in ("down", "starting") else 0.0
             table.add_row(
-                recorder.camera.name, f"{state['state']} {state['cause'] or ''}".strip(), since,
-                f"{state['bytes_per_sec'] * 8 / 1e6:.2f}", f"{state['fps']:.1f}",
-                Path(str(state["last_file"] or "-")).name, f"{state['lost_today_sec']:.0f} s",
+                state["camera"], state_text(state), since, f"{state['bytes_per_sec'] * 8 / 1e6:.2f}",
+                f"{state['fps']:.1f}", Path(str(state["last_file"] or "-")).name,
+                f"{state['lost_today_sec'] + lasting_sec:.0f} s",
                 style="red" if state["state"] == "down" else "")  # fmt: skip
         with suppress(OSError):  # the terminal was closed; the hangup that follows is what ends us
             live.update(table, refresh=True)
@@ -1977,11 +2085,13 @@ def gaps_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> in
     until = time.time() if until is None else until
     if since is not None and since >= until:
         raise UsageError("--since is not before --until")
+    limit = 100.0 if arguments.max_lost is None else arguments.max_lost
+    if not 0 <= limit <= 100:
+        raise UsageError(f"--max_lost {limit:g}: expected 0 to 100 percent")
     known = known_cameras(arguments, config)
     names_zone = parse_zone(config["recording"]["timezone"])
     reports = [report for root, name in known if (report := coverage_of(root, name, since, until, names_zone))]
     show_gaps(reports, zone, "json" if arguments.json else "csv" if arguments.csv else "table")
-    limit = 100.0 if arguments.max_lost is None else arguments.max_lost
     beyond = [report.camera for report in reports if report.lost_percent() > limit]
     if beyond:
         log.error("%s: more than %g %% is missing", ", ".join(beyond), limit)
@@ -2497,8 +2607,7 @@ def services_status(site: Site, arguments: argparse.Namespace) -> bool:
         state = read_state(unit.camera.state_file) if unit.camera else {}
         rows.append({"unit": unit.name, "file": made, "linked": link_is_ours(site, site.link(unit.name)),
                      "enabled": systemctl(site, "is-enabled", "--quiet", unit.name).returncode == 0,
-                     "active": runs,
-                     "camera": f"{state.get('state', '')} {state.get('cause') or ''}".strip()})  # fmt: skip
+                     "active": runs, "camera": state_text(state)})  # fmt: skip
         well = well and made == "as planned" and (runs or not unit.is_enabled)
     if arguments.json:
         count = {"units": len(rows), "active": sum(bool(row["active"]) for row in rows), "well": well}
@@ -2891,8 +3000,7 @@ def look_at(camera: Camera, ffmpeg: str, tls_options: bool, timeout_sec: float, 
         few = f"{video.packets} frames came, but not {CHECK_SAMPLE_SEC} s of them within {timeout_sec:g} s"
         return Finding(camera, video, streams.get("audio"), *(("stall", few) if status is None else ()))
     lines = told.splitlines()
-    failed = [line for line in lines if re.search(r"\[(error|fatal)\]", line)]
-    reason = re.sub(r"\?timeout=\d+", "", quotable(failed[0])) if failed else f"no picture within {timeout_sec:g} s"
+    reason = quotable(plainest(lines)) or f"no picture within {timeout_sec:g} s"
     state = read_state(camera.state_file)
     if state.get("state") == "recording" and time.time() - float(state.get("updated_at") or 0) < STATE_STALE_SEC:
         reason += " (it is being recorded; some cameras allow one connection only)"
@@ -3134,9 +3242,9 @@ def missing_roots(roots: Iterable[Path], *, require_mount: bool) -> dict[Path, s
     found = {}
     for root in roots:
         if not root.is_dir():
-            found[root] = f"{root}: there is no such folder, so nothing is recorded to it"
+            found[root] = "there is no such folder, so nothing is recorded to it"
         elif require_mount and not is_mounted(root):
-            found[root] = f"{root}: not mounted (storage.require_mount), so nothing is recorded to it"
+            found[root] = "not mounted (storage.require_mount), so nothing is recorded to it"
     return found
 
 
@@ -3338,17 +3446,17 @@ def watch_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
     targets = watch_targets(arguments, config)
     roots = sorted({target.root for target in targets})
     missing = missing_roots(roots, require_mount=config["storage"]["require_mount"] and not arguments.recording_dir)
+    sentence = "; ".join(f"{root}: {why}" for root, why in missing.items())
     if not arguments.dry_run:
-        tell_missing(roots[0], "; ".join(missing.values()), config["notify"])
+        tell_missing(roots[0], sentence, config["notify"])
     if len(missing) == len(roots):
-        raise CannotStart("; ".join(missing.values()))
-    for sentence in missing.values():
-        log.error("%s", sentence)
+        raise CannotStart(sentence)
     roots = [root for root in roots if root not in missing]
     with ExitStack() as held:
         if not arguments.dry_run:
             held.enter_context(only_watch(roots))
         reports = watch_all([target for target in targets if target.root in roots], config, dry=bool(arguments.dry_run))
+    reports += [Report("disk", str(root), "unknown", False, why) for root, why in missing.items()]
     staged = [(root / STATE_FOLDER, folder) for root in roots for folder in (root / STATE_FOLDER).glob("staging/*")]
     reports += [Report("leftovers", folder.name, "forgotten", False, f"{folder} holds footage that only a recorder of "
                        "this camera publishes: add it to the config again, and record it")
@@ -3358,13 +3466,16 @@ def watch_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
     for one in reports:
         if not one.well:
             log.error("%s: %s: %s", one.name, one.state, one.text)
-    well = not missing and all(one.well for one in reports)
+    well = all(one.well for one in reports)
     if well and not arguments.dry_run:
         ping(config["notify"]["ping_url"])
     return Status.DONE if well else Status.PARTIAL
 
 
 # --- command line ------------------------------------------------------------------------------------------------
+
+FORMS = {"check": ("--yaml", "what was found, in the form of config.yaml"),
+         "gaps": ("--csv", "one line per gap, with a head line")}  # beside --json  # fmt: skip
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -3381,8 +3492,11 @@ def build_parser() -> argparse.ArgumentParser:
         made.add_argument("--backup_config", metavar="FILE", type=Path, help="an older backup.json, over config.yaml")
         if named:
             made.add_argument("--output_dir", metavar="DIR", help="where files go (default: storage.local_path)")
-        if name in ("check", "services", "watch"):
-            made.add_argument("--json", action="store_true", default=None, help="JSON Lines, the last one a summary")
+        form = made.add_mutually_exclusive_group()
+        if name != "record":
+            form.add_argument("--json", action="store_true", default=None, help="JSON Lines, the last one a summary")
+        if name in FORMS:
+            form.add_argument(FORMS[name][0], action="store_true", help=FORMS[name][1])
         add_common_flags(made)
         return made
 
@@ -3403,7 +3517,6 @@ def build_parser() -> argparse.ArgumentParser:
     check = command("check", "connect to each camera and compare what it sends with expected_video and expected_audio")
     check.add_argument("--snapshot", metavar="DIR", type=Path, help="keep a picture of each camera there, CAMERA.jpg")
     check.add_argument("--timeout", metavar="SEC", type=float, help="wait so long for each camera (default: 30)")
-    check.add_argument("--yaml", action="store_true", help="what was found, in the form of config.yaml")
 
     services = command("services", "systemd units for all of this: make them, start them, show them", named=False)
     services.add_argument("verb", metavar="VERB", nargs="+", choices=list(VERBS), help=f"in order: {', '.join(VERBS)}")
@@ -3423,8 +3536,6 @@ def build_parser() -> argparse.ArgumentParser:
     gaps.add_argument("--until", metavar="TIME", help="until when (default: now)")
     gaps.add_argument("--max_lost", metavar="PERCENT", type=float, help="exit 1 when more is missing (default: any)")
     gaps.add_argument("--timezone", metavar="ZONE", help="of times without a zone, and of days (default: the host's)")
-    gaps.add_argument("--json", action="store_true", default=None, help="JSON Lines, the last one a summary")
-    gaps.add_argument("--csv", action="store_true", help="one line per gap, with a head line")
     return parser
 
 

@@ -55,7 +55,7 @@ HEAVY = {
 PROGRAM_LINES = 1600
 LINES_NOW = {
     "copy_footage": 3126,
-    "rtsp_recorder": 3469,
+    "rtsp_recorder": 3580,
     "nas_sync": 4034,
     "capture_analyzer": 5084,
     "rhombus_logging": 1010,

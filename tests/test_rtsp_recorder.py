@@ -301,11 +301,13 @@ def test_the_command_holds_nothing_about_the_camera():
     [
         ("frame=17\nout_time_us=1500000\nprogress=continue", (17, 1.5)),
         ("frame=  0\nout_time_us=N/A\nprogress=continue", (0, None)),
+        ("continue\nframe= 18\nfps=20.1\nout_time_us=-46\nout_time_ms=-46\nout_time=-00:00:00\n", (18, -46e-6)),
+        ("frame=1\nout_time_us=2\nprogress=continue\nframe=3\nout_time_us=4\nprogress=end\n", (3, 4e-6)),
         ("", (0, None)),
     ],
 )
 def test_a_block_of_progress_is_read(text, progress):
-    assert recorder.read_progress(text.splitlines()) == progress
+    assert recorder.read_progress(text) == progress
 
 
 def test_a_row_of_the_segment_list_is_read():
@@ -338,6 +340,65 @@ def test_a_row_of_the_segment_list_is_read():
 )  # fmt: skip
 def test_what_ffmpeg_says_has_a_cause(cause, line, status, frames):
     assert recorder.classify([line], status, frames) == cause
+
+
+@pytest.mark.parametrize(
+    "lines, said",
+    [
+        (["[tcp @ 0x5] [error] Failed to resolve hostname nvr: Name or service not known",
+          "[concat @ 0x5] [error] Impossible to open 'rtsp://nvr/x'", "[error] pipe:0: Input/output error"],
+         "Failed to resolve hostname nvr: Name or service not known"),
+        (["[tcp @ 0x5] [error] Connection to tcp://10.0.0.1:9?timeout=10000000 failed: Connection refused",
+          "[fatal] Error opening input files: Connection refused"],
+         "Connection to tcp://10.0.0.1:9 failed: Connection refused"),
+        (["[rtsp @ 0x5] [error] method DESCRIBE failed: 404 (Not Found)", "[error] Error opening input file pipe:0."],
+         "method DESCRIBE failed: 404 (Not Found)"),
+        (["[warning] x", "[error] odd", "[fatal] Conversion failed!"], "Conversion failed!"),
+        (["[warning] x"], ""),
+    ],
+)  # fmt: skip
+def test_of_what_ffmpeg_says_the_line_that_tells_most_is_quoted(lines, said):
+    assert recorder.quotable(recorder.plainest(lines)) == said
+
+
+def shown_table(states, capsys):
+    """The table at its end, where stderr is no terminal."""
+    cameras = settled([{"name": state["camera"], "rtsp_url": "rtsp://h/1"} for state in states])
+    recorders = [recorder.Recorder(camera, "ffmpeg", False, None, threading.Event()) for camera in cameras]
+    for one, state in zip(recorders, states, strict=True):
+        one.state |= state
+    with recorder.live_table(recorders, shown=True) as update:
+        update()
+    return capsys.readouterr().err
+
+
+def test_the_table_counts_a_loss_that_lasts_and_says_a_state_once(capsys):
+    now = time.time()
+    shown = shown_table([
+        {"camera": "Gate", "state": "down", "cause": "refused", "since": now - 90, "lost_today_sec": 7.0},
+        {"camera": "Yard", "state": "recording", "since": now - 90, "lost_today_sec": 7.0},
+        {"camera": "Hall", "state": "stopped", "cause": "stopped", "since": now - 90}], capsys)  # fmt: skip
+    rows = {line.split()[1]: line for line in shown.splitlines() if line.startswith("│")}
+    assert "down refused" in rows["Gate"] and re.search(r"9[78] s", rows["Gate"])
+    assert " 7 s" in rows["Yard"] and rows["Hall"].count("stopped") == 1
+
+
+def test_a_camera_that_is_down_has_no_rates_left_from_when_it_was_recorded(tmp_path):
+    (camera,) = settled([{"name": "Gate", "rtsp_url": "rtsp://h/1"}], storage={"local_path": str(tmp_path)})
+    one = recorder.Recorder(camera, "ffmpeg", False, None, threading.Event())
+    one.state |= {"state": "recording", "fps": 25.0, "bytes_per_sec": 500_000.0}
+    one.down("refused", "")
+    kept = recorder.read_state(camera.state_file)
+    assert (kept["state"], kept["fps"], kept["bytes_per_sec"]) == ("down", 0, 0)
+
+
+def test_a_table_that_is_longer_than_the_terminal_begins_with_what_is_not_recorded(capsys, monkeypatch):
+    monkeypatch.setenv("LINES", "10")
+    now = time.time()
+    states = [{"camera": f"C{number}", "state": "down" if number == 11 else "recording", "since": now}
+              for number in range(12)]  # fmt: skip
+    rows = [line.split()[1] for line in shown_table(states, capsys).splitlines() if line.startswith("│")]
+    assert rows[0] == "C11"
 
 
 def test_what_is_quoted_in_a_warning_never_looks_like_an_error():
@@ -467,6 +528,53 @@ def test_gaps_are_what_no_segment_covers_with_the_cause_of_the_down_time():
         (20, 30, "refused", "journal"), (40, 45, "unknown", "inferred"), (50, 60, "stall", "journal")]  # fmt: skip
     assert found.lost_percent() == pytest.approx(100 * 25 / 60)
     assert found.lost_percent((0, 20)) == 0
+
+
+def test_the_causes_of_a_season_with_very_many_gaps_are_found_in_one_pass():
+    count = 20_000
+    lines = [{"kind": "segment", "start": 10 * place, "end": 10 * place + 5} for place in range(count)]
+    lines += [{"kind": "down", "start": 10 * place + 5, "end": 10 * place + 10,
+               "cause": recorder.CAUSES[place % len(recorder.CAUSES)]} for place in range(count)]  # fmt: skip
+    began = time.process_time()
+    found = recorder.coverage("Gate", lines, (0, 10 * count))
+    assert [gap.cause for gap in found.gaps] == [line["cause"] for line in lines[count:]]
+    assert time.process_time() - began < 5, "with every gap compared to every down time it takes minutes"
+
+
+def test_a_down_time_that_spans_many_gaps_is_the_cause_of_each_that_it_covers_most_of():
+    lines = [{"kind": "segment", "start": start, "end": start + 5} for start in (0, 10, 20)]
+    lines += [{"kind": "down", "start": 0, "end": 100, "cause": "stopped"},
+              {"kind": "down", "start": 5, "end": 10, "cause": "refused"},
+              {"kind": "down", "start": 6, "end": 10, "cause": "stall"},
+              {"kind": "down", "start": 15, "end": 16, "cause": "stall"}]  # fmt: skip
+    found = recorder.coverage("Gate", lines, (0, 30))
+    assert [gap.cause for gap in found.gaps] == ["stopped"] * 3
+    assert recorder.coverage("Gate", lines[:3] + lines[4:], (0, 30)).gaps == [
+        recorder.Gap("Gate", 5, 10, "refused", "journal"), recorder.Gap("Gate", 15, 20, "stall", "journal"),
+        recorder.Gap("Gate", 25, 30, "unknown", "inferred")]  # fmt: skip
+
+
+@pytest.mark.parametrize("state, cause", [("starting", "stopped"), ("recording", "crashed"), ("down", "refused")])
+def test_the_time_without_a_line_has_the_cause_that_the_state_shows(tmp_path, state, cause):
+    """A recorder that waits for its first picture has not crashed; one whose state is old has."""
+    now = time.time()
+    written = {"state": state, "since": now - 90, "cause": cause if state == "down" else None, "last_frame_at": None,
+               "recording_since": None, "updated_at": now - (60 if cause == "crashed" else 1)}  # fmt: skip
+    (tmp_path / ".rtsp_recorder" / "state").mkdir(parents=True)
+    (tmp_path / ".rtsp_recorder" / "state" / "Gate.json").write_text(json.dumps(written))
+    assert [gap.cause for gap in recorder.coverage_of(tmp_path, "Gate", None, now).gaps] == [cause]
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["gaps", "--max_lost", "-5"], "--max_lost"), (["gaps", "--max_lost", "nan"], "--max_lost"),
+    (["gaps", "--max_lost", "101"], "--max_lost"), (["gaps", "--json", "--csv"], "not allowed with"),
+    (["check", "--json", "--yaml"], "not allowed with"),
+    (["record", "--ip", "127.0.0.1", "--station", "Gate", "--segment_time", "0"], "segment_time"),
+])  # fmt: skip
+def test_flags_that_cannot_be_meant_end_with_status_2_and_nothing_is_made(site, arguments, said):
+    done = subprocess.run(site.command(*arguments), capture_output=True, text=True, timeout=20, check=False)
+    assert (done.returncode, done.stdout) == (Status.USAGE, "") and said in done.stderr
+    assert not site.footage.exists()
 
 
 def test_one_gap_is_not_called_gaps(capsys):
@@ -632,7 +740,7 @@ def test_a_camera_that_cannot_be_reached_or_refuses_the_password_never_disturbs_
 
 def test_warnings_quote_what_happened_and_not_what_our_own_signal_causes(season):
     said = season.log()
-    assert "Wedged: not recording: stall" in said and "Unplugged: not recording: refused: " in said
+    assert "Wedged: not recording: stall" in said and "Unplugged: not recording: refused: Connection to tcp://" in said
     assert "Immediate exit" not in said
     assert [line for line in said.splitlines() if re.search("WARNING|INFO", line) and "error" in line.lower()] == []
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -117,6 +119,66 @@ def test_a_folder_of_a_camera_that_is_on_another_disk_gets_its_files_once(site, 
         assert site.lost_sec("Gate") < 5, "and no frame is there twice"
     finally:
         subprocess.run(["umount", "-l", str(tmp_path / "other")], check=True)
+
+
+def test_a_camera_whose_folder_cannot_be_written_at_the_start_is_recorded_as_soon_as_it_can(site, tmp_path):
+    disk = tmp_path / "disk"
+    disk.write_text("a file where the folder has to be")
+    fine, late = site.add("Fine"), site.add("Late", entry={"output_dir": str(disk)})
+    began = time.time()
+    process = site.start()
+    site.wait_for("recording", "Fine")
+    fine.wait_for_frames(2 * FPS)
+    assert not late.sessions
+    disk.unlink()
+    state = disk / ".rtsp_recorder" / "state" / "Late.json"
+    until(lambda: recorder.read_state(state).get("state") == "recording", "the other camera, too")
+    late.wait_for_frames(FPS)
+    assert end(process)[0] == 0
+    assert site.log().count("Late: not recording: disk:") == 1, "it is told once"
+    down = recorder.read_journal(disk / ".rtsp_recorder" / "journal" / "Late", began - 5, time.time())[0]
+    assert down["cause"] == "disk" and down["start"] - began < 2 and down["end"] - down["start"] > 2
+    assert list((disk / "Late").glob("*.mkv"))
+
+
+def test_a_camera_that_another_process_takes_while_its_folder_was_away_is_left_to_it(site, tmp_path):
+    disk = tmp_path / "disk"
+    disk.write_text("a file where the folder has to be")
+    fine, late = site.add("Fine"), site.add("Late", entry={"output_dir": str(disk)})
+    process = site.start()
+    site.wait_for("recording", "Fine")
+    disk.unlink()
+    disk.mkdir()
+    other = site.start("Late")
+    until(lambda: "Late: another run holds" in site.log(), "one of them is told")
+    fine.wait_for_frames(FPS)
+    winner = recorder.read_state(disk / ".rtsp_recorder" / "state" / "Late.json")["pid"]
+    assert late.connected == 1 and winner in (process.pid, other.pid)
+    if winner == other.pid:
+        assert end(other)[0] == 0
+    assert end(process)[0] == 0
+
+
+def test_when_no_file_can_be_opened_any_more_that_is_told_and_not_called_a_full_disk(site):
+    camera = site.add("Gate")
+    process = site.start()
+    site.wait_for("recording")
+    camera.wait_for_frames(FPS)
+    opened = Path(f"/proc/{process.pid}/fd")
+    numbers = [int(file.name) for file in opened.iterdir()]
+    limits = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (max(numbers) + 1, limits[1]))
+    os.kill(site.ffmpegs("Gate")[0], signal.SIGKILL)
+    until(lambda: "Too many open files" in site.log(), "told")
+    time.sleep(2)  # some attempts
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, limits)
+    frames = len(camera.frame_log)
+    until(lambda: site.state("Gate").get("state") == "recording" and len(camera.frame_log) > frames, "recording")
+    camera.wait_for_frames(FPS)
+    until(lambda: len(list(opened.iterdir())) <= len(numbers), "what failed attempts had opened is closed")
+    end(process)
+    assert "disk" not in {line["cause"] for line in site.journal("Gate", "down")}
+    assert "not recording: disk" not in site.log()
 
 
 def test_a_good_file_whose_check_was_killed_is_checked_again_and_not_set_aside(site, tmp_path):
@@ -413,6 +475,18 @@ def test_a_storage_that_is_gone_is_mailed_once_and_so_is_its_return(watched, mai
     assert sum(subject.startswith("[DISK] recovered") for subject in mails.subjects) == 1
 
 
+def test_a_storage_that_is_gone_beside_one_that_is_there_is_in_the_table_and_in_the_json(watched, tmp_path):
+    watched.add("Gate")
+    watched.folder_of("Gate", 1)
+    watched.add("Yard", entry={"output_dir": str(tmp_path / "gone")})
+    done = watched.watch()
+    assert done.returncode == Status.PARTIAL
+    assert re.search(rf"(?m)^{tmp_path}/gone +unknown +there is no such folder", done.stdout)
+    *rows, last = map(json.loads, watched.watch("--json").stdout.splitlines())
+    assert last["summary"]["well"] is False and str(tmp_path / "gone") in last["summary"]["down"]
+    assert {row["name"]: row["well"] for row in rows if row["kind"] == "disk"}[str(tmp_path / "gone")] is False
+
+
 def test_watch_does_not_call_it_well_when_what_there_is_to_tell_reaches_nobody(watched, mails):
     mails.refusing = True
     watched.more = {"notify": mails.settings()}
@@ -464,14 +538,17 @@ def test_an_address_with_a_line_break_cannot_add_to_what_ffmpeg_is_told(values, 
         ("u:p%40w@host:8554/a@b", "u:p%40w"),
         ("u:p@10.0.0.9/live/user@10.0.0.1/x", "u:p"),
         ("host:554/a@10.0.0.1:554/x", ""),
+        ("u:p@host:554/a@b/c", "u:p"),
+        ("host/a@b/c", ""),
     ],
 )
 def test_a_password_with_at_signs_and_slashes_ends_where_the_host_begins(address, login):
     assert recorder.split_login(address) == (login, address[len(login) + bool(login) :])
 
 
-def test_a_password_that_may_as_well_be_a_host_is_refused_with_what_to_do_about_it(site):
-    site.entries.append({"name": "Gate", "rtsp_url": "rtsp://admin:se@cret/w@10.0.0.7/x"})
+@pytest.mark.parametrize("host", ["10.0.0.7", "host", "host:554", "cam.example.com"])
+def test_a_password_that_may_as_well_be_a_host_is_refused_with_what_to_do_about_it(site, host):
+    site.entries.append({"name": "Gate", "rtsp_url": f"rtsp://admin:se@cret/w@{host}/x"})
     done = subprocess.run(site.command("record"), capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == Status.USAGE and "%40" in done.stderr and "cret" not in done.stderr
 
