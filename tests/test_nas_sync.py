@@ -662,6 +662,7 @@ def test_what_is_not_footage_of_ours_is_reported_and_left_alone(site):
     assert sorted(site.rec.rglob("*")) == [path for path in before if path != good]
     for reason in ("empty", "foreign", "of unknown time", "a stale .part", "no camera's folder", "no regular file"):
         assert f"left alone, {reason}: " in done.err
+    assert f"{gate}/folder.mp4" in done.err  # nobody looks into it
 
 
 def test_a_clip_waits_for_its_sidecar_which_travels_first(site):
