@@ -102,7 +102,7 @@ STILL_SEC = 2.0  # a file that nobody writes must also be unchanged so long
 UNSEEN_STILL_SEC = 10.0  # where nobody can tell who writes
 JOURNAL_OPEN_SEC = 2 * 86400  # a segment's line is written at its end, to the day of its start
 F_SETSIG = 10  # of Linux; Python's fcntl has no name for it
-ODD_SHOWN = 3
+ODD_SHOWN, CAMERAS_SHOWN = 3, 20
 BATCH_FILES, BATCH_BYTES = 2000, 16 << 30  # records are written after each batch
 READ_BACK_BYTES = 1 << 30  # at once, through a temporary folder
 # Of a shell on the target, which is given names on its standard input: a line for each, in their order.
@@ -757,7 +757,8 @@ def same_device(names: Container[str], settings: Settings) -> list[str]:
 def known_cameras(settings: Settings) -> set[str]:
     """What cameras the config and the sources have."""
     names_in, clips_dir = Sources(settings).names, settings.clips_dir
-    folders = [name for root in (settings.local_dir, settings.ready_dir) if root for name in names_in(root)]
+    folders = [name for root in (settings.local_dir, settings.ready_dir) if root for name in names_in(root)
+               if not is_hidden(name)]  # fmt: skip
     clips = [found[1] for name in (names_in(clips_dir) if clips_dir else ()) if (found := CLIP_NAME.fullmatch(name))]
     return {*settings.cameras, *(uuid for _, uuid in settings.same), *folders, *clips}
 
@@ -769,6 +770,14 @@ def files_of(*sources: Iterable[Listing]) -> list[Footage]:
 def is_known(camera: str, settings: Settings) -> bool:
     """A typo would protect, or archive, nothing."""
     return any(camera.lower() in names_of(name) for name in known_cameras(settings))
+
+
+def spelling(camera: str, settings: Settings) -> str:
+    """For the end of a sentence about a camera of which nothing was found."""
+    known = sorted(known_cameras(settings))
+    more = f" and {len(known) - CAMERAS_SHOWN} more" if len(known) > CAMERAS_SHOWN else ""
+    return "" if is_known(camera, settings) or not known else (
+        f"; cameras that are known here: {', '.join(map(printable, known[:CAMERAS_SHOWN]))}{more}")  # fmt: skip
 
 
 def by_age(footage: Footage) -> tuple[float, int, str]:
@@ -2560,7 +2569,7 @@ class Progress:
 
     @contextmanager
     def step(self, name: str, total_bytes: int) -> Iterator[None]:
-        if not self.shown:
+        if not self.shown or not total_bytes:
             yield
             return
         from rich import progress
@@ -2610,6 +2619,7 @@ class Work:
         self.status = Status.DONE
         self.opened: dict[str, Target] = {}
         self.lost: dict[str, CannotStart] = {}
+        self.stopped: set[str] = set()  # steps that could not be done, because a target was away
         self.conflicts: dict[str, Counter[str]] = {}  # step -> camera
         self.behind: dict[str, set[str]] = {}  # step -> what it could not settle, with --limit
         self.about: dict[str, Any] = {}  # more for the summary of --json
@@ -2693,7 +2703,8 @@ class Work:
 
     # -- what is told --
 
-    def tell(self, step: str, footage: Footage, state: str, why: str = "") -> None:
+    def tell(self, step: str, footage: Footage, state: str, why: str = "", **more: str) -> None:
+        """What became of a file; `more` is for --json."""
         self.counts.setdefault(step, Counter())[state] += 1
         if state in SETTLED_STATES:
             self.bytes[step] += footage.size
@@ -2710,7 +2721,7 @@ class Work:
             log.info("%s", words)
         if self.settings.json:
             print_row({"step": step, "file": printable(footage.recorded), "camera": footage.camera, "state": state,
-                       "bytes": footage.size, "start": footage.start_sec, "why": mask(why)})  # fmt: skip
+                       "bytes": footage.size, "start": footage.start_sec, "why": mask(why), **more})  # fmt: skip
 
     def fail(self, words: str) -> None:
         log.error("%s", words)
@@ -2722,8 +2733,10 @@ class Work:
         if words not in self.failures:
             self.fail(words)
 
-    def fail_target(self, problem: CannotStart) -> None:
+    def fail_target(self, problem: CannotStart, step: str) -> None:
         """A target cannot be used; unless it is only that --max_duration left no time to ask it."""
+        self.counts.setdefault(step, Counter())
+        self.stopped.add(step)
         if self.settings.time_is_up() and RSYNC_STATUS[TIMED_OUT] in str(problem):
             return self.fail_once(f"--max_duration is over; the rest waits for the next run: {problem}")
         self.fail_once(str(problem))
@@ -2756,7 +2769,8 @@ class Work:
         self.bytes[step] += sum(one.size for one in files)
 
     def summary(self) -> str:
-        parts = [f"{step}: " + (", ".join(f"{count} {state}" for state, count in states.items()) or "nothing to do")
+        parts = [f"{step}: " + (", ".join(f"{count} {state}" for state, count in states.items())
+                                or ("not done" if step in self.stopped else "nothing to do"))
                  + (f" ({size_text(self.bytes[step])})" if self.bytes[step] else "")
                  for step, states in self.counts.items()]  # fmt: skip
         return "; ".join(parts) or "nothing to do"
@@ -2877,10 +2891,7 @@ def hold(settings: Settings, words: Sequence[str]) -> int:
     if (action, len(given)) not in (("add", 3), ("remove", 3), ("list", 0)):
         raise UsageError("hold: say hold add CAMERA FROM TO, hold remove CAMERA FROM TO, or hold list")
     if action == "list":
-        for one in all_holds(settings):
-            text = f"{one.camera}\t{utc_text(one.start_sec)}\t{utc_text(one.end_sec)}"
-            print(json.dumps(as_row(one)) if settings.json else text)
-        return Status.DONE
+        return show_holds(settings)
     zone = parse_zone(None)
     wanted = Hold(given[0], parse_time(given[1], "FROM", zone), parse_time(given[2], "TO", zone))
     if wanted.end_sec <= wanted.start_sec:
@@ -2891,14 +2902,24 @@ def hold(settings: Settings, words: Sequence[str]) -> int:
     with run_lock(file.with_suffix(".lock"), "hold", HOLD_WAIT_SEC):
         if action == "remove" and wanted not in all_holds(settings):
             raise UsageError(f"hold: there is no hold of {wanted.camera} with these times; see hold list")
-        if settings.dry_run:
-            return Status.DONE
-        for each in hold_files(settings):
+        for each in hold_files(settings) if not settings.dry_run else ():
             change_holds(each, [wanted, *(replace(wanted, camera=name) for name in also)],
                          add=action == "add" and each == file)  # fmt: skip
-    log.info("hold: %s%s: %s to %s %s", wanted.camera, f" and {', '.join(also)} (the same device)" if also else "",
-             utc_text(wanted.start_sec), utc_text(wanted.end_sec),
-             "is spared by cleanup" if action == "add" else "is no longer held")  # fmt: skip
+    log.info("hold: %s%s: %s to %s %s %s", wanted.camera, f" and {', '.join(also)} (the same device)" if also else "",
+             utc_text(wanted.start_sec), utc_text(wanted.end_sec), "would be" if settings.dry_run else "is",
+             "spared by cleanup" if action == "add" else "no longer held")  # fmt: skip
+    return show_holds(settings) if settings.json else Status.DONE
+
+
+def show_holds(settings: Settings) -> int:
+    holds = all_holds(settings)
+    for one in holds:
+        text = f"{one.camera}\t{utc_text(one.start_sec)}\t{utc_text(one.end_sec)}"
+        print(json.dumps(as_row(one)) if settings.json else text)
+    if settings.json:
+        print_row({"summary": {"status": int(Status.DONE), "holds": len(holds)}})
+    elif not holds:
+        log.info("hold: nothing is held")
     return Status.DONE
 
 
@@ -3210,7 +3231,7 @@ def examine(work: Work, records: Sequence[Record], due_before: float) -> None:
         try:
             target_id = work.target(name).target_id
         except CannotStart as problem:
-            work.fail_target(problem)
+            work.fail_target(problem, "verify")
             continue
         due = sorted((one for one in records if one.target == target_id), key=lambda one: one.at_sec)
         plan = [archived(one, local, timeline) for one in due]
@@ -3244,7 +3265,7 @@ def examine_target(work: Work, name: str, plan: Sequence[Archived], local: Mappi
                                                         deep=work.settings.deep)  # fmt: skip
             except CannotStart as problem:
                 if not work.settings.time_is_up():
-                    return work.fail_target(problem)
+                    return work.fail_target(problem, "verify")
                 break
             now = time.time()
             findings = [against_sidecar(one, local, timeline) for one in findings]
@@ -3616,7 +3637,7 @@ def find(work: Work) -> None:
         ("next begins", min((one.start_sec for one in pieces if one.start_sec > moment_sec), default=0)))
         if moment]  # fmt: skip
     work.fail(f"find: no footage of {words[0]} at {utc_text(moment_sec)} is known here"
-              + (f"; {', '.join(near)}" if near else ""))  # fmt: skip
+              + (f"; {', '.join(near)}" if near else "" if pieces else spelling(words[0], work.settings)))
 
 
 def tell_place(work: Work, piece: Piece, place: Place) -> None:
@@ -3644,7 +3665,8 @@ def chosen_pieces(work: Work) -> tuple[list[Piece], Path, float, float]:
         raise UsageError(f"{command}: TO is not after FROM")
     chosen = [one for one in pieces_of(work, words[0]) if one.covers(bounds[0], bounds[-1])]
     if not chosen:
-        raise CannotStart(f"{command}: no footage of {words[0]} of that time is known here")
+        raise CannotStart(f"{command}: no footage of {words[0]} of that time is known here"
+                          f"{spelling(words[0], work.settings)}")  # fmt: skip
     folder = folder_of(words[-1])
     assert folder is not None
     return chosen[: work.settings.limit], folder, bounds[0], bounds[-1]
@@ -3679,7 +3701,7 @@ def collect(work: Work, step: str, wanted: Mapping[str, Piece], folder: Path) ->
             sha256 = piece.sha256 or work.hashes.of(piece.places[0].footage)
             is_same = (folder / name).is_file() and sha256_of(folder / name) == sha256
             there |= {name: sha256} if is_same else {}
-            tell_piece(work, step, name, piece, "there" if is_same else "conflict",
+            tell_piece(work, step, folder / name, piece, "there" if is_same else "conflict",
                        "" if is_same else "other content has its name in that folder; it was left")  # fmt: skip
         else:
             open_names.append(name)
@@ -3697,7 +3719,8 @@ def collect(work: Work, step: str, wanted: Mapping[str, Piece], folder: Path) ->
         shutil.rmtree(work_folder, ignore_errors=True)
     for name in open_names:
         if name not in there:
-            tell_piece(work, step, name, wanted[name], "failed", why.get(name, "no place that is known here has it"))
+            tell_piece(work, step, folder / name, wanted[name], "failed",
+                       why.get(name, "no place that is known here has it"))  # fmt: skip
     return there
 
 
@@ -3737,10 +3760,11 @@ def collect_from(work: Work, step: str, kind: str, wanted: Mapping[str, Piece], 
         for footage in batch:
             name, piece = names[footage], wanted[names[footage]]
             part = brought.get(footage.recorded)
-            sha256 = accept(part, piece, footage, work_folder.parent / name) if part else ""
+            final = work_folder.parent / name
+            sha256 = accept(part, piece, footage, final) if part else ""
             if sha256:
                 got[name] = sha256
-                tell_piece(work, step, name, piece, "fetched", f"from {kind}")
+                tell_piece(work, step, final, piece, "fetched", f"from {kind}")
             else:
                 why[name] = f"{kind}: " + ("what came is not what was archived" if part else "it could not be read")
                 log.warning("%s: %s", printable(piece.recorded), why[name])
@@ -3770,11 +3794,11 @@ def accept(part: Path, piece: Piece, footage: Footage, final: Path) -> str:
     return sha256
 
 
-def tell_piece(work: Work, step: str, name: str, piece: Piece, state: str, why: str = "") -> None:
-    """`stdout` carries the names of the files that are there now."""
-    work.tell(step, piece.places[0].footage, state, why)
-    if state != "failed" and state != "conflict" and not work.settings.json and not work.settings.quiet:
-        print(printable(name))
+def tell_piece(work: Work, step: str, path: Path, piece: Piece, state: str, why: str = "") -> None:
+    """`stdout` carries the paths of the files that are there now."""
+    work.tell(step, piece.places[0].footage, state, why, path=printable(path))
+    if state in SETTLED_STATES and not work.settings.json and not work.settings.quiet:
+        print(printable(path))
 
 
 def export(work: Work) -> None:
@@ -3865,7 +3889,7 @@ def run_all(work: Work) -> None:
         try:
             step(work)
         except CannotStart as problem:
-            work.fail_target(problem)
+            work.fail_target(problem, step.__name__.removesuffix("_local"))
 
 
 def prepare_targets(work: Work, words: Sequence[str]) -> None:
@@ -3875,15 +3899,22 @@ def prepare_targets(work: Work, words: Sequence[str]) -> None:
     if not work.settings.targets:
         raise UsageError("target: none is configured; set nas.nas_target_dir or s3.bucket")
     for name in work.settings.targets:
+        about: dict[str, Any] = {}
         try:
             if words[0] == "init":
-                target = work.make_target(name)
-                print(f"{name}\t{target.initialise()}")
-            for line in work.target(name).check():
+                target_id = work.make_target(name).initialise()
+                if not work.settings.json:
+                    print(f"{name}\t{target_id}")
+            target = work.target(name)
+            about = {"id": target.target_id, "address": target.address, "about": target.check()}
+            for line in about["about"]:
                 log.info("%s", line)
         except CannotStart as problem:
             work.fail(str(problem))
             work.status = Status.CANNOT_START
+            about["why"] = mask(str(problem))
+        if work.settings.json:
+            print_row({"target": name, "state": "failed" if "why" in about else "ready", **about})
 
 
 # command -> what it does, and its help
@@ -3952,14 +3983,16 @@ def one_round(arguments: argparse.Namespace, config: Mapping[str, Any], config_f
         if not is_known(name, settings):
             log.warning("--camera %s: no footage of a camera of this name is here; is it spelled right?", name)
     with lock_for(settings, wait_sec) as lock_fd:
-        work = Work(settings, float(config["recording"]["segment_duration"]), lock_fd)
+        recording = config["recording"]
+        segment_sec = (recording["defaults"] or {}).get("segment_time") or recording["segment_duration"]
+        work = Work(settings, float(segment_sec), lock_fd)
         try:
             if arguments.command == "target":
                 prepare_targets(work, arguments.words)
             else:
                 COMMANDS[arguments.command][0](work)
         except CannotStart as problem:
-            work.fail_target(problem)
+            work.fail_target(problem, arguments.command)
         finally:
             work.close()
         if arguments.command in COMMANDS and arguments.command not in READERS and not settings.dry_run:
@@ -4054,6 +4087,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, configure, refuse early, act; returns the exit status."""
     arguments, unknown = build_parser().parse_known_args(argv)
     start_logging(arguments)
+    if hasattr(arguments, "words") and not any(one.startswith("-") for one in unknown):
+        arguments.words, unknown = arguments.words + unknown, []  # those after a flag
     if unknown:
         word = next((one for one in unknown if one.startswith("-")), unknown[0]).partition("=")[0]
         raise UsageError(f"{arguments.command}: {word} means nothing here; see nas_sync.py {arguments.command} --help")
