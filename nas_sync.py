@@ -3636,8 +3636,21 @@ def find(work: Work) -> None:
         ("one before ends", max((one.end_sec for one in pieces if one.end_sec <= moment_sec), default=0)),
         ("next begins", min((one.start_sec for one in pieces if one.start_sec > moment_sec), default=0)))
         if moment]  # fmt: skip
+    near += [f"a log of the older scripts names {path}, without proof: look for it on the target"
+             for path in older_names(work, words[0], moment_sec)]  # fmt: skip
     work.fail(f"find: no footage of {words[0]} at {utc_text(moment_sec)} is known here"
               + (f"; {', '.join(near)}" if near else "" if pieces else spelling(words[0], work.settings)))
+
+
+def older_names(work: Work, camera: str, moment_sec: float) -> list[str]:
+    """What logs of the older scripts, which hold nothing but paths, name for a moment."""
+    settings = replace(work.settings, only=(camera,))
+    bare = SyncLog(settings.log_dir, paths_of(Sources(settings).wants)).bare
+    timeline = Timeline(settings, work.segment_sec)
+    named = {path: timeline.footage(Record(path, 0, 0, "", "", LOST, 0))
+             for path in sorted(line.decode("utf-8", "surrogateescape") for line in bare)}  # fmt: skip
+    return [printable(path) for path, one in named.items()
+            if one.start_sec <= moment_sec < one.start_sec + work.segment_sec]  # fmt: skip
 
 
 def tell_place(work: Work, piece: Piece, place: Place) -> None:

@@ -385,6 +385,17 @@ def test_find_names_every_place_that_has_the_footage_of_a_moment(site, swift):
     assert site.call("find", "Gate").status == 2
 
 
+def test_find_tells_what_logs_of_older_scripts_name_and_that_nothing_proves_it(site):
+    names = ["Gate/2026-11-18/Gate_20261118T090000.mkv", "Gate/2026-11-18/Gate_20261118T100000.mkv",
+             "Yard/2026-11-18/Yard_20261118T090000.mkv"]  # fmt: skip
+    site.write(site.synced / "2026-11-18.synced", "\r\n".join([*names, "Gate", ""]).encode(), START_SEC)
+    done = site.call("find", "Gate", "--at", "2026-11-18T09:30Z")
+    assert (done.status, done.out) == (1, "")
+    assert [name in done.err for name in names] == [True, False, False], done.err
+    assert "without proof" in done.err
+    assert "older scripts" not in site.call("find", "Gate", "--at", "2026-11-18T11:30Z").err
+
+
 def test_a_file_that_nothing_tells_the_end_of_is_as_long_as_the_older_segment_time_says(site):
     file = site.record("Gate", 1)
     os.utime(file, (START_SEC, START_SEC))  # before it begins
