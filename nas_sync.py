@@ -43,7 +43,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone, tzinfo
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -80,6 +80,7 @@ from rhombus_logging import (
     write_json,
 )
 
+TAB = ord("\t")
 STATE_FOLDER = ".nas_sync"
 TARGET_FILE = ".nas_sync_target"  # in the root of a target: its random id
 CAMERA_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -105,7 +106,7 @@ STILL_SEC = 2.0  # a file that nobody writes must also be unchanged so long
 UNSEEN_STILL_SEC = 10.0  # where nobody can tell who writes
 JOURNAL_OPEN_SEC = 2 * 86400  # a segment's line is written at its end, to the day of its start
 F_SETSIG = 10  # of Linux; Python's fcntl has no name for it
-ODD_SHOWN = 3
+ODD_SHOWN, CAMERAS_SHOWN = 3, 20
 BATCH_FILES, BATCH_BYTES = 2000, 16 << 30  # records are written after each batch
 READ_BACK_BYTES = 1 << 30  # at once, through a temporary folder
 # Of a shell on the target, which is given names on its standard input: a line for each, in their order.
@@ -146,7 +147,7 @@ UNCERTAIN_SEC = 86400  # a file of ours is not longer than a day
 HOLD_WAIT_SEC = 10.0
 FAILURES_TOLD = 50  # in a notification
 SETTLED_STATES = ("organized", "proven", "deleted", "fetched", "there")
-FAILED_STATES = ("conflict", "vanished", "changed", "failed", "lost", "sent")  # the run ends with status 1
+FAILED_STATES = ("conflict", "vanished", "changed", "failed", "lost")  # the run ends with status 1
 S3_PART_BYTES = 16 << 20  # from this size a file goes in parts of it: measured to cost least
 S3_MOST_PARTS = 10_000  # of the protocol
 S3_LARGEST_PUT_BYTES = 5 << 30  # of the protocol, where an endpoint knows no parts
@@ -264,7 +265,7 @@ class Outcome:
     """What became of one file at one target."""
 
     footage: Footage
-    state: str  # sent, proven, conflict, vanished, changed, failed
+    state: str  # proven, conflict, vanished, changed, failed
     sha256: str = ""
     proof: str = ""
     why: str = ""
@@ -487,6 +488,11 @@ def clip_start(path: Path, zone: tzinfo) -> tuple[float | None, str]:
     return name_sec(path.name, zone), "name"
 
 
+def is_hidden(name: str) -> bool:
+    """Of another program, or of the filesystem."""
+    return name.startswith(".") or name == LOST_AND_FOUND
+
+
 def journal_spans(folder: Path) -> dict[str, tuple[float, float]]:
     """File name -> start and end, of all that a recorder's journal of one camera tells; torn lines are left out."""
     spans: dict[str, tuple[float, float]] = {}
@@ -510,17 +516,17 @@ class Listing:
     """The names in a folder of a source. What they are is looked at later, and only where the sync log does not know
     them: of 100,000 archived files that is what planning costs."""
 
-    folder: Path
+    folder: str
     place: str  # "CAMERA/YYYY-MM-DD/", "alerts/...": what `recorded` has before the name
-    entries: list[os.DirEntry[str]]
-    make: Callable[[os.DirEntry[str]], Footage | None]  # None: it is not ours, and noted if it is odd
+    names: list[str]
+    make: Callable[[str], Footage | None]  # of a name; None: it is not ours, and noted if it is odd
 
     def files(self) -> Iterator[Footage]:
-        return filter(None, map(self.make, self.entries))
+        return filter(None, map(self.make, self.names))
 
     def paths(self) -> list[bytes]:
-        """As they stand in the sync log, in the order of the entries."""
-        place, names = encode_path(self.place), [entry.name for entry in self.entries]
+        """As they stand in the sync log, in the order of the names."""
+        place, names = encode_path(self.place), self.names
         plain = "".join(names)
         if encode_path(plain) is not plain:
             names = list(map(encode_path, names))
@@ -538,22 +544,23 @@ class Sources:
     def wants(self, camera: str) -> bool:
         return not self.settings.only or bool(names_of(camera) & {name.lower() for name in self.settings.only})
 
-    def file(self, entry: os.DirEntry[str]) -> os.stat_result | None:
+    def file(self, path: str) -> os.stat_result | None:
         """The status of a regular file with content; everything else is odd, or none of our business."""
-        if entry.name.startswith("."):
+        name = path.rpartition("/")[2]
+        if is_hidden(name):
             return None
         try:
-            status = entry.stat(follow_symlinks=False)
+            status = os.lstat(path)
         except OSError as problem:
-            self.note(f"unreadable ({problem.strerror})", entry.path)
+            self.note(f"unreadable ({problem.strerror})", path)
             return None
-        if ".part" in entry.name and (entry.name.endswith(".part") or ".part." in entry.name):
+        if ".part" in name and (name.endswith(".part") or ".part." in name):
             if time.time() - status.st_mtime > STALE_PART_SEC:
-                self.note("a stale .part", entry.path)
+                self.note("a stale .part", path)
         elif not stat.S_ISREG(status.st_mode):
-            self.note("no regular file", entry.path)
+            self.note("no regular file", path)
         elif not status.st_size:
-            self.note("empty", entry.path)
+            self.note("empty", path)
         else:
             return status
         return None
@@ -561,11 +568,19 @@ class Sources:
     def note(self, reason: str, path: str) -> None:
         self.odd.setdefault(reason, []).append(path)
 
-    def entries(self, folder: str | Path) -> list[os.DirEntry[str]]:
+    def names(self, folder: str | Path) -> list[str]:
         """What lies in a folder, in no order; one that cannot be read does not stop the others."""
         try:
+            return os.listdir(folder)  # noqa: PTH208  100,000 of them
+        except OSError as problem:
+            self.miss(problem, Path(folder))
+            return []
+
+    def entries(self, folder: str | Path) -> list[os.DirEntry[str]]:
+        """The same of a folder of folders, without what is hidden."""
+        try:
             with os.scandir(folder) as entries:
-                return [entry for entry in entries if entry.name != LOST_AND_FOUND]
+                return [entry for entry in entries if not is_hidden(entry.name)]
         except OSError as problem:
             self.miss(problem, Path(folder))
             return []
@@ -580,7 +595,7 @@ class Sources:
         root = self.settings.local_dir
         others = {self.settings.ready_dir, self.settings.clips_dir, self.settings.evidence_dir}
         for folder in self.entries(root) if root else ():
-            if folder.name.startswith(".") or not folder.is_dir(follow_symlinks=False) or Path(folder.path) in others:
+            if not folder.is_dir(follow_symlinks=False) or Path(folder.path) in others:
                 continue
             if not CAMERA_NAME.fullmatch(folder.name):
                 self.note("no camera's folder", folder.path)
@@ -592,80 +607,80 @@ class Sources:
         camera = folder.name
         starts: dict[str, tuple[float, float]] | None = None
 
-        def make(entry: os.DirEntry[str]) -> Footage | None:
+        def make(name: str) -> Footage | None:
             nonlocal starts
-            if entry.is_dir(follow_symlinks=False) or (status := self.file(entry)) is None:
+            path = f"{folder.path}/{name}"
+            if (status := self.file(path)) is None:
                 return None
-            if not entry.name.lower().endswith(FOOTAGE_SUFFIXES):
-                self.note("foreign", entry.path)
+            if not name.lower().endswith(FOOTAGE_SUFFIXES):
+                self.note("foreign", path)
                 return None
             if starts is None:
                 starts = journal_spans(root / RECORDER_JOURNAL / camera)
-            start_sec, basis = starts[entry.name][0] if entry.name in starts else None, "journal"
+            start_sec, basis = starts[name][0] if name in starts else None, "journal"
             if start_sec is None:
-                start_sec, basis = name_sec(entry.name, self.settings.zone), "name"
+                start_sec, basis = name_sec(name, self.settings.zone), "name"
             if start_sec is None and camera in self.settings.cameras:
                 start_sec, basis = status.st_mtime, "mtime"
             if start_sec is None:
-                self.note("of unknown time", entry.path)
+                self.note("of unknown time", path)
                 return None
-            return Footage(root, f"{camera}/{entry.name}", camera, "recording", start_sec, basis, status.st_size,
+            return Footage(root, f"{camera}/{name}", camera, "recording", start_sec, basis, status.st_size,
                            status.st_mtime_ns)  # fmt: skip
 
-        return Listing(Path(folder.path), f"{camera}/", self.entries(folder.path), make)
+        return Listing(folder.path, f"{camera}/", self.names(folder.path), make)
 
     def downloaded(self) -> Iterator[Listing]:
         """Clips and sidecars of copy_footage.py; other files in that folder are none of ours."""
         root = self.settings.clips_dir
-        cameras: dict[str, list[os.DirEntry[str]]] = {}
-        for entry in self.entries(root) if root else ():
-            if (found := CLIP_NAME.fullmatch(entry.name)) and self.wants(found[1]):
-                cameras.setdefault(found[1], []).append(entry)
-        for camera, entries in sorted(cameras.items()):
+        cameras: dict[str, list[str]] = {}
+        for name in self.names(root) if root else ():
+            if (found := CLIP_NAME.fullmatch(name)) and self.wants(found[1]):
+                cameras.setdefault(found[1], []).append(name)
+        for camera, names in sorted(cameras.items()):
             assert root is not None
-            yield Listing(root, f"{camera}/", entries, partial(self._clip, root, camera))
+            yield Listing(str(root), f"{camera}/", names, partial(self._clip, root, camera))
 
-    def _clip(self, root: Path, camera: str, entry: os.DirEntry[str]) -> Footage | None:
-        if (status := self.file(entry)) is None:
+    def _clip(self, root: Path, camera: str, name: str) -> Footage | None:
+        path = root / name
+        if (status := self.file(str(path))) is None:
             return None
-        start_sec, basis = clip_start(Path(entry.path), self.settings.zone)
+        start_sec, basis = clip_start(path, self.settings.zone)
         if start_sec is None:
-            self.note("of unknown time", entry.path)
+            self.note("of unknown time", str(path))
             return None
-        kind = "sidecar" if entry.name.endswith(".json") else "clip"
-        if kind == "clip" and not Path(entry.path).with_suffix(".json").exists() \
+        kind = "sidecar" if name.endswith(".json") else "clip"
+        if kind == "clip" and not path.with_suffix(".json").exists() \
                 and time.time() - status.st_mtime < SIDECAR_PATIENCE_SEC:  # fmt: skip
             return None  # it is written right after the clip
-        return Footage(root, entry.name, camera, kind, start_sec, basis, status.st_size, status.st_mtime_ns,
+        return Footage(root, name, camera, kind, start_sec, basis, status.st_size, status.st_mtime_ns,
                        f"{camera}/")  # fmt: skip
 
     def ready(self) -> Iterator[Listing]:
         """CAMERA/YYYY-MM-DD/NAME of the ready folder; the folder is the date."""
         root = self.settings.ready_dir
         for camera in self.entries(root) if root else ():
-            if camera.name.startswith(".") or not camera.is_dir(follow_symlinks=False) or not self.wants(camera.name):
+            if not camera.is_dir(follow_symlinks=False) or not self.wants(camera.name):
                 continue
-            for day in self.entries(Path(camera.path)):
+            for day in self.entries(camera.path):
                 midnight_sec = day_sec(day.name) if DAY_FOLDER.fullmatch(day.name) else None
                 if midnight_sec is None or not day.is_dir(follow_symlinks=False):
                     self.note("not in a folder CAMERA/YYYY-MM-DD", day.path)
                     continue
                 assert root is not None
-                entries = self.entries(day.path)
-                told = {entry.name.removesuffix(".json") for entry in entries if entry.name.endswith(".json")}
-                place = f"{camera.name}/{day.name}/"
-                make = partial(self._organized, root, place, midnight_sec, told)
-                yield Listing(Path(day.path), place, entries, make)
+                names, place = self.names(day.path), f"{camera.name}/{day.name}/"
+                told = {name.removesuffix(".json") for name in names if name.endswith(".json")}
+                yield Listing(day.path, place, names,
+                              partial(self._organized, root, camera.name, place, midnight_sec, told))
 
-    def _organized(self, root: Path, place: str, midnight_sec: float, told: Collection[str],
-                   entry: os.DirEntry[str]) -> Footage | None:  # fmt: skip
-        if (status := self.file(entry)) is None:
+    def _organized(self, root: Path, camera: str, place: str, midnight_sec: float, told: Collection[str],
+                   name: str) -> Footage | None:  # fmt: skip
+        if (status := self.file(f"{root}/{place}{name}")) is None:
             return None
-        start_sec, basis = self._start(Path(entry.path), midnight_sec, told)
-        kind = "clip" if CLIP_NAME.fullmatch(entry.name) else "recording"
-        kind = "sidecar" if entry.name.endswith(".json") else kind  # also X_1.json, beside a namesake
-        return Footage(root, place + entry.name, place.partition("/")[0], kind, start_sec, basis, status.st_size,
-                       status.st_mtime_ns)  # fmt: skip
+        start_sec, basis = self._start(root / place / name, midnight_sec, told)
+        kind = "clip" if CLIP_NAME.fullmatch(name) else "recording"
+        kind = "sidecar" if name.endswith(".json") else kind  # also X_1.json, beside a namesake
+        return Footage(root, place + name, camera, kind, start_sec, basis, status.st_size, status.st_mtime_ns)
 
     def _start(self, path: Path, midnight_sec: float, told: Collection[str]) -> tuple[float, str]:
         """When an organized file begins; `told`: the names, without suffix, of which there is a sidecar."""
@@ -685,19 +700,20 @@ class Sources:
 
     def tree(self, root: Path | None, kind: str, prefix: str) -> Iterator[Listing]:
         """Everything below a folder."""
-        for folder, names, _ in os.walk(root, onerror=self.miss) if root else ():
-            names[:] = sorted(name for name in names if not name.startswith(".") and name != LOST_AND_FOUND)
+        for folder, folders, names in os.walk(root, onerror=self.miss) if root else ():
+            names += [name for name in folders if Path(folder, name).is_symlink()]  # which is not gone into
+            folders[:] = sorted(name for name in folders if not is_hidden(name))
             assert root is not None
             place = "" if Path(folder) == root else f"{Path(folder).relative_to(root).as_posix()}/"
-            if self.wants(place.partition("/")[0]):
-                make = partial(self._any, root, place, kind, prefix)
-                yield Listing(Path(folder), prefix + place, self.entries(folder), make)
+            camera = place.partition("/")[0]
+            if self.wants(camera):
+                yield Listing(folder, prefix + place, names, partial(self._any, root, camera, place, kind, prefix))
 
-    def _any(self, root: Path, place: str, kind: str, prefix: str, entry: os.DirEntry[str]) -> Footage | None:
-        if entry.is_dir(follow_symlinks=False) or (status := self.file(entry)) is None:
+    def _any(self, root: Path, camera: str, place: str, kind: str, prefix: str, name: str) -> Footage | None:
+        if (status := self.file(f"{root}/{place}{name}")) is None:
             return None
-        return Footage(root, place + entry.name, place.partition("/")[0], kind, status.st_mtime, "mtime",
-                       status.st_size, status.st_mtime_ns, prefix)  # fmt: skip
+        return Footage(root, place + name, camera, kind, status.st_mtime, "mtime", status.st_size, status.st_mtime_ns,
+                       prefix)  # fmt: skip
 
     def waiting(self) -> Iterator[Listing]:
         """All that is for a target."""
@@ -723,10 +739,10 @@ def same_device(names: Container[str], settings: Settings) -> list[str]:
 
 def known_cameras(settings: Settings) -> set[str]:
     """What cameras the config and the sources have."""
-    entries, clips_dir = Sources(settings).entries, settings.clips_dir
-    folders = [entry.name for root in (settings.local_dir, settings.ready_dir) if root for entry in entries(root)]
-    clips = [found[1] for entry in (entries(clips_dir) if clips_dir else ())
-             if (found := CLIP_NAME.fullmatch(entry.name))]  # fmt: skip
+    names_in, clips_dir = Sources(settings).names, settings.clips_dir
+    folders = [name for root in (settings.local_dir, settings.ready_dir) if root for name in names_in(root)
+               if not is_hidden(name)]  # fmt: skip
+    clips = [found[1] for name in (names_in(clips_dir) if clips_dir else ()) if (found := CLIP_NAME.fullmatch(name))]
     return {*settings.cameras, *(uuid for _, uuid in settings.same), *folders, *clips}
 
 
@@ -737,6 +753,14 @@ def files_of(*sources: Iterable[Listing]) -> list[Footage]:
 def is_known(camera: str, settings: Settings) -> bool:
     """A typo would protect, or archive, nothing."""
     return any(camera.lower() in names_of(name) for name in known_cameras(settings))
+
+
+def spelling(camera: str, settings: Settings) -> str:
+    """For the end of a sentence about a camera of which nothing was found."""
+    known = sorted(known_cameras(settings))
+    more = f" and {len(known) - CAMERAS_SHOWN} more" if len(known) > CAMERAS_SHOWN else ""
+    return "" if is_known(camera, settings) or not known else (
+        f"; cameras that are known here: {', '.join(map(printable, known[:CAMERAS_SHOWN]))}{more}")  # fmt: skip
 
 
 def by_age(footage: Footage) -> tuple[float, int, str]:
@@ -758,10 +782,11 @@ def find_unproven(settings: Settings, target_id: str,
     """What of it is not proven on a target, oldest first, and what the sync log says of everything that is here."""
     sources = Sources(settings)
     listings = [(listing, listing.paths()) for listing in sources.waiting()]
-    synclog = SyncLog(settings.log_dir, {path: path for _, paths in listings for path in paths})
+    here = {path: path for _, paths in listings for path in paths}
+    synclog = SyncLog(settings.log_dir, here.get)
     found: list[Footage] = []
     for listing, paths in listings:
-        found += replace(listing, entries=list(synclog.doubtful(listing, paths, target_id))).files()
+        found += replace(listing, names=list(synclog.doubtful(listing, paths, target_id))).files()
     report_odd(sources, fail)
     return sorted((one for one in found if not synclog.has_proof(one, target_id)), key=by_age), synclog
 
@@ -815,19 +840,14 @@ def read_record(line: bytes) -> Record | None:
         return None
 
 
-class CameraPaths:
-    """All paths of the sync log that are of some camera."""
+def paths_of(wants: Callable[[str], bool]) -> Callable[[bytes], bytes | None]:
+    """For SyncLog: the paths of the cameras that are wanted."""
 
-    def __init__(self, wants: Callable[[str], bool]) -> None:
-        self.wants = wants
-        self.decided: dict[bytes, bool] = {}
+    @cache
+    def is_wanted(folder: bytes) -> bool:
+        return wants(decode_path(folder.decode("ascii", "replace")))
 
-    def __contains__(self, path: object) -> bool:
-        assert isinstance(path, bytes)
-        folder = path[: path.find(b"/")]
-        if folder not in self.decided:
-            self.decided[folder] = self.wants(decode_path(folder.decode("ascii", "replace")))
-        return self.decided[folder]
+    return lambda path: path if is_wanted(path[: path.find(b"/")]) else None
 
 
 class SyncLog:
@@ -839,39 +859,49 @@ class SyncLog:
     the older scripts wrote it: such a file is unproven.
     """
 
-    def __init__(self, folder: Path, wanted: Iterable[str] | dict[bytes, bytes] | CameraPaths | None = None) -> None:
+    def __init__(self, folder: Path, wanted: Iterable[str] | Callable[[bytes], bytes | None] | None = None) -> None:
+        """`wanted`: paths, or what is given a path as it stands in the log and returns it (best one object for all its
+        lines), or None where it is not wanted."""
         self.folder = folder
         self.horizon = utc_text(time.time() + HORIZON_SEC).encode()
         self.lines: dict[bytes, dict[bytes, bytes]] = {}  # target -> path -> its last line; parsed when asked for
-        keys = wanted if wanted is None or isinstance(wanted, (CameraPaths, dict)) else {
-            path: path for path in (encode_path(one).encode() for one in wanted)}  # fmt: skip
-        files = [] if keys == {} else sorted(folder.glob("*.synced"))
-        damaged = sum(self._read(file, keys) for file in files)
+        self.bare: set[bytes] = set()  # paths as the older scripts wrote them
+        if wanted is None:
+            find: Callable[[bytes], bytes | None] = lambda path: path  # noqa: E731
+        elif callable(wanted):
+            find = wanted
+        else:
+            find = {path: path for path in (encode_path(one).encode() for one in wanted)}.get
+        files = sorted(folder.glob("*.synced")) if wanted != () else []
+        damaged = sum(self._read(file, find) for file in files)
         if damaged:
             log.warning("%s: %s damaged lines are not believed; what they recorded is checked again", folder, damaged)
 
-    def _read(self, file: Path, keys: Container[bytes] | None) -> int:
-        """Take in the lines about the paths `keys`; how many were damaged. Written for a million lines."""
+    def _read(self, file: Path, find: Callable[[bytes], bytes | None]) -> int:
+        """Take in the lines about the paths that are to be found; how many of them were damaged. Written for a million
+        lines, so the end of a line is taken to be as record_line() writes it, TAB and eight digits."""
         try:
             content = file.read_bytes()
         except OSError as problem:
             raise CannotStart(f"{file}: the sync log cannot be read: {problem.strerror}") from problem
         damaged, lines, crc32 = 0, self.lines, zlib.crc32
-        known = keys if isinstance(keys, dict) else {}  # its objects are found faster than equal ones, and kept once
-        for line in content.split(b"\n"):
-            path = line[: line.find(b"\t")]
-            if keys is not None and path not in keys:
+        for line in content.replace(b"\r\n", b"\n").split(b"\n"):
+            fields = line.split(b"\t", 5)
+            path = find(fields[0])
+            if path is None:
                 continue
-            fields = line.split(b"\t")
             try:
-                if crc32(line[: -len(fields[7]) - 1]) == int(fields[7], 16):
+                if crc32(line[:-9]) == int(line[-8:], 16) and line[-9] == TAB:
                     if fields[4] not in lines:
                         lines[fields[4]] = {}
-                    lines[fields[4]][known.get(path, path)] = line
+                    lines[fields[4]][path] = line
                     continue
             except (ValueError, IndexError):
                 pass
-            damaged += len(fields) > 1
+            if len(fields) > 1:
+                damaged += 1
+            else:
+                self.bare.add(path)
         return damaged
 
     def __iter__(self) -> Iterator[Record]:
@@ -907,27 +937,27 @@ class SyncLog:
         return (proof != LOST.encode() and at <= self.horizon
                 and (int(size), int(mtime_ns)) == (footage.size, footage.mtime_ns))  # fmt: skip
 
-    def doubtful(self, listing: Listing, paths: Iterable[bytes], target_id: str) -> Iterator[os.DirEntry[str]]:
-        """The files of a folder without those that are surely proven, as they are now; has_proof() judges the rest.
+    def doubtful(self, listing: Listing, paths: Iterable[bytes], target_id: str) -> Iterator[str]:
+        """The names in a folder without those that are surely proven, as they are now; has_proof() judges the rest.
         Written for 100,000 files: the line is compared as it stands, and nothing is made of a file that is proven."""
-        lines, lost = self.lines.get(target_id.encode(), {}), f"\t{LOST}\t".encode()
+        lines, lost = self.lines.get(target_id.encode(), {}), f"\t{LOST}".encode()
         horizon = b"\t" + self.horizon  # any other byte in place of the TAB is greater, so an odd line never passes
         try:
             folder = os.open(listing.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
-            yield from listing.entries
+            yield from listing.names
             return
         try:  # a name below an open folder is found faster than a whole path
-            for entry, path in zip(listing.entries, paths, strict=True):
+            for name, path in zip(listing.names, paths, strict=True):
                 line = lines.get(path)
                 try:
-                    status = os.stat(entry.name, dir_fd=folder, follow_symlinks=False) if line else None
+                    status = os.stat(name, dir_fd=folder, follow_symlinks=False) if line else None
                 except OSError:
                     status = None
-                if not line or not status or lost in line or line[-30:-9] > horizon \
+                if not line or status is None or line[-35:-30] == lost or line[-30:-9] > horizon \
                         or not line.startswith(b"%d\t%d\t" % (status.st_size, status.st_mtime_ns), len(path) + 1) \
                         or not stat.S_ISREG(status.st_mode):  # fmt: skip
-                    yield entry
+                    yield name
         finally:
             os.close(folder)
 
@@ -2522,7 +2552,7 @@ class Progress:
 
     @contextmanager
     def step(self, name: str, total_bytes: int) -> Iterator[None]:
-        if not self.shown:
+        if not self.shown or not total_bytes:
             yield
             return
         from rich import progress
@@ -2572,6 +2602,7 @@ class Work:
         self.status = Status.DONE
         self.opened: dict[str, Target] = {}
         self.lost: dict[str, CannotStart] = {}
+        self.stopped: set[str] = set()  # steps that could not be done, because a target was away
         self.conflicts: dict[str, Counter[str]] = {}  # step -> camera
         self.behind: dict[str, set[str]] = {}  # step -> what it could not settle, with --limit
         self.about: dict[str, Any] = {}  # more for the summary of --json
@@ -2655,7 +2686,8 @@ class Work:
 
     # -- what is told --
 
-    def tell(self, step: str, footage: Footage, state: str, why: str = "") -> None:
+    def tell(self, step: str, footage: Footage, state: str, why: str = "", **more: str) -> None:
+        """What became of a file; `more` is for --json."""
         self.counts.setdefault(step, Counter())[state] += 1
         if state in SETTLED_STATES:
             self.bytes[step] += footage.size
@@ -2672,7 +2704,7 @@ class Work:
             log.info("%s", words)
         if self.settings.json:
             print_row({"step": step, "file": printable(footage.recorded), "camera": footage.camera, "state": state,
-                       "bytes": footage.size, "start": footage.start_sec, "why": mask(why)})  # fmt: skip
+                       "bytes": footage.size, "start": footage.start_sec, "why": mask(why), **more})  # fmt: skip
 
     def fail(self, words: str) -> None:
         log.error("%s", words)
@@ -2684,8 +2716,10 @@ class Work:
         if words not in self.failures:
             self.fail(words)
 
-    def fail_target(self, problem: CannotStart) -> None:
+    def fail_target(self, problem: CannotStart, step: str) -> None:
         """A target cannot be used; unless it is only that --max_duration left no time to ask it."""
+        self.counts.setdefault(step, Counter())
+        self.stopped.add(step)
         if self.settings.time_is_up() and RSYNC_STATUS[TIMED_OUT] in str(problem):
             return self.fail_once(f"--max_duration is over; the rest waits for the next run: {problem}")
         self.fail_once(str(problem))
@@ -2718,7 +2752,8 @@ class Work:
         self.bytes[step] += sum(one.size for one in files)
 
     def summary(self) -> str:
-        parts = [f"{step}: " + (", ".join(f"{count} {state}" for state, count in states.items()) or "nothing to do")
+        parts = [f"{step}: " + (", ".join(f"{count} {state}" for state, count in states.items())
+                                or ("not done" if step in self.stopped else "nothing to do"))
                  + (f" ({size_text(self.bytes[step])})" if self.bytes[step] else "")
                  for step, states in self.counts.items()]  # fmt: skip
         return "; ".join(parts) or "nothing to do"
@@ -2831,10 +2866,7 @@ def hold(settings: Settings, words: Sequence[str]) -> int:
     if (action, len(given)) not in (("add", 3), ("remove", 3), ("list", 0)):
         raise UsageError("hold: say hold add CAMERA FROM TO, hold remove CAMERA FROM TO, or hold list")
     if action == "list":
-        for one in all_holds(settings):
-            text = f"{one.camera}\t{utc_text(one.start_sec)}\t{utc_text(one.end_sec)}"
-            print(json.dumps(as_row(one)) if settings.json else text)
-        return Status.DONE
+        return show_holds(settings)
     zone = parse_zone(None)
     wanted = Hold(given[0], parse_time(given[1], "FROM", zone), parse_time(given[2], "TO", zone))
     if wanted.end_sec <= wanted.start_sec:
@@ -2845,14 +2877,24 @@ def hold(settings: Settings, words: Sequence[str]) -> int:
     with run_lock(file.with_suffix(".lock"), "hold", HOLD_WAIT_SEC):
         if action == "remove" and wanted not in all_holds(settings):
             raise UsageError(f"hold: there is no hold of {wanted.camera} with these times; see hold list")
-        if settings.dry_run:
-            return Status.DONE
-        for each in hold_files(settings):
+        for each in hold_files(settings) if not settings.dry_run else ():
             change_holds(each, [wanted, *(replace(wanted, camera=name) for name in also)],
                          add=action == "add" and each == file)  # fmt: skip
-    log.info("hold: %s%s: %s to %s %s", wanted.camera, f" and {', '.join(also)} (the same device)" if also else "",
-             utc_text(wanted.start_sec), utc_text(wanted.end_sec),
-             "is spared by cleanup" if action == "add" else "is no longer held")  # fmt: skip
+    log.info("hold: %s%s: %s to %s %s %s", wanted.camera, f" and {', '.join(also)} (the same device)" if also else "",
+             utc_text(wanted.start_sec), utc_text(wanted.end_sec), "would be" if settings.dry_run else "is",
+             "spared by cleanup" if action == "add" else "no longer held")  # fmt: skip
+    return show_holds(settings) if settings.json else Status.DONE
+
+
+def show_holds(settings: Settings) -> int:
+    holds = all_holds(settings)
+    for one in holds:
+        text = f"{one.camera}\t{utc_text(one.start_sec)}\t{utc_text(one.end_sec)}"
+        print(json.dumps(as_row(one)) if settings.json else text)
+    if settings.json:
+        print_row({"summary": {"status": int(Status.DONE), "holds": len(holds)}})
+    elif not holds:
+        log.info("hold: nothing is held")
     return Status.DONE
 
 
@@ -3164,7 +3206,7 @@ def examine(work: Work, records: Sequence[Record], due_before: float) -> None:
         try:
             target_id = work.target(name).target_id
         except CannotStart as problem:
-            work.fail_target(problem)
+            work.fail_target(problem, "verify")
             continue
         due = sorted((one for one in records if one.target == target_id), key=lambda one: one.at_sec)
         plan = [archived(one, local, timeline) for one in due]
@@ -3198,7 +3240,7 @@ def examine_target(work: Work, name: str, plan: Sequence[Archived], local: Mappi
                                                         deep=work.settings.deep)  # fmt: skip
             except CannotStart as problem:
                 if not work.settings.time_is_up():
-                    return work.fail_target(problem)
+                    return work.fail_target(problem, "verify")
                 break
             now = time.time()
             findings = [against_sidecar(one, local, timeline) for one in findings]
@@ -3351,7 +3393,6 @@ class Survey:
 
     def _count_waiting(self) -> None:
         ready_dir, ids = self.settings.ready_dir, {name: key for key, name in self.names.items()}
-        bare = self._bare_paths()
         for one in self.local:
             is_unorganized = bool(ready_dir) and one.kind in ("recording", "clip", "sidecar") and one.root != ready_dir
             for name in self.settings.targets:
@@ -3361,15 +3402,8 @@ class Survey:
                 tally.oldest_start_sec = min(one.start_sec, tally.oldest_start_sec or one.start_sec)
                 tally.waiting_files += 1
                 tally.waiting_bytes += one.size
-                named = self.synclog.get(one.recorded, ids.get(name, "")) or encode_path(one.recorded).encode() in bare
-                tally.unproven_files += bool(named)
-
-    def _bare_paths(self) -> set[bytes]:
-        """Of what is here, the paths that logs of the older scripts name."""
-        here = {encode_path(one.recorded).encode() for one in self.local}
-        lines = (line.rstrip(b"\r") for file in sorted(self.settings.log_dir.glob("*.synced"))
-                 for line in file.read_bytes().split(b"\n"))  # fmt: skip
-        return here.intersection(lines)
+                is_bare = encode_path(one.recorded).encode() in self.synclog.bare
+                tally.unproven_files += is_bare or bool(self.synclog.line(one.recorded, ids.get(name, "")))
 
     def _count_conflicts(self) -> None:
         for step, about in (read_json(self.settings.state_dir / LAST_RUN) or {}).items():
@@ -3534,7 +3568,7 @@ def pieces_of(work: Work, camera: str) -> list[Piece]:
     for one in files_of(sources.recorded(), sources.ready(), sources.downloaded()):
         place = Place(roots.get(one.root, "local"), str(one.path), one, None)
         found.setdefault((one.recorded, one.size, one.mtime_ns), []).append(place)
-    for record in SyncLog(settings.log_dir, CameraPaths(sources.wants)):
+    for record in SyncLog(settings.log_dir, paths_of(sources.wants)):
         if record.proves:
             footage, name = timeline.footage(record), work.ids.get(record.target, record.target)
             place = Place(name, address_of(settings, name, footage), footage, record)
@@ -3577,8 +3611,21 @@ def find(work: Work) -> None:
         ("one before ends", max((one.end_sec for one in pieces if one.end_sec <= moment_sec), default=0)),
         ("next begins", min((one.start_sec for one in pieces if one.start_sec > moment_sec), default=0)))
         if moment]  # fmt: skip
+    near += [f"a log of the older scripts names {path}, without proof: look for it on the target"
+             for path in older_names(work, words[0], moment_sec)]  # fmt: skip
     work.fail(f"find: no footage of {words[0]} at {utc_text(moment_sec)} is known here"
-              + (f"; {', '.join(near)}" if near else ""))  # fmt: skip
+              + (f"; {', '.join(near)}" if near else "" if pieces else spelling(words[0], work.settings)))
+
+
+def older_names(work: Work, camera: str, moment_sec: float) -> list[str]:
+    """What logs of the older scripts, which hold nothing but paths, name for a moment."""
+    settings = replace(work.settings, only=(camera,))
+    bare = SyncLog(settings.log_dir, paths_of(Sources(settings).wants)).bare
+    timeline = Timeline(settings, work.segment_sec)
+    named = {path: timeline.footage(Record(path, 0, 0, "", "", LOST, 0))
+             for path in sorted(line.decode("utf-8", "surrogateescape") for line in bare)}  # fmt: skip
+    return [printable(path) for path, one in named.items()
+            if one.start_sec <= moment_sec < one.start_sec + work.segment_sec]  # fmt: skip
 
 
 def tell_place(work: Work, piece: Piece, place: Place) -> None:
@@ -3606,7 +3653,8 @@ def chosen_pieces(work: Work) -> tuple[list[Piece], Path, float, float]:
         raise UsageError(f"{command}: TO is not after FROM")
     chosen = [one for one in pieces_of(work, words[0]) if one.covers(bounds[0], bounds[-1])]
     if not chosen:
-        raise CannotStart(f"{command}: no footage of {words[0]} of that time is known here")
+        raise CannotStart(f"{command}: no footage of {words[0]} of that time is known here"
+                          f"{spelling(words[0], work.settings)}")  # fmt: skip
     folder = folder_of(words[-1])
     assert folder is not None
     return chosen[: work.settings.limit], folder, bounds[0], bounds[-1]
@@ -3641,7 +3689,7 @@ def collect(work: Work, step: str, wanted: Mapping[str, Piece], folder: Path) ->
             sha256 = piece.sha256 or work.hashes.of(piece.places[0].footage)
             is_same = (folder / name).is_file() and sha256_of(folder / name) == sha256
             there |= {name: sha256} if is_same else {}
-            tell_piece(work, step, name, piece, "there" if is_same else "conflict",
+            tell_piece(work, step, folder / name, piece, "there" if is_same else "conflict",
                        "" if is_same else "other content has its name in that folder; it was left")  # fmt: skip
         else:
             open_names.append(name)
@@ -3659,7 +3707,8 @@ def collect(work: Work, step: str, wanted: Mapping[str, Piece], folder: Path) ->
         shutil.rmtree(work_folder, ignore_errors=True)
     for name in open_names:
         if name not in there:
-            tell_piece(work, step, name, wanted[name], "failed", why.get(name, "no place that is known here has it"))
+            tell_piece(work, step, folder / name, wanted[name], "failed",
+                       why.get(name, "no place that is known here has it"))  # fmt: skip
     return there
 
 
@@ -3699,10 +3748,11 @@ def collect_from(work: Work, step: str, kind: str, wanted: Mapping[str, Piece], 
         for footage in batch:
             name, piece = names[footage], wanted[names[footage]]
             part = brought.get(footage.recorded)
-            sha256 = accept(part, piece, footage, work_folder.parent / name) if part else ""
+            final = work_folder.parent / name
+            sha256 = accept(part, piece, footage, final) if part else ""
             if sha256:
                 got[name] = sha256
-                tell_piece(work, step, name, piece, "fetched", f"from {kind}")
+                tell_piece(work, step, final, piece, "fetched", f"from {kind}")
             else:
                 why[name] = f"{kind}: " + ("what came is not what was archived" if part else "it could not be read")
                 log.warning("%s: %s", printable(piece.recorded), why[name])
@@ -3732,11 +3782,11 @@ def accept(part: Path, piece: Piece, footage: Footage, final: Path) -> str:
     return sha256
 
 
-def tell_piece(work: Work, step: str, name: str, piece: Piece, state: str, why: str = "") -> None:
-    """`stdout` carries the names of the files that are there now."""
-    work.tell(step, piece.places[0].footage, state, why)
-    if state != "failed" and state != "conflict" and not work.settings.json and not work.settings.quiet:
-        print(printable(name))
+def tell_piece(work: Work, step: str, path: Path, piece: Piece, state: str, why: str = "") -> None:
+    """`stdout` carries the paths of the files that are there now."""
+    work.tell(step, piece.places[0].footage, state, why, path=printable(path))
+    if state in SETTLED_STATES and not work.settings.json and not work.settings.quiet:
+        print(printable(path))
 
 
 def export(work: Work) -> None:
@@ -3827,7 +3877,7 @@ def run_all(work: Work) -> None:
         try:
             step(work)
         except CannotStart as problem:
-            work.fail_target(problem)
+            work.fail_target(problem, step.__name__.removesuffix("_local"))
 
 
 def prepare_targets(work: Work, words: Sequence[str]) -> None:
@@ -3837,15 +3887,22 @@ def prepare_targets(work: Work, words: Sequence[str]) -> None:
     if not work.settings.targets:
         raise UsageError("target: none is configured; set nas.nas_target_dir or s3.bucket")
     for name in work.settings.targets:
+        about: dict[str, Any] = {}
         try:
             if words[0] == "init":
-                target = work.make_target(name)
-                print(f"{name}\t{target.initialise()}")
-            for line in work.target(name).check():
+                target_id = work.make_target(name).initialise()
+                if not work.settings.json:
+                    print(f"{name}\t{target_id}")
+            target = work.target(name)
+            about = {"id": target.target_id, "address": target.address, "about": target.check()}
+            for line in about["about"]:
                 log.info("%s", line)
         except CannotStart as problem:
             work.fail(str(problem))
             work.status = Status.CANNOT_START
+            about["why"] = mask(str(problem))
+        if work.settings.json:
+            print_row({"target": name, "state": "failed" if "why" in about else "ready", **about})
 
 
 # command -> what it does, and its help
@@ -3914,14 +3971,16 @@ def one_round(arguments: argparse.Namespace, config: Mapping[str, Any], config_f
         if not is_known(name, settings):
             log.warning("--camera %s: no footage of a camera of this name is here; is it spelled right?", name)
     with lock_for(settings, wait_sec) as lock_fd:
-        work = Work(settings, float(config["recording"]["segment_duration"]), lock_fd)
+        recording = config["recording"]
+        segment_sec = (recording["defaults"] or {}).get("segment_time") or recording["segment_duration"]
+        work = Work(settings, float(segment_sec), lock_fd)
         try:
             if arguments.command == "target":
                 prepare_targets(work, arguments.words)
             else:
                 COMMANDS[arguments.command][0](work)
         except CannotStart as problem:
-            work.fail_target(problem)
+            work.fail_target(problem, arguments.command)
         finally:
             work.close()
         if arguments.command in COMMANDS and arguments.command not in READERS and not settings.dry_run:
@@ -4016,6 +4075,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, configure, refuse early, act; returns the exit status."""
     arguments, unknown = build_parser().parse_known_args(argv)
     start_logging(arguments)
+    if hasattr(arguments, "words") and not any(one.startswith("-") for one in unknown):
+        arguments.words, unknown = arguments.words + unknown, []  # those after a flag
     if unknown:
         word = next((one for one in unknown if one.startswith("-")), unknown[0]).partition("=")[0]
         raise UsageError(f"{arguments.command}: {word} means nothing here; see nas_sync.py {arguments.command} --help")

@@ -231,6 +231,7 @@ class SshServer(Server):
             "ConnectTimeout=15",
             "StrictHostKeyChecking=yes",
             "HostKeyAlias=nas",
+            "KexAlgorithms=curve25519-sha256",  # ten times less CPU than the default, on each side
             f"UserKnownHostsFile={self.known_hosts}",
         )
         return " ".join(

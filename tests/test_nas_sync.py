@@ -151,6 +151,35 @@ def test_a_flag_that_means_nothing_to_a_command_is_refused_in_one_sentence(site,
     assert not re.search(rf"{flag}\b", capsys.readouterr().out)
 
 
+def test_words_may_stand_on_both_sides_of_a_flag(site, tmp_path):
+    file = site.record("Gate", 1)
+    back, case = tmp_path / "back", tmp_path / "case"
+    for words in (("fetch", "Gate", "--at", f"{DAY}T01:30Z", back),
+                  ("export", "Gate", "--bwlimit", "10M", f"{DAY}T01:00Z", f"{DAY}T02:00Z", case)):  # fmt: skip
+        done = site.call(*words)
+        assert done.status == 0, done.err
+    assert (back / file.name).read_bytes() == (case / file.name).read_bytes() == file.read_bytes()
+    assert site.call("fetch", "Gate", "--sideways", back).status == 2
+    assert "status: Gate means nothing here" in site.call("status", "Gate").err
+
+
+def test_every_line_on_stdout_is_json_when_that_is_asked_for_and_the_last_is_the_summary(site):
+    for words in (("target", "init"), ("target", "check")):
+        *rows, last = site.run(*words).rows
+        assert [(row["target"], row["state"], row["address"]) for row in rows] == [("nas", "ready", str(site.nas))]
+        assert last["summary"]["status"] == 0
+    stretch = ("Gate", f"{DAY}T09:00Z", f"{DAY}T10:00Z")
+    held = {"camera": "Gate", "start": START_SEC + 9 * HOUR_SEC, "end": START_SEC + 10 * HOUR_SEC}
+    for words, expected in ((("list",), []), (("add", *stretch, "--dry_run"), []), (("add", *stretch), [held]),
+                            (("list",), [held]), (("remove", *stretch), [])):  # fmt: skip
+        *rows, last = site.run("hold", *words).rows
+        assert (rows, last) == (expected, {"summary": {"status": 0, "holds": len(expected)}}), words
+    (site.nas / ".nas_sync_target").unlink()
+    done = site.run("target", "check")
+    assert (done.status, done.rows[0]["state"]) == (3, "failed")
+    assert "holds no .nas_sync_target" in done.rows[0]["why"]
+
+
 def test_cron_gets_no_line_from_a_quiet_run_that_went_well(site):
     site.record("Gate", 1)
     done = site.call("run", "--quiet")
@@ -662,6 +691,7 @@ def test_what_is_not_footage_of_ours_is_reported_and_left_alone(site):
     assert sorted(site.rec.rglob("*")) == [path for path in before if path != good]
     for reason in ("empty", "foreign", "of unknown time", "a stale .part", "no camera's folder", "no regular file"):
         assert f"left alone, {reason}: " in done.err
+    assert f"{gate}/folder.mp4" in done.err  # nobody looks into it
 
 
 def test_a_clip_waits_for_its_sidecar_which_travels_first(site):
@@ -938,6 +968,7 @@ def test_a_failing_run_is_told_to_notify_and_a_source_that_is_not_mounted_is_sai
     assert site.run("run").status == 3
     told = json.loads((site.ready / ".nas_sync" / "notify.json").read_text())
     assert told["nas_sync run"]["status"] == 3
+    assert "backup: not done; verify: nothing to do; cleanup: not done" in site.call("run").err
     site.rec.rename(site.folder / "unplugged")
     done = site.run("run")
     assert (done.status, "is its disk mounted?" in done.err, site.rec.exists()) == (3, True, False)
@@ -946,6 +977,7 @@ def test_a_failing_run_is_told_to_notify_and_a_source_that_is_not_mounted_is_sai
 def test_a_camera_that_nobody_knows_is_said_because_its_hold_would_protect_nothing(site):
     site.record("Gate", 1)
     site.clip()
+    assert f"cameras that are known here: Door_{UUID}, Gate" in site.call("find", "Gatte", "--at", DAY).err
     for name, known in (("gate", True), ("Door", True), (UUID, True), (f"Door_{UUID}", True), ("Gatte", False)):
         done = site.call("hold", "add", name, "2026-11-19", "2026-11-20")
         assert (done.status, "is it spelled right?" in done.err) == (0, not known), name

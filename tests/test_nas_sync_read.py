@@ -385,6 +385,25 @@ def test_find_names_every_place_that_has_the_footage_of_a_moment(site, swift):
     assert site.call("find", "Gate").status == 2
 
 
+def test_find_tells_what_logs_of_older_scripts_name_and_that_nothing_proves_it(site):
+    names = ["Gate/2026-11-18/Gate_20261118T090000.mkv", "Gate/2026-11-18/Gate_20261118T100000.mkv",
+             "Yard/2026-11-18/Yard_20261118T090000.mkv"]  # fmt: skip
+    site.write(site.synced / "2026-11-18.synced", "\r\n".join([*names, "Gate", ""]).encode(), START_SEC)
+    done = site.call("find", "Gate", "--at", "2026-11-18T09:30Z")
+    assert (done.status, done.out) == (1, "")
+    assert [name in done.err for name in names] == [True, False, False], done.err
+    assert "without proof" in done.err
+    assert "older scripts" not in site.call("find", "Gate", "--at", "2026-11-18T11:30Z").err
+
+
+def test_a_file_that_nothing_tells_the_end_of_is_as_long_as_the_older_segment_time_says(site):
+    file = site.record("Gate", 1)
+    os.utime(file, (START_SEC, START_SEC))  # before it begins
+    site.set(recording={"defaults": {"segment_time": 300}})
+    (row,) = site.run("find", "Gate", "--at", START_SEC + HOUR_SEC).rows[:-1]
+    assert row["end"] - row["start"] == 300
+
+
 def test_the_journal_of_the_recorder_and_sidecars_say_when_footage_was(site):
     file = site.record("Gate", 1, name="20261119_233000Z.mp4")
     journal = site.rec / ".rtsp_recorder" / "journal" / "Gate"
@@ -415,6 +434,8 @@ def test_fetch_brings_footage_back_from_the_nas_and_never_overwrites(kind, site,
     (folder / ODD_NAMES[1]).unlink()
     again = site.run("fetch", "Gate", "2026-11-19T00:00Z", "2026-11-20T00:00Z", folder)
     assert again.status == 1
+    paths = [row["path"] for row in again.rows if row.get("state") in ("there", "fetched")]
+    assert sorted(paths) == sorted(nas_sync.printable(folder / name) for name in ODD_NAMES[1:])
     counts = again.rows[-1]["summary"]["steps"]["fetch"]
     assert counts == {"conflict": 1, "there": len(ODD_NAMES) - 2, "fetched": 1}
     assert contents(folder) == {**expected, ODD_NAMES[0]: b"mine"}
@@ -429,6 +450,7 @@ def test_fetch_takes_nothing_that_differs_from_what_was_archived_and_goes_on_to_
     damage(site.nas / "Gate" / file.name)
     done = site.call("fetch", "Gate", tmp_path / "one", "--at", START_SEC + HOUR_SEC)
     assert (done.status, contents(tmp_path / "one")) == (0, {file.name: good})
+    assert done.out == f"{tmp_path}/one/{file.name}\n"
     assert "what came is not what was archived" in done.err
     assert "ERROR" not in done.err
     shutil.rmtree(site.nas)
