@@ -1187,7 +1187,7 @@ class Scanner:
     def scan(self, file: Path) -> Scan:
         """Look at one recording; raises nothing for what lies in it."""
         camera = camera_of(file)
-        if reason := refusal(file):
+        if reason := refusal(file) or ("" if os.access(file, os.R_OK) else os.strerror(errno.EACCES)):
             return Scan(file, camera, "unknown", "unknown", reason, 0.0)
         mask = mask_of(self.settings, camera)
         clocks: list[Interval] = []
@@ -1474,14 +1474,14 @@ def suspicious(keys: Sequence[Picture], rules: Rules) -> list[tuple[float, float
 
 
 def refusal(file: Path) -> str:
-    """Why a file need not be given to FFmpeg at all; empty when it may."""
+    """Why a file holds no footage at all, without opening it; empty when it may hold some."""
     try:
-        if not stat.S_ISREG(file.stat().st_mode):
-            return "it is no file"
-        with file.open("rb") as handle:
-            return "" if handle.read(1) else "the file is empty"
+        about = file.stat()
     except OSError as problem:
         return str(problem.strerror)
+    if not stat.S_ISREG(about.st_mode):
+        return "it is no file"
+    return "" if about.st_size else "the file is empty"
 
 
 def camera_of(file: Path) -> str:
@@ -1598,10 +1598,9 @@ def show_scan(report: Mapping[str, Any], *, as_json: bool) -> None:
         what = report["reason"] or ("nothing found" if not report["incidents"] else "")
         sys.stdout.write(f"{report['file']}  {clock(report['length_sec'])}  {what}".rstrip() + "\n")
         for one in report["incidents"]:
-            sys.stdout.write(f"  {one['type']:<11}  {clock(one['start_sec'])} to {clock(one['end_sec'])}  "
-                             f"{one['end_sec'] - one['start_sec']:8.1f} s  {one['start']}"
-                             f"{'  warning' if one['severity'] == 'warning' else ''}"
-                             f"{': ' + CLOCK_TEXT if one.get('freeze_kind') == 'picture' else ''}\n")  # fmt: skip
+            times = f"{clock(one['start_sec'])} to {clock(one['end_sec'])}  {one['end_sec'] - one['start_sec']:8.1f} s"
+            line = f"  {one['type']:<11}  {times}  {one['start']}  {', '.join(remarks(one))}"
+            sys.stdout.write(f"{line.rstrip()}\n")
     sys.stdout.flush()
 
 
@@ -2175,6 +2174,14 @@ def video_incidents(scan: Scan, sha256: str, base_sec: float) -> list[Incident]:
                      scan.camera, kind, "resolved", 1, base_sec + start_sec, base_sec + end_sec,
                      {"file": str(scan.file), "sha256": sha256, **scan.about(kind, (start_sec, end_sec))})
             for kind, (start_sec, end_sec) in scan.incidents]  # fmt: skip
+
+
+def remarks(told: Mapping[str, Any]) -> list[str]:
+    """What is said of an incident beside its type and times; `told` is its metadata, or what `video --json` says."""
+    return [*(["warning"] if told.get("severity") == "warning" else []),
+            *([CLOCK_TEXT] if told.get("freeze_kind") == "picture" else []),
+            *([str(told["detail"])] if told.get("detail") else []),
+            *(["acknowledged"] if "acknowledged_at" in told else [])]  # fmt: skip
 
 
 def first_line(problem: BaseException) -> str:
@@ -3283,10 +3290,8 @@ def show_incidents(incidents: Sequence[Incident], arguments: argparse.Namespace)
     else:
         for incident in incidents:
             end = "active" if incident.end_sec is None else f"{incident.end_sec - incident.start_sec:.0f} s"
-            told = [incident.metadata["severity"]] if incident.metadata.get("severity") == "warning" else []
-            told += ["acknowledged"] if "acknowledged_at" in incident.metadata else []
             print(f"{incident.alert_id[:8]}  {local_text(incident.start_sec)}  {end:>8}  {incident.incident_type:<11}  "
-                  f"{incident.device_id}  {', '.join(told)}".rstrip())  # fmt: skip
+                  f"{incident.device_id}  {', '.join(remarks(incident.metadata))}".rstrip())  # fmt: skip
 
 
 # --- capture -----------------------------------------------------------------------------------------------------
@@ -4167,11 +4172,11 @@ PAGE = """<!doctype html>
 PAGE_STYLE = """
 :root { --paper: #fff; --ink: #1c2127; --soft: #5d6670; --line: #d5dade; --empty: #eef0f2; --here: #5aa897;
   --gone: #b7d9d0; --camera: #d1495b; --host: #8f5fb5; --off: #9aa1a8; --lost: #e0912f; --unknown: #4a4f55;
-  --blackscreen: #14181c; --freeze: #2f7ed8; --audio_loss: #b8860b; --no_data: #d1495b; --other: #8f5fb5;
+  --blackscreen: #14181c; --freeze: #2f7ed8; --audio_loss: #6f8f1f; --no_data: #d1495b; --other: #8f5fb5;
   --alert: #d9a400; --curve: #2f6f9f; }
 @media (prefers-color-scheme: dark) { :root { --paper: #14171a; --ink: #e6e9ec; --soft: #9aa4ae; --line: #363d44;
   --empty: #22272c; --here: #3f8f7e; --gone: #28504a; --camera: #ef6f7f; --host: #b58ae0; --off: #767f88;
-  --lost: #eda94f; --unknown: #c4cad0; --blackscreen: #f4f6f8; --freeze: #67a9f0; --audio_loss: #e0b84a;
+  --lost: #eda94f; --unknown: #c4cad0; --blackscreen: #f4f6f8; --freeze: #67a9f0; --audio_loss: #a9cf4a;
   --no_data: #ef6f7f; --other: #b58ae0; --alert: #f2c833; --curve: #7db6e0; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.45 system-ui, sans-serif; }
@@ -4211,8 +4216,8 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const page = document.getElementById("page"), tip = document.getElementById("tip");
 const DAY = 86400, length = data.length, MANY = 200;
 const SHOWN_INCIDENTS = ["blackscreen", "freeze", "audio_loss", "no_data", "alert"];
-const GAP_WORDS = {camera: "gap: camera or network", host: "gap: this host", off: "gap: not recorded on purpose",
-  lost: "gap: lost", unknown: "gap: cause unknown"};
+const GAP_WORDS = {camera: "camera or network", host: "this host", off: "not recorded on purpose", lost: "lost",
+  unknown: "cause unknown"};
 
 function make(tag, properties, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
@@ -4234,6 +4239,13 @@ function local(t) { return new Date((data.start + t + offset(t)) * 1000); }
 function clock(t) { return local(t).toISOString().slice(11, 19); }
 function date(t) { return local(t).toISOString().slice(0, 10); }
 function when(t) { return date(t) + " " + clock(t); }
+function until(from, to) { return date(from) === date(to) ? clock(to) : when(to); }
+function zones() {  // from UTC, each once; two where the clocks change meanwhile
+  return [...new Set(data.offsets.map(pair => pair[1]))].map(seconds => "UTC" + (seconds < 0 ? "-" : "+") +
+    new Date(Math.abs(seconds) * 1000).toISOString().slice(11, 16)).join(" and ");
+}
+function what(mark) { return mark[3] ? mark[2] + ": " + mark[3] : mark[2]; }
+function why(gap) { return gap[2] === gap[3] ? gap[2] : gap[2] + " (" + GAP_WORDS[gap[3]] + ")"; }
 function lasts(seconds) {
   const s = Math.round(seconds), d = Math.floor(s / DAY), h = Math.floor(s / 3600) % 24, m = Math.floor(s / 60) % 60;
   if (d) return d + " d " + h + " h";
@@ -4326,9 +4338,9 @@ function strip(pen, camera, from, to, left, width, y, height) {  // one line of 
 function describe(camera, t, slack) {  // what is at a time, and where it leads
   const hit = one => one[0] - slack <= t && one[1] + slack >= t, words = [];
   for (const mark of camera.marks.filter(hit).slice(0, 4))
-    words.push(mark[2] + " " + mark[3] + " at " + clock(mark[0]) + " for " + lasts(mark[1] - mark[0]));
+    words.push(what(mark) + ", " + clock(mark[0]) + " for " + lasts(mark[1] - mark[0]));
   const gap = camera.gaps.find(hit);
-  if (gap) words.push("no footage: " + gap[2] + ", " + when(gap[0]) + " for " + lasts(gap[1] - gap[0]));
+  if (gap) words.push("no footage: " + why(gap) + ", " + when(gap[0]) + " for " + lasts(gap[1] - gap[0]));
   const found = fileAt(camera, t);
   if (!gap && !found) {
     const inside = list => list.some((start, i) => i % 2 === 0 && start <= t && list[i + 1] >= t);
@@ -4440,9 +4452,9 @@ function detail(camera) {
     const latest = camera.marks.slice(-MANY), file = t => fileAt(camera, t);
     const opened = t => file(t) ? linked(file(t)) : "";
     const seen = link => link ? make("a", {href: link, textContent: "picture", target: "_blank", rel: "noopener"}) : "";
-    parts.push(make("h2", {textContent: "Incidents and alerts"}), table(["start", "lasted", "what", "footage", ""],
-      latest.map(one => [when(one[0]), lasts(one[1] - one[0]), one[2] + " " + one[3], opened(one[0]),
-        seen(one[4])])));
+    const heads = ["start", "end", "lasted", "what", "footage", ""];
+    parts.push(make("h2", {textContent: "Incidents and alerts"}), table(heads, latest.map(
+      one => [when(one[0]), until(one[0], one[1]), lasts(one[1] - one[0]), what(one), opened(one[0]), seen(one[4])])));
     if (camera.marks.length > MANY) parts.push(make("p", {className: "soft",
       textContent: "and " + (camera.marks.length - MANY) + " earlier ones"}));
   }
@@ -4450,14 +4462,14 @@ function detail(camera) {
     const longest = [...camera.gaps].sort((a, b) => b[1] - b[0] - a[1] + a[0]).slice(0, MANY);
     const causes = Object.create(null);
     for (const gap of camera.gaps) {
-      const sum = causes[gap[2]] = causes[gap[2]] || [0, 0];
+      const sum = causes[why(gap)] = causes[why(gap)] || [0, 0];
       sum[0] += 1; sum[1] += gap[1] - gap[0];
     }
     const shares = Object.entries(causes).sort((a, b) => b[1][1] - a[1][1]);
     parts.push(make("h2", {textContent: "Gaps"}), make("p", {className: "soft", textContent: shares.map(
       ([cause, [count, sum]]) => cause + ": " + count + ", together " + lasts(sum)).join("; ")}));
-    parts.push(table(["start", "lasted", "cause"], longest.sort((a, b) => a[0] - b[0]).map(
-      gap => [when(gap[0]), lasts(gap[1] - gap[0]), gap[2]])));
+    parts.push(table(["start", "end", "lasted", "cause"], longest.sort((a, b) => a[0] - b[0]).map(
+      gap => [when(gap[0]), until(gap[0], gap[1]), lasts(gap[1] - gap[0]), why(gap)])));
     if (camera.gaps.length > MANY) parts.push(make("p", {className: "soft",
       textContent: "and " + (camera.gaps.length - MANY) + " shorter ones"}));
   }
@@ -4481,7 +4493,7 @@ function legend() {
   if (has(camera => camera.here.length)) items.push(["here", "footage"]);
   if (has(camera => camera.gone.length)) items.push(["gone", "recorded, no longer here"]);
   for (const [kind, words] of Object.entries(GAP_WORDS))
-    if (has(camera => camera.gaps.some(gap => gap[3] === kind))) items.push([kind, words]);
+    if (has(camera => camera.gaps.some(gap => gap[3] === kind))) items.push([kind, "gap: " + words]);
   for (const kind of [...SHOWN_INCIDENTS, "other"])
     if (has(camera => camera.marks.some(mark => kindOf(mark) === kind)))
       items.push([kind, kind === "alert" ? "alert" : "incident: " + (kind === "other" ? others() : kind)]);
@@ -4505,7 +4517,8 @@ function start() {
     counted(all(camera => camera.marks.filter(mark => mark[2] === "alert").length), "alert"));
   page.append(make("h1", {textContent: "Footage report"}),
     make("p", {textContent: when(0) + " to " + when(length)}),
-    make("p", {className: "soft", textContent: "Times are those of " + data.zone + ". Made " + when(data.made) + "."}),
+    make("p", {className: "soft",
+      textContent: "Times are those of " + data.zone + " (" + zones() + "). Made " + when(data.made) + "."}),
     make("div", {className: "figures"}, ...figures), legend());
   if (data.unlinked) page.append(make("p", {className: "soft",
     textContent: "There are too many files: those of some cameras are shown, but not linked."}));
@@ -4636,6 +4649,10 @@ class Survey:
                     self.left.append(here / name)
 
     def recording(self, file: Path, has_sidecar: bool) -> None:
+        """Take in one file; one that holds nothing is no footage, whatever its name or its record say."""
+        if reason := refusal(file):
+            log.warning("%s: left out: %s", file, reason)
+            return
         sidecar = read_json(file.with_suffix(".json")) if has_sidecar else None
         if sidecar and self.clip(file, sidecar):
             return
@@ -4647,7 +4664,7 @@ class Survey:
             return
         is_clip, named = CLIP_NAME.search(file.stem), NAMED_TIME.search(file.stem)
         start_sec, basis = start_of_recording(file, self.zone) if is_clip or named else (0.0, "mtime")
-        if basis == "mtime" or not file.exists():
+        if basis == "mtime":
             log.warning("%s: left out: neither a record nor its name tells when it was taken", file)
             return
         camera.is_continuous |= is_clip is None
@@ -4771,7 +4788,11 @@ def add_found(survey: Survey, lines: Iterable[Mapping[str, Any]]) -> None:
             times = (start_sec + one["start_sec"], start_sec + one["end_sec"])
             if math.isnan(start_sec):
                 times = (iso_sec(one["start"]), iso_sec(one["end"]))
-            survey.camera(key, key).marks.append(Mark(*times, str(one["type"])))
+            survey.camera(key, key).marks.append(Mark(*times, str(one["type"]), ", ".join(remarks(one))))
+        if line.get("reason") and line["time_basis"] != "unknown":  # what was not seen is not well
+            at_sec = iso_sec(line["start"]) if math.isnan(start_sec) else start_sec
+            survey.camera(key, key).marks.append(
+                Mark(at_sec, at_sec + line["length_sec"], "quality unknown", str(line["reason"])))  # fmt: skip
 
 
 def add_found_in(survey: Survey, file: Path) -> None:
@@ -4793,12 +4814,12 @@ def add_stored(survey: Survey, configured: str | None) -> None:
             if key is None and place not in survey.databases:
                 continue
             told = incident.metadata or {}
+            said = [*(["active"] if incident.end_sec is None else []), *remarks(told)]
             evidence = str((told.get("evidence") or {}).get("first_bad") or "").removeprefix("alerts/")
             picture = Path(str(told.get("evidence_dir"))) / evidence if evidence else None
             camera = survey.camera(key or incident.device_id, incident.device_id)
             end_sec = time.time() if incident.end_sec is None else incident.end_sec
-            camera.marks.append(Mark(incident.start_sec, end_sec, incident.incident_type,
-                                     "(active)" if incident.end_sec is None else "",
+            camera.marks.append(Mark(incident.start_sec, end_sec, incident.incident_type, ", ".join(said),
                                      picture if picture and picture.is_file() else None))  # fmt: skip
 
 
