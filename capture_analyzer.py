@@ -3219,27 +3219,26 @@ def monitor_command(arguments: argparse.Namespace, config: Mapping[str, Any]) ->
 def incidents_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=("list", "show", "ack", "export"),
                         help="list, show or acknowledge incidents, or export them all as CSV")  # fmt: skip
-    parser.add_argument("alert_id", metavar="ID", nargs="*", help="show, ack: which; the beginning of the id will do")
+    parser.add_argument("which", metavar="ID|FOLDER", nargs="*", help="the beginning of an id will do; the captures "
+                        "beside which they are kept (default: analysis.capture_dirs)")  # fmt: skip
     parser.add_argument("--since", metavar="TIME", help="from when on (default: the first)")
     parser.add_argument("--until", metavar="TIME", help="until when (default: now)")
     parser.add_argument("--json", action="store_true", default=None, help="JSON Lines, the last one a summary")
 
 
-def databases(config: Mapping[str, Any]) -> list[str]:
+def databases(given: Sequence[Path], settings: Mapping[str, Any]) -> list[str]:
     """The configured one, else those beside the captures."""
-    settings = config["analysis"]
-    folders = [] if settings["database"] else watched_folders([], settings)
-    return list(dict.fromkeys(database_of(settings, folder) for folder in folders or [Path()]))
+    if given and settings["database"]:
+        raise UsageError(f"{given[0]}: incidents are kept in analysis.database, not there; name no folder")
+    folders = [Path()] if settings["database"] else watched_folders(given, settings)
+    return list(dict.fromkeys(database_of(settings, folder) for folder in folders))
 
 
 def row_of(incident: Incident) -> dict[str, Any]:
     """As the table has it, with times that can be read."""
-    values = asdict(incident)
-    values["start_time"] = moment(values.pop("start_sec")).isoformat()
-    end_sec = values.pop("end_sec")
-    values["end_time"] = None if end_sec is None else moment(end_sec).isoformat()
-    values["metadata"] = values.pop("metadata")
-    return values
+    ended = None if incident.end_sec is None else moment(incident.end_sec).isoformat()
+    values = asdict(incident) | {"start_time": moment(incident.start_sec).isoformat(), "end_time": ended}
+    return {name: values[name] for name in INCIDENT_COLUMNS}
 
 
 def chosen(found: Sequence[tuple[str, Incident]], wanted: Sequence[str]) -> list[tuple[str, Incident]]:
@@ -3254,14 +3253,16 @@ def chosen(found: Sequence[tuple[str, Incident]], wanted: Sequence[str]) -> list
 
 
 def incidents_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
+    """`show` and `ack` need to be told which; the others take all that there are."""
     since_sec, until_sec = parse_span(arguments, parse_zone(None))
-    found = [(place, incident) for place in databases(config)
+    folders = [word for word in arguments.which if os.sep in word or Path(word).is_dir()]
+    wanted = [word for word in arguments.which if word not in folders]
+    if arguments.action in ("show", "ack") and not wanted:
+        raise UsageError(f"incidents {arguments.action}: name at least one id")
+    found = [(place, incident) for place in databases([Path(folder) for folder in folders], config["analysis"])
              for incident in read_incidents(place, since_sec, until_sec)]  # fmt: skip
     found.sort(key=lambda pair: pair[1].start_sec)
-    if arguments.action in ("show", "ack"):
-        if not arguments.alert_id:
-            raise UsageError(f"incidents {arguments.action}: name at least one id")
-        found = chosen(found, arguments.alert_id)
+    found = chosen(found, wanted) if wanted else found
     if arguments.action == "ack":
         values = {"acknowledged_at": moment(time.time()).isoformat(timespec="seconds"), "acknowledged_by": host_name()}
         for place, incident in found:
@@ -3270,6 +3271,7 @@ def incidents_command(arguments: argparse.Namespace, config: Mapping[str, Any]) 
             log.info("%s acknowledged", incident.alert_id)
         return Status.DONE
     show_incidents([incident for _place, incident in found], arguments)
+    log.info("%d incidents, %d of them active", len(found), sum(one.status == "active" for _place, one in found))
     return Status.DONE
 
 
@@ -3792,7 +3794,7 @@ def capture_flags(parser: argparse.ArgumentParser) -> None:
 
 def capture_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
     """Capture until a signal: SIGTERM and SIGHUP are the ordinary end of a service, SIGINT is 130."""
-    limit_sec = duration_sec(arguments.max_duration)
+    limit_sec = duration_sec(arguments.max_duration, "--max_duration")
     grabbers = settle_grabbers(arguments.grabber, config["capture"])
     ffmpeg = find_ffmpeg("capturing")
     check_devices(ffmpeg, grabbers)
@@ -3823,6 +3825,7 @@ def capture_command(arguments: argparse.Namespace, config: Mapping[str, Any]) ->
         raise failures[0]
     if all(capturer.busy for capturer in capturers) and not signals:
         raise Busy("; ".join(str(capturer.busy) for capturer in capturers))
+    log.info("%s", ", ".join(f"{capturer.grabber.name}: {capturer.stills} stills" for capturer in capturers))
     return Status.SIGINT if signals[:1] == [signal.SIGINT] else Status.DONE
 
 
@@ -3856,11 +3859,12 @@ def watch_capturers(capturers: Sequence[Capturer], beats: Iterable[float], stopp
     tell_systemd("STOPPING=1")
 
 
-def duration_sec(text: str | None) -> float:
-    """Seconds, or text such as 90m, 1h30m; 0 without."""
-    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", str(text or 0).strip())
-    if not found:
-        raise UsageError(f"{text!r} is no duration; expected seconds, or text such as 90m or 1h30m")
+def duration_sec(text: str | None, flag: str) -> float:
+    """Seconds from `90`, `90m`, `1h30m`; 0 where the flag was not given. Raises UsageError that names it."""
+    text = "0" if text is None else text.strip().lower()
+    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
+    if not found or not text:
+        raise UsageError(f"{flag}: {text!r} is not a duration; say seconds, or for example 90m or 1h30m")
     days, hours, minutes, seconds = (float(part or 0) for part in found.groups())
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
@@ -4139,7 +4143,7 @@ def clean_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
     for name in Tidiness.__dataclass_fields__:
         if getattr(rules, name) < 0:
             raise UsageError(f"capture.{name}: must not be less than 0")
-    every_sec, stopping, told = duration_sec(arguments.every), threading.Event(), set[str]()
+    every_sec, stopping, told = duration_sec(arguments.every, "--every"), threading.Event(), set[str]()
     if not every_sec:
         failed = clean_folders(folders, rules, told, dry_run=bool(arguments.dry_run))
         return Status.PARTIAL if failed or told else Status.DONE
