@@ -1208,8 +1208,10 @@ class Scanner:
         sound_sec = len(levels) * SOUND_WINDOW_SEC
         if sound == "ok" or (sound == "none" and pictures != "none" and self.rules.audio_required):
             lost = find_audio_loss(levels, self.rules)
-            if pictures == "keyframes" and length_sec > sound_sec:  # the last key picture is not the end
-                length_sec = self.end_of(file, length_sec)
+            if pictures == "keyframes" and not 0 <= sound_sec - length_sec <= PICTURE_GAP_SEC:
+                length_sec = self.end_of(file, length_sec)  # the last key picture is not the end
+            if not reasons and length_sec and sound_sec - length_sec > PICTURE_GAP_SEC:
+                reasons = [f"its pictures end {sound_sec - length_sec:.0f} s before its sound"]
             if length_sec - sound_sec >= self.rules.quiet_sec:  # the pictures go on without sound
                 lost = joined([*lost, (sound_sec, length_sec)], SOUND_WINDOW_SEC)
             found += [("audio_loss", interval) for interval in lost]
@@ -4249,7 +4251,7 @@ function zones() {  // from UTC, each once; two where the clocks change meanwhil
     new Date(Math.abs(seconds) * 1000).toISOString().slice(11, 16)).join(" and ");
 }
 function what(mark) { return mark[3] ? mark[2] + ": " + mark[3] : mark[2]; }
-function why(gap) { return gap[2] === gap[3] ? gap[2] : gap[2] + " (" + GAP_WORDS[gap[3]] + ")"; }
+function why(gap) { return gap[3] === "unknown" ? gap[2] : gap[2] + " (" + GAP_WORDS[gap[3]] + ")"; }
 function lasts(seconds) {
   const s = Math.round(seconds), d = Math.floor(s / DAY), h = Math.floor(s / 3600) % 24, m = Math.floor(s / 60) % 60;
   if (d) return d + " d " + h + " h";

@@ -324,7 +324,7 @@ def test_a_file_whose_name_is_no_text_leaves_the_page_whole(tmp_path):
     folder = tmp_path / "Gate"
     folder.mkdir()
     file = folder / os.fsdecode(b"20260131_120000Z_caf\xe9.mp4")
-    file.touch()
+    file.write_bytes(b"x")
     os.utime(file, (1_769_864_460,) * 2)
     journal = tmp_path / ".rtsp_recorder" / "journal" / "Gate"
     journal.mkdir(parents=True)
@@ -410,3 +410,17 @@ def test_a_recording_that_is_cut_off_or_spoilt_inside_is_not_called_well(tmp_pat
         assert report["reason"].startswith("it is damaged: about ")
         missing_sec = int(report["reason"].split("about ")[1].split()[0])
         assert abs(missing_sec - (20 if spoilt == "cut" else 10)) <= 3
+
+
+@pytest.mark.parametrize("way", [[], ["--precise"]], ids=["keyframes", "precise"])
+@pytest.mark.parametrize(("pictures_sec", "reason"), [(10, "its pictures end 20 s before its sound"), (27, "")])
+def test_a_recording_whose_sound_goes_on_without_pictures_is_not_called_well(
+    tmp_path, whole, capsys, pictures_sec, reason, way
+):
+    file, mute = tmp_path / "one.mp4", tmp_path / "mute.mp4"
+    ffmpeg("-i", str(whole), "-t", str(pictures_sec), "-map", "0:v", "-c", "copy", str(mute))
+    ffmpeg("-i", str(mute), "-i", str(whole), "-map", "0:v", "-map", "1:a", "-c", "copy", str(file))
+    status = ca.main(["video", str(file), "--json", *way])
+    report = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert (status, report["reason"], report["incidents"]) == (1 if reason else 0, reason, [])
+    assert abs(report["length_sec"] - 30) < 0.5
