@@ -3914,13 +3914,14 @@ def rename_stills(folder: Path, now_sec: float, told: set[str]) -> int:
     """
     own = folder / STATE_FOLDER
     own.mkdir(exist_ok=True)
-    ready, broken = waiting_stills(folder, now_sec)
+    renamed, (ready, broken) = 0, waiting_stills(folder, now_sec)
     for still in ready:
         thumbnail = own / f"{still.stem}.{os.getpid()}.part"
         try:
             make_thumbnail(still, thumbnail)
             final = publish_still(still, thumbnail, folder, still.stat().st_mtime)
             log.debug("%s: renamed to %s", still, final.name)
+            renamed += 1
         except Unreadable as problem:
             broken.append(str(problem))
         except FileNotFoundError:
@@ -3931,14 +3932,14 @@ def rename_stills(folder: Path, now_sec: float, told: set[str]) -> int:
         if sentence not in told:
             log.warning("%s", sentence)
             told.add(sentence)
-    if ready:
-        log.info("%s: %d stills renamed", folder, len(ready) - sum(str(still) in " ".join(broken) for still in ready))
+    if renamed:
+        log.info("%s: %d stills renamed", folder, renamed)
     return len(broken)
 
 
 @contextmanager
-def woken(folders: Sequence[Path]) -> Iterator[threading.Event]:
-    """An event that is set when something appears in a folder; where inotify cannot tell, it just stays."""
+def woken(folders: Sequence[Path]) -> Iterator[Waker]:
+    """It wakes when something appears in a folder; where inotify cannot tell, it just sleeps."""
     from watchdog.observers import Observer
 
     waker = Waker()
@@ -3950,7 +3951,7 @@ def woken(folders: Sequence[Path]) -> Iterator[threading.Event]:
             log.debug("%s: looked at once a second: %s", folder, problem)
     observer.start()
     try:
-        yield waker.wake
+        yield waker
     finally:
         observer.stop()
         observer.join()
@@ -3981,15 +3982,15 @@ def rename_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> 
     with ExitStack() as held:
         if not arguments.watch:
             return Status.PARTIAL if rename_round(folders, held, locked, told) or told else Status.DONE
-        changed = held.enter_context(woken(folders))
+        waker = held.enter_context(woken(folders))
         signals = held.enter_context(signals_as(stopping))
         tell_systemd("READY=1")
         while not stopping.is_set():
-            changed.clear()
+            waker.take()  # whatever they are called
             rename_round(folders, held, locked, told)
             tell_systemd("WATCHDOG=1")
             until = time.monotonic() + RENAME_RESCAN_SEC  # network mounts tell nothing, and events may be missed
-            while not stopping.is_set() and not changed.wait(0.1) and time.monotonic() < until:
+            while not stopping.is_set() and not waker.wake.wait(0.1) and time.monotonic() < until:
                 pass
     return Status.SIGINT if signals[:1] == [signal.SIGINT] else Status.DONE
 

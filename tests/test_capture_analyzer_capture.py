@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pty
@@ -11,8 +12,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -575,6 +578,33 @@ def test_rename_as_a_service_takes_new_stills_at_once_and_ends_0(tmp_path):
         picture(folder / "test_capture_1.jpg")
         until(lambda: len(stills(folder)) == 1)
         assert running.end() == 0
+
+
+def test_rename_as_a_service_remembers_no_names_for_ever(tmp_path):
+    """A name for each event, some a second: a gigabyte in a season."""
+    ready, left = tmp_path / "ready", list[int]()
+    ready.mkdir()
+    stills_made = [picture(ready / f"test_capture_{number}.jpg", "64x48") for number in range(5)]
+    folder = tmp_path / "captures"
+    folder.mkdir()
+
+    def feed() -> None:
+        try:
+            for still in stills_made:
+                still.rename(folder / still.name)
+            until(lambda: len(stills(folder)) == len(stills_made))
+            wakers = [one for one in gc.get_objects() if isinstance(one, capture_analyzer.Waker)]
+            with suppress(AssertionError):
+                until(lambda: not any(waker.names.qsize() for waker in wakers), 5)
+            left.extend(waker.names.qsize() for waker in wakers)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=feed)
+    thread.start()
+    assert capture_analyzer.main(["rename", "--watch", str(folder), "--config", os.devnull]) == 0
+    thread.join()
+    assert left == [0]
 
 
 # --- clean ---
