@@ -1105,7 +1105,7 @@ def frame_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
         sys.stdout.write(json.dumps(result) + "\n")
         if result["quality"] == "unknown":
             failed += 1
-            log.error("%s: quality unknown: %s", image, result["reason"])
+            log.error("%s: quality unknown: %s", image, result["reason"].partition("; ")[0])  # not that of the sound
     return Status.PARTIAL if failed else Status.DONE
 
 
@@ -4784,22 +4784,25 @@ GAP_CLASSES = {cause: name for name, causes in {
 
 
 def add_found(survey: Survey, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Incidents from the lines of `video --json`."""
+    """Incidents from the lines of `video --json`, without those that the database has told of already."""
     names = {camera.name: key for key, camera in survey.cameras.items()}
     for line in lines:
         if "summary" in line:
             continue
-        key, start_sec = survey.starts.get(os.path.abspath(line["file"]), ("", math.nan))  # noqa: PTH100
+        file = os.path.abspath(line["file"])  # noqa: PTH100
+        key, start_sec = survey.starts.get(file, ("", math.nan))
         key = key or names.get(str(line["camera"]), str(line["camera"]))
         for one in line["incidents"]:
             times = (start_sec + one["start_sec"], start_sec + one["end_sec"])
             if math.isnan(start_sec):
                 times = (iso_sec(one["start"]), iso_sec(one["end"]))
-            survey.camera(key, key).marks.append(Mark(*times, str(one["type"]), ", ".join(remarks(one))))
+            marks, kind = survey.camera(key, key).marks, str(one["type"])
+            if not any(mark.kind == kind and abs(mark.start_sec - times[0]) < SAMPLE_SEC for mark in marks):
+                marks.append(Mark(*times, kind, ", ".join(remarks(one))))
         if line.get("reason") and line["time_basis"] != "unknown":  # what was not seen is not well
-            at_sec = iso_sec(line["start"]) if math.isnan(start_sec) else start_sec
-            survey.camera(key, key).marks.append(
-                Mark(at_sec, at_sec + line["length_sec"], "quality unknown", str(line["reason"])))  # fmt: skip
+            camera, at_sec = survey.camera(key, key), iso_sec(line["start"]) if math.isnan(start_sec) else start_sec
+            ends = [at_sec + line["length_sec"], *(one.end_sec for one in camera.footage if str(one.file) == file)]
+            camera.marks.append(Mark(at_sec, max(ends), "quality unknown", str(line["reason"])))
 
 
 def add_found_in(survey: Survey, file: Path) -> None:

@@ -431,6 +431,28 @@ def test_incidents_of_the_monitor_come_from_the_database_beside_the_captures(sit
             left.unlink()
 
 
+def test_what_both_the_database_and_the_output_of_video_tell_is_on_the_page_once(tmp_path):
+    clip = tmp_path / "Gate" / "20260328_120000.mp4"
+    make_clip(clip, 0.4)
+    os.utime(clip, (NOON + 600, NOON + 600))
+    found = [{"type": kind, "start_sec": start, "end_sec": start + 9, "start": "", "end": ""}
+             for kind, start in (("freeze", 60.25), ("freeze", 120.0), ("blackscreen", 60.25))]  # fmt: skip
+    line = {"file": str(clip), "camera": "Gate", "incidents": found, "reason": "moov atom not found", "length_sec": 0.0,
+            "time_basis": "name", "start": "2026-03-28T12:00:00.000Z"}  # fmt: skip
+    (tmp_path / "found.jsonl").write_text(json.dumps(line) + "\n")
+    row = ("id1", "host", "Gate", "freeze", "resolved", 1, NOON + 60.2501, NOON + 69.25, {"severity": "alarm"})
+    capture_analyzer.Database(str(tmp_path / "all.sqlite3")).store(capture_analyzer.Incident(*row))
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"analysis": {"database": str(tmp_path / "all.sqlite3")}}))
+    page = tmp_path / "report.html"
+    words = ["report", str(tmp_path), "--incidents", str(tmp_path / "found.jsonl"), "--output", str(page)]
+    assert capture_analyzer.main([*words, "--config", str(config)]) == 0
+    (camera,) = page_data(page)["cameras"]
+    assert sorted(mark[:3] for mark in camera["marks"]) == [
+        [0, 600, "quality unknown"], [60, 69, "blackscreen"], [60, 69, "freeze"], [120, 129, "freeze"]
+    ]  # fmt: skip
+
+
 def test_an_archive_as_nas_sync_leaves_it_is_read_with_its_journals(tmp_path):
     clip = make_clip(tmp_path / "clip.mp4", 0.4)
     lines = [segment("Gate", NOON, NOON + 600), down(NOON + 600, NOON + 900, "refused")]
