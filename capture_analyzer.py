@@ -1523,15 +1523,16 @@ def named_sec(file: Path, zone: tzinfo | None) -> float | None:
     return None
 
 
-def start_of_recording(file: Path, zone: tzinfo | None) -> tuple[float, str]:
-    """When a recording begins, in epoch seconds, and what says so: sidecar, journal, name or mtime.
+def record_of(file: Path, zone: tzinfo | None) -> tuple[float, str, int]:
+    """When a recording begins, in epoch seconds, what says so: sidecar, journal, name or mtime; and how many bytes it
+    had when that was written, 0 where nothing tells.
 
     Names without a zone are in `zone`. mtime is a guess, and of the end: when the file was written last.
     """
     sidecar = read_json(file.with_suffix(".json")) or {}
     for part in ("obtained", "requested"):
         with suppress(KeyError, TypeError, ValueError):
-            return float(sidecar[part]["start_ms"]) / 1000, "sidecar"
+            return float(sidecar[part]["start_ms"]) / 1000, "sidecar", int(sidecar.get("bytes") or 0)
     for journal in journals_near(file, zone):
         with suppress(OSError):
             for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -1539,19 +1540,29 @@ def start_of_recording(file: Path, zone: tzinfo | None) -> tuple[float, str]:
                     with suppress(KeyError, TypeError, ValueError):
                         entry = json.loads(line)
                         if entry["kind"] == "segment" and PurePosixPath(entry["file"]).name == file.name:
-                            return float(entry["start"]), "journal"
+                            return float(entry["start"]), "journal", int(entry.get("bytes") or 0)
     if (named := named_sec(file, zone)) is not None:
-        return named, "name"
+        return named, "name", 0
     try:
-        return file.stat().st_mtime, "mtime"
+        return file.stat().st_mtime, "mtime", 0
     except OSError:
-        return 0.0, "unknown"
+        return 0.0, "unknown", 0
 
 
 def start_of_scan(scan: Scan, zone: tzinfo | None) -> tuple[float, str]:
-    """As start_of_recording; a file of which only the last write is known began its length before that."""
-    began_sec, basis = start_of_recording(scan.file, zone)
+    """When it began, and what says so; a file of which only the last write is known, its length before that."""
+    began_sec, basis, _ = record_of(scan.file, zone)
     return began_sec - (scan.length_sec if basis == "mtime" else 0), basis
+
+
+def checked(scan: Scan, zone: tzinfo | None) -> Scan:
+    """Unknown, where its record knows a longer file: MPEG-TS, above all, does not tell that its end is missing."""
+    with suppress(OSError):
+        recorded, here = record_of(scan.file, zone)[2], scan.file.stat().st_size
+        if here < recorded:
+            cut = f"it is cut off: {here:,} of the {recorded:,} bytes that were recorded are here"
+            return replace(scan, reason="; ".join(filter(None, (cut, scan.reason))))
+    return scan
 
 
 def recordings_in(places: Sequence[Path], missed: list[OSError]) -> list[Path]:
@@ -1648,7 +1659,7 @@ def video_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # a signal must not wait for a long file
         remote = scan_on_cluster(arguments.scheduler, scanner, files) if arguments.scheduler else None
         stack.callback(remote.close) if remote else None
-        for scan in remote or pool.map(scanner.scan, files):
+        for scan in (checked(one, zone) for one in remote or pool.map(scanner.scan, files)):
             report = scan_report(scan, zone)
             show_scan(report, as_json=bool(arguments.json))
             reports += [report] if arguments.output else []
@@ -4670,7 +4681,7 @@ class Survey:
             self.starts[str(file)] = (folder.name, times[0])
             return
         is_clip, named = CLIP_NAME.search(file.stem), NAMED_TIME.search(file.stem)
-        start_sec, basis = start_of_recording(file, self.zone) if is_clip or named else (0.0, "mtime")
+        start_sec, basis, _ = record_of(file, self.zone) if is_clip or named else (0.0, "mtime", 0)
         if basis == "mtime":
             log.warning("%s: left out: neither a record nor its name tells when it was taken", file)
             return

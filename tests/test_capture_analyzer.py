@@ -262,20 +262,20 @@ def test_the_time_of_a_recording_comes_from_sidecar_journal_name_or_mtime(tmp_pa
     folder.mkdir()
     named = folder / "20260131_120000.mp4"
     named.write_bytes(b"x")
-    assert analyzer.start_of_recording(named, zone) == (1769860800.0, "name")
-    assert analyzer.start_of_recording(folder / "Gate_20260131T120000.mkv", zone) == (1769860800.0, "name")
-    assert analyzer.start_of_recording(folder / "X_R_1769860800_combined.mp4", zone) == (1769860800.0, "name")
+    assert analyzer.record_of(named, zone) == (1769860800.0, "name", 0)
+    assert analyzer.record_of(folder / "Gate_20260131T120000.mkv", zone) == (1769860800.0, "name", 0)
+    assert analyzer.record_of(folder / "X_R_1769860800_combined.mp4", zone) == (1769860800.0, "name", 0)
     journal = tmp_path / ".rtsp_recorder" / "journal" / "Gate" / "2026-01-31.jsonl"
     journal.parent.mkdir(parents=True)
-    line = {"kind": "segment", "file": named.name, "start": 1769860801.5, "end": 1769860802}
+    line = {"kind": "segment", "file": named.name, "start": 1769860801.5, "end": 1769860802, "bytes": 7}
     journal.write_text("torn {\n" + json.dumps(line) + "\n")
-    assert analyzer.start_of_recording(named, zone) == (1769860801.5, "journal")
-    named.with_suffix(".json").write_text('{"requested": {"start_ms": 5000, "end_ms": 6000}}')
-    assert analyzer.start_of_recording(named, zone) == (5.0, "sidecar")
+    assert analyzer.record_of(named, zone) == (1769860801.5, "journal", 7)
+    named.with_suffix(".json").write_text('{"requested": {"start_ms": 5000, "end_ms": 6000}, "bytes": 8}')
+    assert analyzer.record_of(named, zone) == (5.0, "sidecar", 8)
     other = folder / "holiday.mp4"
     other.write_bytes(b"x")
     os.utime(other, (1e9, 1e9))
-    assert analyzer.start_of_recording(other, zone) == (1e9, "mtime")
+    assert analyzer.record_of(other, zone) == (1e9, "mtime", 0)
 
 
 @pytest.mark.parametrize(

@@ -424,3 +424,28 @@ def test_a_recording_whose_sound_goes_on_without_pictures_is_not_called_well(
     report = json.loads(capsys.readouterr().out.splitlines()[0])
     assert (status, report["reason"], report["incidents"]) == (1 if reason else 0, reason, [])
     assert abs(report["length_sec"] - 30) < 0.5
+
+
+@pytest.mark.parametrize("record", ["sidecar", "journal", "none"])
+def test_mpeg_ts_that_is_cut_off_is_told_from_what_was_recorded_and_from_nothing_else(tmp_path, whole, capsys, record):
+    file = tmp_path / "Gate" / "20260131_120000Z.ts"
+    file.parent.mkdir()
+    ffmpeg("-i", str(whole), "-c", "copy", str(file))
+    size = file.stat().st_size
+    line = {"kind": "segment", "file": f"Gate/{file.name}", "start": 1769860800, "end": 1769860830, "bytes": size}
+    journal = tmp_path / ".rtsp_recorder" / "journal" / "Gate" / "2026-01-31.jsonl"
+    journal.parent.mkdir(parents=True)
+    if record == "journal":
+        journal.write_text(json.dumps(line) + "\n")
+    elif record == "sidecar":
+        file.with_suffix(".json").write_text(json.dumps({"obtained": {"start_ms": 0, "end_ms": 30000}, "bytes": size}))
+
+    def looked_at() -> tuple[int, str]:
+        status = ca.main(["video", str(file), "--json"])
+        return status, json.loads(capsys.readouterr().out.splitlines()[0])["reason"]
+
+    assert looked_at() == (0, "")
+    half = size // 2 // 188 * 188
+    os.truncate(file, half)
+    cut = f"it is cut off: {half:,} of the {size:,} bytes that were recorded are here"
+    assert looked_at() == ((0, "") if record == "none" else (1, cut))
