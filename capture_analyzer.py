@@ -35,6 +35,7 @@ import shutil
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import threading
@@ -424,9 +425,8 @@ class PictureMeter:
         import numpy as np
 
         counts = np.bincount(np.abs(one - other), minlength=256)
-        below = np.minimum(np.cumsum(counts), self.keep)
-        kept = np.diff(below, prepend=0)
-        return float(kept @ np.arange(len(kept)) / self.keep)
+        up_to = np.minimum(np.cumsum(counts), self.keep)  # so many of those that are kept differ by 0, up to 1, 2, ...
+        return (255 * self.keep - int(up_to[:-1].sum())) / self.keep
 
 
 # --- views -------------------------------------------------------------------------------------------------------
@@ -668,7 +668,18 @@ def is_cut(data: bytes) -> bool:
     return data[:2] == b"\xff\xd8" and data.find(b"\xff\xda", data.rfind(b"\xff\xd9") + 1) >= 0  # a scan without end
 
 
-def decode_still(data: bytes, reduction: int = 8) -> Gray:
+def likely_reduction(data: bytes) -> int:
+    """By how much (8, 4, 2, 1) the size in a JPEG's head may shrink and still be 160x90; 8 where that is not found."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and at + 9 <= len(data):
+        marker, length, height, width = struct.unpack(">xBHxHH", data[at : at + 9])
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame, and no table
+            return next((by for by in (8, 4, 2) if -(-height // by) >= HEIGHT and -(-width // by) >= WIDTH), 1)
+        at += 2 + length
+    return 8
+
+
+def decode_still(data: bytes, reduction: int = 0) -> Gray:
     """The picture in 160x90 gray; raises Unreadable. `reduction` is what the decoder leaves out: 8, 4, 2 or 1."""
     import cv2
     import numpy as np
@@ -677,6 +688,7 @@ def decode_still(data: bytes, reduction: int = 8) -> Gray:
         raise Unreadable("the file is empty")
     if is_cut(data):
         raise Unreadable("the file is cut off")
+    reduction = reduction or likely_reduction(data)
     flags = {8: cv2.IMREAD_REDUCED_GRAYSCALE_8, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
              1: cv2.IMREAD_GRAYSCALE}  # fmt: skip
     try:

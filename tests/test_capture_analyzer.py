@@ -346,6 +346,19 @@ def test_stills_of_any_size_become_the_same_small_picture(size):
     assert np.abs(gray.astype(int) - wanted).mean() < 6
 
 
+@pytest.mark.parametrize(
+    ("size", "reduction"),
+    [((1280, 720), 8), ((1273, 713), 8), ((1272, 720), 4), ((640, 480), 4), ((352, 288), 2), ((160, 90), 1)],
+)
+def test_a_still_is_decoded_once_in_the_size_that_is_enough(size, reduction):
+    scene = Scene(1, (640, 360)).still(0).clip(0, 255).astype(np.uint8)
+    for coding in ([], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1], [cv2.IMWRITE_JPEG_RST_INTERVAL, 4]):
+        data = cv2.imencode(".jpg", cv2.resize(scene, size), coding)[1].tobytes()
+        assert analyzer.likely_reduction(data) == reduction
+        assert (analyzer.decode_still(data) == analyzer.decode_still(data, 8)).all(), "as by trial"
+    assert [analyzer.likely_reduction(other) for other in (b"", data[:20], b"\x89PNG\r\n\x1a\n" + data)] == [8, 8, 8]
+
+
 def broken_stills(folder):
     scene = Scene(1, (640, 360))(0)
     whole = jpeg(folder / "whole.jpg", scene).read_bytes()

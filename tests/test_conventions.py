@@ -57,7 +57,7 @@ LINES_NOW = {
     "copy_footage": 3072,
     "rtsp_recorder": 3485,
     "nas_sync": 4059,
-    "capture_analyzer": 5137,
+    "capture_analyzer": 5149,
     "rhombus_logging": 958,
     "rhombus_mpd_info": 420,
 }
