@@ -35,6 +35,7 @@ import shutil
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import threading
@@ -425,9 +426,8 @@ class PictureMeter:
         import numpy as np
 
         counts = np.bincount(np.abs(one - other), minlength=256)
-        below = np.minimum(np.cumsum(counts), self.keep)
-        kept = np.diff(below, prepend=0)
-        return float(kept @ np.arange(len(kept)) / self.keep)
+        up_to = np.minimum(np.cumsum(counts), self.keep)  # so many of those that are kept differ by 0, up to 1, 2, ...
+        return (255 * self.keep - int(up_to[:-1].sum())) / self.keep
 
 
 # --- views -------------------------------------------------------------------------------------------------------
@@ -669,7 +669,18 @@ def is_cut(data: bytes) -> bool:
     return data[:2] == b"\xff\xd8" and data.find(b"\xff\xda", data.rfind(b"\xff\xd9") + 1) >= 0  # a scan without end
 
 
-def decode_still(data: bytes, reduction: int = 8) -> Gray:
+def likely_reduction(data: bytes) -> int:
+    """By how much (8, 4, 2, 1) the size in a JPEG's head may shrink and still be 160x90; 8 where that is not found."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and at + 9 <= len(data):
+        marker, length, height, width = struct.unpack(">xBHxHH", data[at : at + 9])
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame, and no table
+            return next((by for by in (8, 4, 2) if -(-height // by) >= HEIGHT and -(-width // by) >= WIDTH), 1)
+        at += 2 + length
+    return 8
+
+
+def decode_still(data: bytes, reduction: int = 0) -> Gray:
     """The picture in 160x90 gray; raises Unreadable. `reduction` is what the decoder leaves out: 8, 4, 2 or 1."""
     import cv2
     import numpy as np
@@ -678,6 +689,7 @@ def decode_still(data: bytes, reduction: int = 8) -> Gray:
         raise Unreadable("the file is empty")
     if is_cut(data):
         raise Unreadable("the file is cut off")
+    reduction = reduction or likely_reduction(data)
     flags = {8: cv2.IMREAD_REDUCED_GRAYSCALE_8, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
              1: cv2.IMREAD_GRAYSCALE}  # fmt: skip
     try:
@@ -1106,7 +1118,7 @@ def frame_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
         sys.stdout.write(json.dumps(result) + "\n")
         if result["quality"] == "unknown":
             failed += 1
-            log.error("%s: quality unknown: %s", image, result["reason"])
+            log.error("%s: quality unknown: %s", image, result["reason"].partition("; ")[0])  # not that of the sound
     return Status.PARTIAL if failed else Status.DONE
 
 
@@ -1188,7 +1200,7 @@ class Scanner:
     def scan(self, file: Path) -> Scan:
         """Look at one recording; raises nothing for what lies in it."""
         camera = camera_of(file)
-        if reason := refusal(file):
+        if reason := refusal(file) or ("" if os.access(file, os.R_OK) else os.strerror(errno.EACCES)):
             return Scan(file, camera, "unknown", "unknown", reason, 0.0)
         mask = mask_of(self.settings, camera)
         clocks: list[Interval] = []
@@ -1209,8 +1221,10 @@ class Scanner:
         sound_sec = len(levels) * SOUND_WINDOW_SEC
         if sound == "ok" or (sound == "none" and pictures != "none" and self.rules.audio_required):
             lost = find_audio_loss(levels, self.rules)
-            if pictures == "keyframes" and length_sec > sound_sec:  # the last key picture is not the end
-                length_sec = self.end_of(file, length_sec)
+            if pictures == "keyframes" and not 0 <= sound_sec - length_sec <= PICTURE_GAP_SEC:
+                length_sec = self.end_of(file, length_sec)  # the last key picture is not the end
+            if not reasons and length_sec and sound_sec - length_sec > PICTURE_GAP_SEC:
+                reasons = [f"its pictures end {sound_sec - length_sec:.0f} s before its sound"]
             if length_sec - sound_sec >= self.rules.quiet_sec:  # the pictures go on without sound
                 lost = joined([*lost, (sound_sec, length_sec)], SOUND_WINDOW_SEC)
             found += [("audio_loss", interval) for interval in lost]
@@ -1475,14 +1489,14 @@ def suspicious(keys: Sequence[Picture], rules: Rules) -> list[tuple[float, float
 
 
 def refusal(file: Path) -> str:
-    """Why a file need not be given to FFmpeg at all; empty when it may."""
+    """Why a file holds no footage at all, without opening it; empty when it may hold some."""
     try:
-        if not stat.S_ISREG(file.stat().st_mode):
-            return "it is no file"
-        with file.open("rb") as handle:
-            return "" if handle.read(1) else "the file is empty"
+        about = file.stat()
     except OSError as problem:
         return str(problem.strerror)
+    if not stat.S_ISREG(about.st_mode):
+        return "it is no file"
+    return "" if about.st_size else "the file is empty"
 
 
 def camera_of(file: Path) -> str:
@@ -1522,15 +1536,16 @@ def named_sec(file: Path, zone: tzinfo | None) -> float | None:
     return None
 
 
-def start_of_recording(file: Path, zone: tzinfo | None) -> tuple[float, str]:
-    """When a recording begins, in epoch seconds, and what says so: sidecar, journal, name or mtime.
+def record_of(file: Path, zone: tzinfo | None) -> tuple[float, str, int]:
+    """When a recording begins, in epoch seconds, what says so: sidecar, journal, name or mtime; and how many bytes it
+    had when that was written, 0 where nothing tells.
 
     Names without a zone are in `zone`. mtime is a guess, and of the end: when the file was written last.
     """
     sidecar = read_json(file.with_suffix(".json")) or {}
     for part in ("obtained", "requested"):
         with suppress(KeyError, TypeError, ValueError):
-            return float(sidecar[part]["start_ms"]) / 1000, "sidecar"
+            return float(sidecar[part]["start_ms"]) / 1000, "sidecar", int(sidecar.get("bytes") or 0)
     for journal in journals_near(file, zone):
         with suppress(OSError):
             for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -1538,19 +1553,29 @@ def start_of_recording(file: Path, zone: tzinfo | None) -> tuple[float, str]:
                     with suppress(KeyError, TypeError, ValueError):
                         entry = json.loads(line)
                         if entry["kind"] == "segment" and PurePosixPath(entry["file"]).name == file.name:
-                            return float(entry["start"]), "journal"
+                            return float(entry["start"]), "journal", int(entry.get("bytes") or 0)
     if (named := named_sec(file, zone)) is not None:
-        return named, "name"
+        return named, "name", 0
     try:
-        return file.stat().st_mtime, "mtime"
+        return file.stat().st_mtime, "mtime", 0
     except OSError:
-        return 0.0, "unknown"
+        return 0.0, "unknown", 0
 
 
 def start_of_scan(scan: Scan, zone: tzinfo | None) -> tuple[float, str]:
-    """As start_of_recording; a file of which only the last write is known began its length before that."""
-    began_sec, basis = start_of_recording(scan.file, zone)
+    """When it began, and what says so; a file of which only the last write is known, its length before that."""
+    began_sec, basis, _ = record_of(scan.file, zone)
     return began_sec - (scan.length_sec if basis == "mtime" else 0), basis
+
+
+def checked(scan: Scan, zone: tzinfo | None) -> Scan:
+    """Unknown, where its record knows a longer file: MPEG-TS, above all, does not tell that its end is missing."""
+    with suppress(OSError):
+        recorded, here = record_of(scan.file, zone)[2], scan.file.stat().st_size
+        if here < recorded:
+            cut = f"it is cut off: {here:,} of the {recorded:,} bytes that were recorded are here"
+            return replace(scan, reason="; ".join(filter(None, (cut, scan.reason))))
+    return scan
 
 
 def recordings_in(places: Sequence[Path], missed: list[OSError]) -> list[Path]:
@@ -1599,10 +1624,9 @@ def show_scan(report: Mapping[str, Any], *, as_json: bool) -> None:
         what = report["reason"] or ("nothing found" if not report["incidents"] else "")
         sys.stdout.write(f"{report['file']}  {clock(report['length_sec'])}  {what}".rstrip() + "\n")
         for one in report["incidents"]:
-            sys.stdout.write(f"  {one['type']:<11}  {clock(one['start_sec'])} to {clock(one['end_sec'])}  "
-                             f"{one['end_sec'] - one['start_sec']:8.1f} s  {one['start']}"
-                             f"{'  warning' if one['severity'] == 'warning' else ''}"
-                             f"{': ' + CLOCK_TEXT if one.get('freeze_kind') == 'picture' else ''}\n")  # fmt: skip
+            times = f"{clock(one['start_sec'])} to {clock(one['end_sec'])}  {one['end_sec'] - one['start_sec']:8.1f} s"
+            line = f"  {one['type']:<11}  {times}  {one['start']}  {', '.join(remarks(one))}"
+            sys.stdout.write(f"{line.rstrip()}\n")
     sys.stdout.flush()
 
 
@@ -1648,7 +1672,7 @@ def video_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # a signal must not wait for a long file
         remote = scan_on_cluster(arguments.scheduler, scanner, files) if arguments.scheduler else None
         stack.callback(remote.close) if remote else None
-        for scan in remote or pool.map(scanner.scan, files):
+        for scan in (checked(one, zone) for one in remote or pool.map(scanner.scan, files)):
             report = scan_report(scan, zone)
             show_scan(report, as_json=bool(arguments.json))
             reports += [report] if arguments.output else []
@@ -2176,6 +2200,14 @@ def video_incidents(scan: Scan, sha256: str, base_sec: float) -> list[Incident]:
                      scan.camera, kind, "resolved", 1, base_sec + start_sec, base_sec + end_sec,
                      {"file": str(scan.file), "sha256": sha256, **scan.about(kind, (start_sec, end_sec))})
             for kind, (start_sec, end_sec) in scan.incidents]  # fmt: skip
+
+
+def remarks(told: Mapping[str, Any]) -> list[str]:
+    """What is said of an incident beside its type and times; `told` is its metadata, or what `video --json` says."""
+    return [*(["warning"] if told.get("severity") == "warning" else []),
+            *([CLOCK_TEXT] if told.get("freeze_kind") == "picture" else []),
+            *([str(told["detail"])] if told.get("detail") else []),
+            *(["acknowledged"] if "acknowledged_at" in told else [])]  # fmt: skip
 
 
 def first_line(problem: BaseException) -> str:
@@ -3213,27 +3245,26 @@ def monitor_command(arguments: argparse.Namespace, config: Mapping[str, Any]) ->
 def incidents_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=("list", "show", "ack", "export"),
                         help="list, show or acknowledge incidents, or export them all as CSV")  # fmt: skip
-    parser.add_argument("alert_id", metavar="ID", nargs="*", help="show, ack: which; the beginning of the id will do")
+    parser.add_argument("which", metavar="ID|FOLDER", nargs="*", help="the beginning of an id will do; the captures "
+                        "beside which they are kept (default: analysis.capture_dirs)")  # fmt: skip
     parser.add_argument("--since", metavar="TIME", help="from when on (default: the first)")
     parser.add_argument("--until", metavar="TIME", help="until when (default: now)")
     parser.add_argument("--json", action="store_true", default=None, help="JSON Lines, the last one a summary")
 
 
-def databases(config: Mapping[str, Any]) -> list[str]:
+def databases(given: Sequence[Path], settings: Mapping[str, Any]) -> list[str]:
     """The configured one, else those beside the captures."""
-    settings = config["analysis"]
-    folders = [] if settings["database"] else watched_folders([], settings)
-    return list(dict.fromkeys(database_of(settings, folder) for folder in folders or [Path()]))
+    if given and settings["database"]:
+        raise UsageError(f"{given[0]}: incidents are kept in analysis.database, not there; name no folder")
+    folders = [Path()] if settings["database"] else watched_folders(given, settings)
+    return list(dict.fromkeys(database_of(settings, folder) for folder in folders))
 
 
 def row_of(incident: Incident) -> dict[str, Any]:
     """As the table has it, with times that can be read."""
-    values = asdict(incident)
-    values["start_time"] = moment(values.pop("start_sec")).isoformat()
-    end_sec = values.pop("end_sec")
-    values["end_time"] = None if end_sec is None else moment(end_sec).isoformat()
-    values["metadata"] = values.pop("metadata")
-    return values
+    ended = None if incident.end_sec is None else moment(incident.end_sec).isoformat()
+    values = asdict(incident) | {"start_time": moment(incident.start_sec).isoformat(), "end_time": ended}
+    return {name: values[name] for name in INCIDENT_COLUMNS}
 
 
 def chosen(found: Sequence[tuple[str, Incident]], wanted: Sequence[str]) -> list[tuple[str, Incident]]:
@@ -3248,14 +3279,16 @@ def chosen(found: Sequence[tuple[str, Incident]], wanted: Sequence[str]) -> list
 
 
 def incidents_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
+    """`show` and `ack` need to be told which; the others take all that there are."""
     since_sec, until_sec = parse_span(arguments, parse_zone(None))
-    found = [(place, incident) for place in databases(config)
+    folders = [word for word in arguments.which if os.sep in word or Path(word).is_dir()]
+    wanted = [word for word in arguments.which if word not in folders]
+    if arguments.action in ("show", "ack") and not wanted:
+        raise UsageError(f"incidents {arguments.action}: name at least one id")
+    found = [(place, incident) for place in databases([Path(folder) for folder in folders], config["analysis"])
              for incident in read_incidents(place, since_sec, until_sec)]  # fmt: skip
     found.sort(key=lambda pair: pair[1].start_sec)
-    if arguments.action in ("show", "ack"):
-        if not arguments.alert_id:
-            raise UsageError(f"incidents {arguments.action}: name at least one id")
-        found = chosen(found, arguments.alert_id)
+    found = chosen(found, wanted) if wanted else found
     if arguments.action == "ack":
         values = {"acknowledged_at": moment(time.time()).isoformat(timespec="seconds"), "acknowledged_by": host_name()}
         for place, incident in found:
@@ -3264,6 +3297,7 @@ def incidents_command(arguments: argparse.Namespace, config: Mapping[str, Any]) 
             log.info("%s acknowledged", incident.alert_id)
         return Status.DONE
     show_incidents([incident for _place, incident in found], arguments)
+    log.info("%d incidents, %d of them active", len(found), sum(one.status == "active" for _place, one in found))
     return Status.DONE
 
 
@@ -3284,10 +3318,8 @@ def show_incidents(incidents: Sequence[Incident], arguments: argparse.Namespace)
     else:
         for incident in incidents:
             end = "active" if incident.end_sec is None else f"{incident.end_sec - incident.start_sec:.0f} s"
-            told = [incident.metadata["severity"]] if incident.metadata.get("severity") == "warning" else []
-            told += ["acknowledged"] if "acknowledged_at" in incident.metadata else []
             print(f"{incident.alert_id[:8]}  {local_text(incident.start_sec)}  {end:>8}  {incident.incident_type:<11}  "
-                  f"{incident.device_id}  {', '.join(told)}".rstrip())  # fmt: skip
+                  f"{incident.device_id}  {', '.join(remarks(incident.metadata))}".rstrip())  # fmt: skip
 
 
 # --- capture -----------------------------------------------------------------------------------------------------
@@ -3776,7 +3808,7 @@ def capture_flags(parser: argparse.ArgumentParser) -> None:
 
 def capture_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
     """Capture until a signal: SIGTERM and SIGHUP are the ordinary end of a service, SIGINT is 130."""
-    limit_sec = duration_sec(arguments.max_duration)
+    limit_sec = duration_sec(arguments.max_duration, "--max_duration")
     grabbers = settle_grabbers(arguments.grabber, config["capture"])
     ffmpeg = find_ffmpeg("capturing")
     check_devices(ffmpeg, grabbers)
@@ -3807,6 +3839,7 @@ def capture_command(arguments: argparse.Namespace, config: Mapping[str, Any]) ->
         raise failures[0]
     if all(capturer.busy for capturer in capturers) and not signals:
         raise Busy("; ".join(str(capturer.busy) for capturer in capturers))
+    log.info("%s", ", ".join(f"{capturer.grabber.name}: {capturer.stills} stills" for capturer in capturers))
     return Status.SIGINT if signals[:1] == [signal.SIGINT] else Status.DONE
 
 
@@ -3840,11 +3873,12 @@ def watch_capturers(capturers: Sequence[Capturer], beats: Iterable[float], stopp
     tell_systemd("STOPPING=1")
 
 
-def duration_sec(text: str | None) -> float:
-    """Seconds, or text such as 90m, 1h30m; 0 without."""
-    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", str(text or 0).strip())
-    if not found:
-        raise UsageError(f"{text!r} is no duration; expected seconds, or text such as 90m or 1h30m")
+def duration_sec(text: str | None, flag: str) -> float:
+    """Seconds from `90`, `90m`, `1h30m`; 0 where the flag was not given. Raises UsageError that names it."""
+    text = "0" if text is None else text.strip().lower()
+    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
+    if not found or not text:
+        raise UsageError(f"{flag}: {text!r} is not a duration; say seconds, or for example 90m or 1h30m")
     days, hours, minutes, seconds = (float(part or 0) for part in found.groups())
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
@@ -3892,13 +3926,14 @@ def rename_stills(folder: Path, now_sec: float, told: set[str]) -> int:
     """
     own = folder / STATE_FOLDER
     own.mkdir(exist_ok=True)
-    ready, broken = waiting_stills(folder, now_sec)
+    renamed, (ready, broken) = 0, waiting_stills(folder, now_sec)
     for still in ready:
         thumbnail = own / f"{still.stem}.{os.getpid()}.part"
         try:
             make_thumbnail(still, thumbnail)
             final = publish_still(still, thumbnail, folder, still.stat().st_mtime)
             log.debug("%s: renamed to %s", still, final.name)
+            renamed += 1
         except Unreadable as problem:
             broken.append(str(problem))
         except FileNotFoundError:
@@ -3909,14 +3944,14 @@ def rename_stills(folder: Path, now_sec: float, told: set[str]) -> int:
         if sentence not in told:
             log.warning("%s", sentence)
             told.add(sentence)
-    if ready:
-        log.info("%s: %d stills renamed", folder, len(ready) - sum(str(still) in " ".join(broken) for still in ready))
+    if renamed:
+        log.info("%s: %d stills renamed", folder, renamed)
     return len(broken)
 
 
 @contextmanager
-def woken(folders: Sequence[Path]) -> Iterator[threading.Event]:
-    """An event that is set when something appears in a folder; where inotify cannot tell, it just stays."""
+def woken(folders: Sequence[Path]) -> Iterator[Waker]:
+    """It wakes when something appears in a folder; where inotify cannot tell, it just sleeps."""
     from watchdog.observers import Observer
 
     waker = Waker()
@@ -3928,7 +3963,7 @@ def woken(folders: Sequence[Path]) -> Iterator[threading.Event]:
             log.debug("%s: looked at once a second: %s", folder, problem)
     observer.start()
     try:
-        yield waker.wake
+        yield waker
     finally:
         observer.stop()
         observer.join()
@@ -3959,15 +3994,15 @@ def rename_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> 
     with ExitStack() as held:
         if not arguments.watch:
             return Status.PARTIAL if rename_round(folders, held, locked, told) or told else Status.DONE
-        changed = held.enter_context(woken(folders))
+        waker = held.enter_context(woken(folders))
         signals = held.enter_context(signals_as(stopping))
         tell_systemd("READY=1")
         while not stopping.is_set():
-            changed.clear()
+            waker.take()  # whatever they are called
             rename_round(folders, held, locked, told)
             tell_systemd("WATCHDOG=1")
             until = time.monotonic() + RENAME_RESCAN_SEC  # network mounts tell nothing, and events may be missed
-            while not stopping.is_set() and not changed.wait(0.1) and time.monotonic() < until:
+            while not stopping.is_set() and not waker.wake.wait(0.1) and time.monotonic() < until:
                 pass
     return Status.SIGINT if signals[:1] == [signal.SIGINT] else Status.DONE
 
@@ -4123,7 +4158,7 @@ def clean_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
     for name in Tidiness.__dataclass_fields__:
         if getattr(rules, name) < 0:
             raise UsageError(f"capture.{name}: must not be less than 0")
-    every_sec, stopping, told = duration_sec(arguments.every), threading.Event(), set[str]()
+    every_sec, stopping, told = duration_sec(arguments.every, "--every"), threading.Event(), set[str]()
     if not every_sec:
         failed = clean_folders(folders, rules, told, dry_run=bool(arguments.dry_run))
         return Status.PARTIAL if failed or told else Status.DONE
@@ -4156,11 +4191,11 @@ PAGE = """<!doctype html>
 PAGE_STYLE = """
 :root { --paper: #fff; --ink: #1c2127; --soft: #5d6670; --line: #d5dade; --empty: #eef0f2; --here: #5aa897;
   --gone: #b7d9d0; --camera: #d1495b; --host: #8f5fb5; --off: #9aa1a8; --lost: #e0912f; --unknown: #4a4f55;
-  --blackscreen: #14181c; --freeze: #2f7ed8; --audio_loss: #b8860b; --no_data: #d1495b; --other: #8f5fb5;
+  --blackscreen: #14181c; --freeze: #2f7ed8; --audio_loss: #6f8f1f; --no_data: #d1495b; --other: #8f5fb5;
   --alert: #d9a400; --curve: #2f6f9f; }
 @media (prefers-color-scheme: dark) { :root { --paper: #14171a; --ink: #e6e9ec; --soft: #9aa4ae; --line: #363d44;
   --empty: #22272c; --here: #3f8f7e; --gone: #28504a; --camera: #ef6f7f; --host: #b58ae0; --off: #767f88;
-  --lost: #eda94f; --unknown: #c4cad0; --blackscreen: #f4f6f8; --freeze: #67a9f0; --audio_loss: #e0b84a;
+  --lost: #eda94f; --unknown: #c4cad0; --blackscreen: #f4f6f8; --freeze: #67a9f0; --audio_loss: #a9cf4a;
   --no_data: #ef6f7f; --other: #b58ae0; --alert: #f2c833; --curve: #7db6e0; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.45 system-ui, sans-serif; }
@@ -4200,8 +4235,8 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const page = document.getElementById("page"), tip = document.getElementById("tip");
 const DAY = 86400, length = data.length, MANY = 200;
 const SHOWN_INCIDENTS = ["blackscreen", "freeze", "audio_loss", "no_data", "alert"];
-const GAP_WORDS = {camera: "gap: camera or network", host: "gap: this host", off: "gap: not recorded on purpose",
-  lost: "gap: lost", unknown: "gap: cause unknown"};
+const GAP_WORDS = {camera: "camera or network", host: "this host", off: "not recorded on purpose", lost: "lost",
+  unknown: "cause unknown"};
 
 function make(tag, properties, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
@@ -4223,6 +4258,13 @@ function local(t) { return new Date((data.start + t + offset(t)) * 1000); }
 function clock(t) { return local(t).toISOString().slice(11, 19); }
 function date(t) { return local(t).toISOString().slice(0, 10); }
 function when(t) { return date(t) + " " + clock(t); }
+function until(from, to) { return date(from) === date(to) ? clock(to) : when(to); }
+function zones() {  // from UTC, each once; two where the clocks change meanwhile
+  return [...new Set(data.offsets.map(pair => pair[1]))].map(seconds => "UTC" + (seconds < 0 ? "-" : "+") +
+    new Date(Math.abs(seconds) * 1000).toISOString().slice(11, 16)).join(" and ");
+}
+function what(mark) { return mark[3] ? mark[2] + ": " + mark[3] : mark[2]; }
+function why(gap) { return gap[3] === "unknown" ? gap[2] : gap[2] + " (" + GAP_WORDS[gap[3]] + ")"; }
 function lasts(seconds) {
   const s = Math.round(seconds), d = Math.floor(s / DAY), h = Math.floor(s / 3600) % 24, m = Math.floor(s / 60) % 60;
   if (d) return d + " d " + h + " h";
@@ -4315,9 +4357,9 @@ function strip(pen, camera, from, to, left, width, y, height) {  // one line of 
 function describe(camera, t, slack) {  // what is at a time, and where it leads
   const hit = one => one[0] - slack <= t && one[1] + slack >= t, words = [];
   for (const mark of camera.marks.filter(hit).slice(0, 4))
-    words.push(mark[2] + " " + mark[3] + " at " + clock(mark[0]) + " for " + lasts(mark[1] - mark[0]));
+    words.push(what(mark) + ", " + clock(mark[0]) + " for " + lasts(mark[1] - mark[0]));
   const gap = camera.gaps.find(hit);
-  if (gap) words.push("no footage: " + gap[2] + ", " + when(gap[0]) + " for " + lasts(gap[1] - gap[0]));
+  if (gap) words.push("no footage: " + why(gap) + ", " + when(gap[0]) + " for " + lasts(gap[1] - gap[0]));
   const found = fileAt(camera, t);
   if (!gap && !found) {
     const inside = list => list.some((start, i) => i % 2 === 0 && start <= t && list[i + 1] >= t);
@@ -4429,9 +4471,9 @@ function detail(camera) {
     const latest = camera.marks.slice(-MANY), file = t => fileAt(camera, t);
     const opened = t => file(t) ? linked(file(t)) : "";
     const seen = link => link ? make("a", {href: link, textContent: "picture", target: "_blank", rel: "noopener"}) : "";
-    parts.push(make("h2", {textContent: "Incidents and alerts"}), table(["start", "lasted", "what", "footage", ""],
-      latest.map(one => [when(one[0]), lasts(one[1] - one[0]), one[2] + " " + one[3], opened(one[0]),
-        seen(one[4])])));
+    const heads = ["start", "end", "lasted", "what", "footage", ""];
+    parts.push(make("h2", {textContent: "Incidents and alerts"}), table(heads, latest.map(
+      one => [when(one[0]), until(one[0], one[1]), lasts(one[1] - one[0]), what(one), opened(one[0]), seen(one[4])])));
     if (camera.marks.length > MANY) parts.push(make("p", {className: "soft",
       textContent: "and " + (camera.marks.length - MANY) + " earlier ones"}));
   }
@@ -4439,14 +4481,14 @@ function detail(camera) {
     const longest = [...camera.gaps].sort((a, b) => b[1] - b[0] - a[1] + a[0]).slice(0, MANY);
     const causes = Object.create(null);
     for (const gap of camera.gaps) {
-      const sum = causes[gap[2]] = causes[gap[2]] || [0, 0];
+      const sum = causes[why(gap)] = causes[why(gap)] || [0, 0];
       sum[0] += 1; sum[1] += gap[1] - gap[0];
     }
     const shares = Object.entries(causes).sort((a, b) => b[1][1] - a[1][1]);
     parts.push(make("h2", {textContent: "Gaps"}), make("p", {className: "soft", textContent: shares.map(
       ([cause, [count, sum]]) => cause + ": " + count + ", together " + lasts(sum)).join("; ")}));
-    parts.push(table(["start", "lasted", "cause"], longest.sort((a, b) => a[0] - b[0]).map(
-      gap => [when(gap[0]), lasts(gap[1] - gap[0]), gap[2]])));
+    parts.push(table(["start", "end", "lasted", "cause"], longest.sort((a, b) => a[0] - b[0]).map(
+      gap => [when(gap[0]), until(gap[0], gap[1]), lasts(gap[1] - gap[0]), why(gap)])));
     if (camera.gaps.length > MANY) parts.push(make("p", {className: "soft",
       textContent: "and " + (camera.gaps.length - MANY) + " shorter ones"}));
   }
@@ -4470,7 +4512,7 @@ function legend() {
   if (has(camera => camera.here.length)) items.push(["here", "footage"]);
   if (has(camera => camera.gone.length)) items.push(["gone", "recorded, no longer here"]);
   for (const [kind, words] of Object.entries(GAP_WORDS))
-    if (has(camera => camera.gaps.some(gap => gap[3] === kind))) items.push([kind, words]);
+    if (has(camera => camera.gaps.some(gap => gap[3] === kind))) items.push([kind, "gap: " + words]);
   for (const kind of [...SHOWN_INCIDENTS, "other"])
     if (has(camera => camera.marks.some(mark => kindOf(mark) === kind)))
       items.push([kind, kind === "alert" ? "alert" : "incident: " + (kind === "other" ? others() : kind)]);
@@ -4494,7 +4536,8 @@ function start() {
     counted(all(camera => camera.marks.filter(mark => mark[2] === "alert").length), "alert"));
   page.append(make("h1", {textContent: "Footage report"}),
     make("p", {textContent: when(0) + " to " + when(length)}),
-    make("p", {className: "soft", textContent: "Times are those of " + data.zone + ". Made " + when(data.made) + "."}),
+    make("p", {className: "soft",
+      textContent: "Times are those of " + data.zone + " (" + zones() + "). Made " + when(data.made) + "."}),
     make("div", {className: "figures"}, ...figures), legend());
   if (data.unlinked) page.append(make("p", {className: "soft",
     textContent: "There are too many files: those of some cameras are shown, but not linked."}));
@@ -4625,6 +4668,10 @@ class Survey:
                     self.left.append(here / name)
 
     def recording(self, file: Path, has_sidecar: bool) -> None:
+        """Take in one file; one that holds nothing is no footage, whatever its name or its record say."""
+        if reason := refusal(file):
+            log.warning("%s: left out: %s", file, reason)
+            return
         sidecar = read_json(file.with_suffix(".json")) if has_sidecar else None
         if sidecar and self.clip(file, sidecar):
             return
@@ -4635,8 +4682,8 @@ class Survey:
             self.starts[str(file)] = (folder.name, times[0])
             return
         is_clip, named = CLIP_NAME.search(file.stem), NAMED_TIME.search(file.stem)
-        start_sec, basis = start_of_recording(file, self.zone) if is_clip or named else (0.0, "mtime")
-        if basis == "mtime" or not file.exists():
+        start_sec, basis, _ = record_of(file, self.zone) if is_clip or named else (0.0, "mtime", 0)
+        if basis == "mtime":
             log.warning("%s: left out: neither a record nor its name tells when it was taken", file)
             return
         camera.is_continuous |= is_clip is None
@@ -4749,18 +4796,25 @@ GAP_CLASSES = {cause: name for name, causes in {
 
 
 def add_found(survey: Survey, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Incidents from the lines of `video --json`."""
+    """Incidents from the lines of `video --json`, without those that the database has told of already."""
     names = {camera.name: key for key, camera in survey.cameras.items()}
     for line in lines:
         if "summary" in line:
             continue
-        key, start_sec = survey.starts.get(os.path.abspath(line["file"]), ("", math.nan))  # noqa: PTH100
+        file = os.path.abspath(line["file"])  # noqa: PTH100
+        key, start_sec = survey.starts.get(file, ("", math.nan))
         key = key or names.get(str(line["camera"]), str(line["camera"]))
         for one in line["incidents"]:
             times = (start_sec + one["start_sec"], start_sec + one["end_sec"])
             if math.isnan(start_sec):
                 times = (iso_sec(one["start"]), iso_sec(one["end"]))
-            survey.camera(key, key).marks.append(Mark(*times, str(one["type"])))
+            marks, kind = survey.camera(key, key).marks, str(one["type"])
+            if not any(mark.kind == kind and abs(mark.start_sec - times[0]) < SAMPLE_SEC for mark in marks):
+                marks.append(Mark(*times, kind, ", ".join(remarks(one))))
+        if line.get("reason") and line["time_basis"] != "unknown":  # what was not seen is not well
+            camera, at_sec = survey.camera(key, key), iso_sec(line["start"]) if math.isnan(start_sec) else start_sec
+            ends = [at_sec + line["length_sec"], *(one.end_sec for one in camera.footage if str(one.file) == file)]
+            camera.marks.append(Mark(at_sec, max(ends), "quality unknown", str(line["reason"])))
 
 
 def add_found_in(survey: Survey, file: Path) -> None:
@@ -4782,12 +4836,12 @@ def add_stored(survey: Survey, configured: str | None) -> None:
             if key is None and place not in survey.databases:
                 continue
             told = incident.metadata or {}
+            said = [*(["active"] if incident.end_sec is None else []), *remarks(told)]
             evidence = str((told.get("evidence") or {}).get("first_bad") or "").removeprefix("alerts/")
             picture = Path(str(told.get("evidence_dir"))) / evidence if evidence else None
             camera = survey.camera(key or incident.device_id, incident.device_id)
             end_sec = time.time() if incident.end_sec is None else incident.end_sec
-            camera.marks.append(Mark(incident.start_sec, end_sec, incident.incident_type,
-                                     "(active)" if incident.end_sec is None else "",
+            camera.marks.append(Mark(incident.start_sec, end_sec, incident.incident_type, ", ".join(said),
                                      picture if picture and picture.is_file() else None))  # fmt: skip
 
 

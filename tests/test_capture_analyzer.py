@@ -262,20 +262,20 @@ def test_the_time_of_a_recording_comes_from_sidecar_journal_name_or_mtime(tmp_pa
     folder.mkdir()
     named = folder / "20260131_120000.mp4"
     named.write_bytes(b"x")
-    assert analyzer.start_of_recording(named, zone) == (1769860800.0, "name")
-    assert analyzer.start_of_recording(folder / "Gate_20260131T120000.mkv", zone) == (1769860800.0, "name")
-    assert analyzer.start_of_recording(folder / "X_R_1769860800_combined.mp4", zone) == (1769860800.0, "name")
+    assert analyzer.record_of(named, zone) == (1769860800.0, "name", 0)
+    assert analyzer.record_of(folder / "Gate_20260131T120000.mkv", zone) == (1769860800.0, "name", 0)
+    assert analyzer.record_of(folder / "X_R_1769860800_combined.mp4", zone) == (1769860800.0, "name", 0)
     journal = tmp_path / ".rtsp_recorder" / "journal" / "Gate" / "2026-01-31.jsonl"
     journal.parent.mkdir(parents=True)
-    line = {"kind": "segment", "file": named.name, "start": 1769860801.5, "end": 1769860802}
+    line = {"kind": "segment", "file": named.name, "start": 1769860801.5, "end": 1769860802, "bytes": 7}
     journal.write_text("torn {\n" + json.dumps(line) + "\n")
-    assert analyzer.start_of_recording(named, zone) == (1769860801.5, "journal")
-    named.with_suffix(".json").write_text('{"requested": {"start_ms": 5000, "end_ms": 6000}}')
-    assert analyzer.start_of_recording(named, zone) == (5.0, "sidecar")
+    assert analyzer.record_of(named, zone) == (1769860801.5, "journal", 7)
+    named.with_suffix(".json").write_text('{"requested": {"start_ms": 5000, "end_ms": 6000}, "bytes": 8}')
+    assert analyzer.record_of(named, zone) == (5.0, "sidecar", 8)
     other = folder / "holiday.mp4"
     other.write_bytes(b"x")
     os.utime(other, (1e9, 1e9))
-    assert analyzer.start_of_recording(other, zone) == (1e9, "mtime")
+    assert analyzer.record_of(other, zone) == (1e9, "mtime", 0)
 
 
 @pytest.mark.parametrize(
@@ -344,6 +344,19 @@ def test_stills_of_any_size_become_the_same_small_picture(size):
     assert gray.shape == (90, 160)
     wanted = cv2.resize(scene, (160, 90), interpolation=cv2.INTER_AREA)
     assert np.abs(gray.astype(int) - wanted).mean() < 6
+
+
+@pytest.mark.parametrize(
+    ("size", "reduction"),
+    [((1280, 720), 8), ((1273, 713), 8), ((1272, 720), 4), ((640, 480), 4), ((352, 288), 2), ((160, 90), 1)],
+)
+def test_a_still_is_decoded_once_in_the_size_that_is_enough(size, reduction):
+    scene = Scene(1, (640, 360)).still(0).clip(0, 255).astype(np.uint8)
+    for coding in ([], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1], [cv2.IMWRITE_JPEG_RST_INTERVAL, 4]):
+        data = cv2.imencode(".jpg", cv2.resize(scene, size), coding)[1].tobytes()
+        assert analyzer.likely_reduction(data) == reduction
+        assert (analyzer.decode_still(data) == analyzer.decode_still(data, 8)).all(), "as by trial"
+    assert [analyzer.likely_reduction(other) for other in (b"", data[:20], b"\x89PNG\r\n\x1a\n" + data)] == [8, 8, 8]
 
 
 def broken_stills(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pty
@@ -11,8 +12,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -137,7 +140,8 @@ def test_sigterm_is_the_ordinary_end_of_a_capture_and_leaves_no_process(captured
     assert captured.status == 0
     assert captured.out.read_text() == ""
     assert [line.partition(" ")[2] for line in captured.log.splitlines()] == [
-        f"INFO yard: capturing to {place_of(captured)}, libx264"
+        f"INFO yard: capturing to {place_of(captured)}, libx264",
+        f"INFO yard: {len(stills(place_of(captured) / 'captures'))} stills",
     ]
     assert ffmpegs_in(captured.out.parent) == []
 
@@ -433,7 +437,7 @@ def test_a_password_in_a_config_that_others_can_read_is_warned_about(entry, tmp_
         ("", ["yard"], "yard: no such grabber in capture.grabbers; there is none"),
         ("capture: {grabbers: ['test||/tmp/a|5', 'test||/tmp/b/a|5']}", [], "two have the name a"),
         ("capture: {stills_per_sec: 0}", ["test||/tmp/a|5"], "capture.stills_per_sec is not more than 0"),
-        ("", ["test||/tmp/a|5", "--max_duration", "soon"], "'soon' is no duration"),
+        ("", ["test||/tmp/a|5", "--max_duration", "soon"], "--max_duration: 'soon' is not a duration"),
     ],
 )
 def test_what_cannot_be_captured_is_refused_with_one_sentence(config, words, sentence, tmp_path):
@@ -460,7 +464,16 @@ def test_waiting_times_grow_and_a_refused_login_is_asked_for_rarely():
 
 @pytest.mark.parametrize(("text", "seconds"), [(None, 0), ("90", 90), ("1h30m", 5400), ("2.5", 2.5), ("1d", 86400)])
 def test_durations_are_seconds_or_words(text, seconds):
-    assert duration_sec(text) == seconds
+    assert duration_sec(text, "--every") == seconds
+
+
+@pytest.mark.parametrize("words", [["capture", "nothing", "--max_duration"], ["clean", ".", "--every"]])
+@pytest.mark.parametrize("text", ["", "soon", "-5", "1x"])
+def test_what_is_no_duration_is_refused_by_the_name_of_its_flag(words, text, capfd):
+    *words, flag = words
+    command = [*words, f"{flag}={text}", "--config", os.devnull]
+    assert capture_analyzer.run(lambda: capture_analyzer.main(command)) == 2
+    assert f"{flag}: {text!r} is not a duration; say seconds, or for example 90m" in capfd.readouterr().err
 
 
 # --- rename ---
@@ -565,6 +578,33 @@ def test_rename_as_a_service_takes_new_stills_at_once_and_ends_0(tmp_path):
         picture(folder / "test_capture_1.jpg")
         until(lambda: len(stills(folder)) == 1)
         assert running.end() == 0
+
+
+def test_rename_as_a_service_remembers_no_names_for_ever(tmp_path):
+    """A name for each event, some a second: a gigabyte in a season."""
+    ready, left = tmp_path / "ready", list[int]()
+    ready.mkdir()
+    stills_made = [picture(ready / f"test_capture_{number}.jpg", "64x48") for number in range(5)]
+    folder = tmp_path / "captures"
+    folder.mkdir()
+
+    def feed() -> None:
+        try:
+            for still in stills_made:
+                still.rename(folder / still.name)
+            until(lambda: len(stills(folder)) == len(stills_made))
+            wakers = [one for one in gc.get_objects() if isinstance(one, capture_analyzer.Waker)]
+            with suppress(AssertionError):
+                until(lambda: not any(waker.names.qsize() for waker in wakers), 5)
+            left.extend(waker.names.qsize() for waker in wakers)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=feed)
+    thread.start()
+    assert capture_analyzer.main(["rename", "--watch", str(folder), "--config", os.devnull]) == 0
+    thread.join()
+    assert left == [0]
 
 
 # --- clean ---

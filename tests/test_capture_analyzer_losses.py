@@ -324,7 +324,7 @@ def test_a_file_whose_name_is_no_text_leaves_the_page_whole(tmp_path):
     folder = tmp_path / "Gate"
     folder.mkdir()
     file = folder / os.fsdecode(b"20260131_120000Z_caf\xe9.mp4")
-    file.touch()
+    file.write_bytes(b"x")
     os.utime(file, (1_769_864_460,) * 2)
     journal = tmp_path / ".rtsp_recorder" / "journal" / "Gate"
     journal.mkdir(parents=True)
@@ -410,3 +410,42 @@ def test_a_recording_that_is_cut_off_or_spoilt_inside_is_not_called_well(tmp_pat
         assert report["reason"].startswith("it is damaged: about ")
         missing_sec = int(report["reason"].split("about ")[1].split()[0])
         assert abs(missing_sec - (20 if spoilt == "cut" else 10)) <= 3
+
+
+@pytest.mark.parametrize("way", [[], ["--precise"]], ids=["keyframes", "precise"])
+@pytest.mark.parametrize(("pictures_sec", "reason"), [(10, "its pictures end 20 s before its sound"), (27, "")])
+def test_a_recording_whose_sound_goes_on_without_pictures_is_not_called_well(
+    tmp_path, whole, capsys, pictures_sec, reason, way
+):
+    file, mute = tmp_path / "one.mp4", tmp_path / "mute.mp4"
+    ffmpeg("-i", str(whole), "-t", str(pictures_sec), "-map", "0:v", "-c", "copy", str(mute))
+    ffmpeg("-i", str(mute), "-i", str(whole), "-map", "0:v", "-map", "1:a", "-c", "copy", str(file))
+    status = ca.main(["video", str(file), "--json", *way])
+    report = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert (status, report["reason"], report["incidents"]) == (1 if reason else 0, reason, [])
+    assert abs(report["length_sec"] - 30) < 0.5
+
+
+@pytest.mark.parametrize("record", ["sidecar", "journal", "none"])
+def test_mpeg_ts_that_is_cut_off_is_told_from_what_was_recorded_and_from_nothing_else(tmp_path, whole, capsys, record):
+    file = tmp_path / "Gate" / "20260131_120000Z.ts"
+    file.parent.mkdir()
+    ffmpeg("-i", str(whole), "-c", "copy", str(file))
+    size = file.stat().st_size
+    line = {"kind": "segment", "file": f"Gate/{file.name}", "start": 1769860800, "end": 1769860830, "bytes": size}
+    journal = tmp_path / ".rtsp_recorder" / "journal" / "Gate" / "2026-01-31.jsonl"
+    journal.parent.mkdir(parents=True)
+    if record == "journal":
+        journal.write_text(json.dumps(line) + "\n")
+    elif record == "sidecar":
+        file.with_suffix(".json").write_text(json.dumps({"obtained": {"start_ms": 0, "end_ms": 30000}, "bytes": size}))
+
+    def looked_at() -> tuple[int, str]:
+        status = ca.main(["video", str(file), "--json"])
+        return status, json.loads(capsys.readouterr().out.splitlines()[0])["reason"]
+
+    assert looked_at() == (0, "")
+    half = size // 2 // 188 * 188
+    os.truncate(file, half)
+    cut = f"it is cut off: {half:,} of the {size:,} bytes that were recorded are here"
+    assert looked_at() == ((0, "") if record == "none" else (1, cut))

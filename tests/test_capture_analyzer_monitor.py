@@ -844,6 +844,24 @@ def test_incidents_are_listed_shown_acknowledged_and_exported(captures, capsys):
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [row["incident_type"] for row in rows] == ["blackscreen", "freeze"]
     assert rows[0]["start_time"].endswith("+00:00")
+    command(captures, "list", identity)
+    assert capsys.readouterr().out.split()[0] == identity, "and no other"
+
+
+def test_incidents_are_read_beside_the_captures_that_are_named(captures, capfd):
+    captures.configure(database=None, capture_dirs=["/nowhere/*"])
+    captures.fill(minute_ago(60), (10, "live"), (10, "black"), (10, "live"))
+    assert captures.once() == 0
+    capfd.readouterr()
+    assert command(captures, "list", str(captures.folder)) == 0
+    listed = capfd.readouterr()
+    assert "blackscreen  cam1" in listed.out
+    assert listed.err.endswith("INFO 1 incidents, 0 of them active\n")
+    assert command(captures, "show", str(captures.folder), listed.out[:8]) == 0
+    assert json.loads(capfd.readouterr().out)["device_id"] == "cam1"
+    captures.configure(database=str(captures.folder / "other.sqlite3"))
+    assert ca.run(lambda: command(captures, "list", str(captures.folder))) == 2
+    assert "incidents are kept in analysis.database" in capfd.readouterr().err
 
 
 # --- slow ---

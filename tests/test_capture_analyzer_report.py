@@ -111,10 +111,13 @@ def made(site: Path) -> tuple[Path, dict[str, Any], dict[str, dict[str, Any]]]:
     """The page about the site, with incidents and metrics that `video` has written; its data; its cameras by name."""
     place = site.parent
     clip = site / "Gate" / "20260328_120000.mp4"
-    found = [{"type": "freeze", "start_sec": 600.0, "end_sec": 700.0, "start": "", "end": ""}]
-    (place / "found.jsonl").write_text(
-        json.dumps({"file": str(clip), "camera": "Gate", "incidents": found}) + '\n{"summary": {}}\n'
-    )
+    found = [{"type": "freeze", "start_sec": 600.0, "end_sec": 700.0, "start": "", "end": "", "severity": "warning",
+              "freeze_kind": "picture"}]  # fmt: skip
+    lines = [{"file": str(clip), "camera": "Gate", "incidents": found, "reason": ""},
+             {"file": "/gone/20260328_123000.mp4", "camera": "Gate", "incidents": [], "reason": "it is damaged",
+              "start": "2026-03-28T12:30:00.000Z", "time_basis": "name", "length_sec": 60.0},
+             {"summary": {}}]  # fmt: skip
+    (place / "found.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     rows = [f"{clip},picture,{at},{at / 20},5,30,{at % 7},1,0," for at in range(0, 3600, 60)]
     rows += [f"{clip},sound,{at},,,,,,,{-40 - at % 11}" for at in range(0, 3600, 60)] + ["/else.mp4,sound,0,,,,,,,-30"]
     heads = ",".join(capture_analyzer.Metrics.COLUMNS)
@@ -160,7 +163,10 @@ def test_stills_of_a_capture_folder_are_footage_too(made):
 
 def test_incidents_of_video_and_its_metrics_are_at_their_time(made):
     gate = made[2]["Gate"]
-    assert gate["marks"] == [[600, 700, "freeze", "", ""]]
+    assert gate["marks"] == [
+        [600, 700, "freeze", "warning, something small goes on, such as a clock", ""],
+        [1800, 1860, "quality unknown", "it is damaged", ""],
+    ]
     brightness = gate["curves"]["brightness"]
     known = {place * brightness["step"]: value for place, value in enumerate(brightness["values"]) if value is not None}
     assert len(known) > 20
@@ -262,8 +268,13 @@ def test_a_browser_draws_the_page_and_has_nothing_to_complain(made, tmp_path):
     assert console == []
     assert 'data-ready="yes"' in document
     assert "<title>Footage report</title>" in document
-    for text in ("3 cameras", "Times are those of Europe/Berlin", "Gate", "incident: freeze", "gap: this host"):
-        assert text.replace("3 cameras", "<b>3</b>cameras") in document
+    for text in ("<b>3</b>cameras", "Times are those of Europe/Berlin (UTC+01:00).", "Gate", "incident: freeze",
+                 "gap: this host", "incident: quality unknown", "quality unknown: it is damaged",
+                 "freeze: warning, something small goes on"):  # fmt: skip
+        assert text in document
+    for row in (("2026-03-28 15:00:00", "18:00:00", "3 h 0 min", "disk (this host)"),
+                ("2026-03-28 13:10:00", "13:11:40", "1 min 40 s", "freeze: warning")):  # fmt: skip
+        assert "</td><td>".join(row) in document
     assert HOSTILE not in document
     assert "&lt;/script&gt;&lt;script&gt;" in document
     found = colours(shot)
@@ -306,7 +317,7 @@ def test_a_click_on_a_timeline_leads_to_the_footage_at_that_second(made, tmp_pat
     assert (made[0].parent / unquote(link[1])).is_file()
     assert 880 <= int(link[2]) <= 920
     assert re.search("Gate  2026-03-28 13:1[45]:", first[1])
-    assert "no footage: disk, 2026-03-28 15:00:00 for 3 h 0 min" in second[1]
+    assert "no footage: disk (this host), 2026-03-28 15:00:00 for 3 h 0 min" in second[1]
     assert "href" not in second[1]
 
 
@@ -420,6 +431,28 @@ def test_incidents_of_the_monitor_come_from_the_database_beside_the_captures(sit
             left.unlink()
 
 
+def test_what_both_the_database_and_the_output_of_video_tell_is_on_the_page_once(tmp_path):
+    clip = tmp_path / "Gate" / "20260328_120000.mp4"
+    make_clip(clip, 0.4)
+    os.utime(clip, (NOON + 600, NOON + 600))
+    found = [{"type": kind, "start_sec": start, "end_sec": start + 9, "start": "", "end": ""}
+             for kind, start in (("freeze", 60.25), ("freeze", 120.0), ("blackscreen", 60.25))]  # fmt: skip
+    line = {"file": str(clip), "camera": "Gate", "incidents": found, "reason": "moov atom not found", "length_sec": 0.0,
+            "time_basis": "name", "start": "2026-03-28T12:00:00.000Z"}  # fmt: skip
+    (tmp_path / "found.jsonl").write_text(json.dumps(line) + "\n")
+    row = ("id1", "host", "Gate", "freeze", "resolved", 1, NOON + 60.2501, NOON + 69.25, {"severity": "alarm"})
+    capture_analyzer.Database(str(tmp_path / "all.sqlite3")).store(capture_analyzer.Incident(*row))
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"analysis": {"database": str(tmp_path / "all.sqlite3")}}))
+    page = tmp_path / "report.html"
+    words = ["report", str(tmp_path), "--incidents", str(tmp_path / "found.jsonl"), "--output", str(page)]
+    assert capture_analyzer.main([*words, "--config", str(config)]) == 0
+    (camera,) = page_data(page)["cameras"]
+    assert sorted(mark[:3] for mark in camera["marks"]) == [
+        [0, 600, "quality unknown"], [60, 69, "blackscreen"], [60, 69, "freeze"], [120, 129, "freeze"]
+    ]  # fmt: skip
+
+
 def test_an_archive_as_nas_sync_leaves_it_is_read_with_its_journals(tmp_path):
     clip = make_clip(tmp_path / "clip.mp4", 0.4)
     lines = [segment("Gate", NOON, NOON + 600), down(NOON + 600, NOON + 900, "refused")]
@@ -478,7 +511,7 @@ def test_a_report_that_cannot_be_made_is_one_sentence_and_no_page(words, status,
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
     Path("Gate").mkdir()
-    Path("Gate/20260328_120000.mp4").touch()
+    Path("Gate/20260328_120000.mp4").write_bytes(b"x")
     Path("found.jsonl").write_text('{"summary": {}}\n')
     Path("metrics.csv").write_text("file,kind\nx,y\n")
     command = [*PROGRAM, "report", *words, "--config", os.devnull]
@@ -490,13 +523,29 @@ def test_a_report_that_cannot_be_made_is_one_sentence_and_no_page(words, status,
     assert not Path("report.html").exists()
 
 
+def test_a_file_without_content_is_no_footage_whatever_its_name_or_record_says(tmp_path):
+    gate = tmp_path / "Gate"
+    make_clip(gate / "20260328_120000.mp4", 0.4)
+    os.utime(gate / "20260328_120000.mp4", (NOON + 600, NOON + 600))
+    for start, name in ((NOON + 600, "20260328_121000.mp4"), (NOON + 1200, "20260328_122000.mp4")):
+        (gate / name).touch()
+        os.utime(gate / name, (start + 600, start + 600))
+    journal(tmp_path, "Gate", segment("Gate", NOON + 600, NOON + 1200), segment("Gate", NOON + 1800, NOON + 2400))
+    done = report(tmp_path / "report.html", tmp_path)
+    assert [f"{name}.mp4: left out: the file is empty" in done.stderr for name in (gate / "20260328_121000",
+            gate / "20260328_122000")] == [True, True]  # fmt: skip
+    (camera,) = page_data(tmp_path / "report.html")["cameras"]
+    assert (camera["here"], camera["gone"]) == ([0, 600], [600, 1200, 1800, 2400])
+    assert [gap[:2] for gap in camera["gaps"]] == [[1200, 1800]]
+
+
 def test_odd_files_do_not_stop_a_report(tmp_path):
     gate = tmp_path / "Gate"
     gate.mkdir()
     name = os.fsencode(gate) + b"/20260328_120000_\xff\xfe.mp4"
-    Path(os.fsdecode(name)).touch()
+    Path(os.fsdecode(name)).write_bytes(b"x")
     for odd in ("20361332_996099.mp4", "20260328_130000.mp4.part", "notes.mp4", "20260328_140000.mp4"):
-        (gate / odd).touch()
+        (gate / odd).write_bytes(b"x")
     (gate / "20260328_140000.json").write_text('{"camera": [], "obtained": 5}')
     (gate / "20260328_150000.mkv").symlink_to(gate / "nowhere")
     os.utime(gate / "20260328_140000.mp4", (0, 0))

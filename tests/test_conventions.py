@@ -57,7 +57,7 @@ LINES_NOW = {
     "copy_footage": 3126,
     "rtsp_recorder": 3580,
     "nas_sync": 4095,
-    "capture_analyzer": 5084,
+    "capture_analyzer": 5138,
     "rhombus_logging": 1010,
     "rhombus_mpd_info": 420,
 }
