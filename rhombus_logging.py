@@ -551,6 +551,8 @@ def parse_span(arguments: argparse.Namespace, zone: tzinfo) -> tuple[float | Non
 
 
 def _words_time(text: str, zone: tzinfo, now: float) -> datetime | None:
+    if not re.search(r"[a-z]{2}|^\d?\d:\d\d", text.lower()):
+        return None  # 05/06/2026 would be guessed to be in May, and 2026-13-01 in January
     import dateparser
 
     # Hours and minutes are counted back, whatever clocks on the wall did meanwhile; days are those of the calendar.

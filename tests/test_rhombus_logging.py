@@ -375,6 +375,22 @@ def test_a_span_has_no_side_that_was_not_given_and_an_empty_one_is_a_mistake() -
         rl.parse_span(argparse.Namespace(since="", until=None), timezone.utc)
 
 
+@pytest.mark.parametrize("text", ["2026-13-01", "2026-13-01T09:00", "2026-11-31", "05/06/2026", "20.11.2026", "-1"])
+def test_a_date_that_is_no_date_or_could_be_two_is_refused_instead_of_guessed(text: str) -> None:
+    """May or June, the first of January or a slip: footage of another day would be copied, or the wrong gaps filled."""
+    with pytest.raises(rl.UsageError, match=f"--since: '{text}' is not a time"):
+        rl.parse_time(text, "--since", timezone.utc, 1_795_161_600.0)
+
+
+@pytest.mark.parametrize(("text", "ago_sec"), [
+    ("now", 0), ("09:30", 22.5 * 3600), ("7am", 3600), ("90m ago", 5400), ("yesterday 08:00", 86400),
+    ("2026-11-20 07:00", 3600), ("20261120T0700Z", 3600), ("last monday", 4 * 86400 + 8 * 3600),
+])  # fmt: skip
+def test_words_and_hours_are_understood(text: str, ago_sec: float) -> None:
+    now = 1_795_161_600.0  # Friday, 2026-11-20 08:00 UTC
+    assert rl.parse_time(text, "--since", timezone.utc, now) == now - ago_sec
+
+
 # --- the end of a run ---
 
 ENDS = {
