@@ -39,6 +39,7 @@ from urllib.parse import quote, unquote
 LOCK_POLL_SEC = 0.2
 NOTIFY_TIMEOUT_SEC = 20
 CLUSTER_CONNECT_SEC, CLUSTER_SIGN_SEC, CLUSTER_LOOK_SEC, CLUSTER_DEAD_SEC = 10, 2.0, 0.5, 30.0
+CLUSTER_OLD_SEC = 3600  # whoever left such a file was killed
 EARLIEST_SEC, LATEST_SEC = 946_684_800, 4_102_444_800  # 2000 and 2100: outside of this a time is a slip
 LAST_THREADS_SEC = 0.5  # for threads that are about to end when a program is over
 SHORTEST_SECRET = 4  # shorter values would blank out ordinary words in the log
@@ -848,6 +849,10 @@ def cluster(address: str, folder: Path, modules: Sequence[Path], needs: str = ""
         client = connect(address, timeout=CLUSTER_CONNECT_SEC, set_as_default=False)
     except Exception as problem:  # noqa: BLE001  the library raises what its transport raises
         raise CannotStart(f"--scheduler {address}: no Dask scheduler there ({type(problem).__name__})") from problem
+    for old in folder.glob("cluster.*"):
+        with suppress(OSError):
+            if time.time() - old.stat().st_mtime > CLUSTER_OLD_SEC:
+                old.unlink()
     ended = threading.Event()
     try:
         sign.touch()

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 READY_SEC = 60
+LOOPBACK = ("--host", "127.0.0.1")
 
 
 class DaskCluster:
@@ -45,11 +46,11 @@ class DaskCluster:
                 )
             )
 
-    def add_worker(self, environment: Mapping[str, str] | None = None) -> str:
-        """Start one more worker; its name."""
+    def add_worker(self, environment: Mapping[str, str] | None = None, place: tuple[str, ...] = LOOPBACK) -> str:
+        """Start one more worker, that listens in `place`; its name."""
         name = f"worker{len(self.processes) - 1}"
         words = ["--nthreads", str(self.threads), "--local-directory", str(self.folder), "--name", name]
-        self.start(name, "worker", self.address, "--host", "127.0.0.1", *words, environment=environment)
+        self.start(name, "worker", self.address, *place, *words, environment=environment)
         return name
 
     def log(self, name: str) -> str:
