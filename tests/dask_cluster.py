@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 READY_SEC = 60
@@ -87,11 +89,8 @@ class DaskCluster:
         return sum(sum(map(int, found[11:15])) for found in fields) / os.sysconf("SC_CLK_TCK")
 
     def close(self) -> None:
-        for process in reversed(self.processes):
-            process.terminate()
+        """End all of them and their children at once; asked kindly, they take ten seconds for it."""
         for process in self.processes:
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
