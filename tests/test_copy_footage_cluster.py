@@ -93,8 +93,9 @@ def in_threads_after(cloud: Cloud) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_killed_workers_lose_no_clip_and_repeat_none(clouds: Clouds, cluster: DaskCluster) -> None:
-    cloud = clouds(one_camera(), real=True, latency_sec=0.06)
+    cloud = clouds(one_camera(), real=True)
     wanted = in_threads(cloud)
+    cloud.sim.switches.latency_sec = 0.06
     with running(cloud.spawn(*on(cluster, cloud, "--json"))) as process:
         for _ in range(2):
             seen = len(cloud.sim.requests)
@@ -110,8 +111,9 @@ def test_killed_workers_lose_no_clip_and_repeat_none(clouds: Clouds, cluster: Da
 
 @pytest.mark.slow
 def test_ctrl_c_stops_the_work_on_the_cluster_and_a_rerun_goes_on(clouds: Clouds, cluster: DaskCluster) -> None:
-    cloud = clouds(one_camera(), real=True, latency_sec=0.15)
+    cloud = clouds(one_camera(), real=True)
     wanted = in_threads(cloud)
+    cloud.sim.switches.latency_sec = 0.15
     asked_before = len(cloud.sim.requests)
     with running(cloud.spawn(*on(cluster, cloud))) as process:
         eventually(lambda: len(cloud.sim.requests) > asked_before + 20, "the workers are fetching", 40)
@@ -121,6 +123,7 @@ def test_ctrl_c_stops_the_work_on_the_cluster_and_a_rerun_goes_on(clouds: Clouds
     asked = len(cloud.sim.requests)
     time.sleep(1.5)
     assert len(cloud.sim.requests) == asked, "nobody fetches any more"
+    cloud.sim.switches.latency_sec = 0.0
     cloud.finish(cloud.spawn(*on(cluster, cloud)))
     assert content(cloud) == wanted
 
