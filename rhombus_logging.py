@@ -39,6 +39,7 @@ from urllib.parse import quote, unquote
 LOCK_POLL_SEC = 0.2
 NOTIFY_TIMEOUT_SEC = 20
 CLUSTER_CONNECT_SEC, CLUSTER_SIGN_SEC, CLUSTER_LOOK_SEC, CLUSTER_DEAD_SEC = 10, 2.0, 0.5, 30.0
+CLUSTER_OLD_SEC = 3600  # whoever left such a file was killed
 EARLIEST_SEC, LATEST_SEC = 946_684_800, 4_102_444_800  # 2000 and 2100: outside of this a time is a slip
 LAST_THREADS_SEC = 0.5  # for threads that are about to end when a program is over
 SHORTEST_SECRET = 4  # shorter values would blank out ordinary words in the log
@@ -277,6 +278,7 @@ CONFIG_KEYS: dict[str, dict[str, Key]] = {
                 "clean_after": Key(600, "number"), "clean_max_bytes": Key(0, "whole"),
                 "clean_wait": Key(3600, "number")},
 }  # fmt: skip
+VARIABLE = r"\$\{([^}]*)\}"  # ${NAME} in a value
 LIST_SECTIONS = ("cameras",)  # a list of maps with these keys, not one map
 ENVIRONMENT_OF = {  # environment > config file, for what should not stand in a file
     ("rhombus", "api_key"): "RHOMBUS_API_KEY", ("rhombus", "api_url"): "RHOMBUS_API_URL",
@@ -311,14 +313,25 @@ def load_config(path: Path | None, sections: tuple[str, ...], beside: Path, *mor
         if known is None:
             mistakes.append(f"{section}: there is no such section{_nearest(section, CONFIG_KEYS)}")
             continue
-        for values in content if section in LIST_SECTIONS and isinstance(content, list) else [content]:
+        for where, values in _maps_of(section, content, mistakes):
             if section not in open_sections:
                 _leave_out_secrets(values, known)
-            _check_map(str(section), values, known, section in sections, mistakes)
+            _check_map(where, values, known, section in sections, mistakes)
     if mistakes:
         raise UsageError(f"{file}: " + "; ".join(mistakes))
     _check_permissions(file, as_written)
-    return {section: _fill(section, document.get(section) or {}, section in open_sections) for section in sections}
+    return {section: _fill(section, document.get(section), section in open_sections) for section in sections}
+
+
+def _maps_of(section: str, content: Any, mistakes: list[str]) -> list[tuple[str, Any]]:
+    """(name for a sentence, map) of a section, or of each map in a section that is a list."""
+    if section not in LIST_SECTIONS:
+        return [(section, content)]
+    if content and not isinstance(content, list):
+        mistakes.append(f"{section}: expected a list, in which each one begins with '- '")
+        return []
+    names = (isinstance(one, dict) and (one.get("name") or one.get("station")) for one in content or ())
+    return [(f"{section}[{name or number}]", content[number - 1]) for number, name in enumerate(names, 1)]
 
 
 def read_overlay(file: Path | None) -> dict[str, Any]:
@@ -351,10 +364,26 @@ def as_sections(document: Any) -> dict[str, Any]:
 
 
 def _read_yaml(file: Path) -> dict[Any, Any]:
+    """What the file says; unlike YAML 1.1, nothing twice, and 0123 or 12:30 (a password) as they are written."""
     import yaml
 
+    class Strict(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            names = [name for name, _value in node.value if isinstance(name, yaml.ScalarNode) and name.value != "<<"]
+            before: set[str] = set()
+            for name in names:
+                if name.value in before:
+                    raise yaml.constructor.ConstructorError(None, None, f"{name.value} is given twice", name.start_mark)
+                before.add(name.value)
+            return super().construct_mapping(node, deep)
+
+        def whole_number(self, node: yaml.ScalarNode) -> int | str:
+            as_written = re.match(r"[+-]?0\d|.*:", node.value)
+            return str(node.value) if as_written else self.construct_yaml_int(node)
+
+    Strict.add_constructor("tag:yaml.org,2002:int", Strict.whole_number)
     try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+        document = yaml.load(file.read_text(encoding="utf-8"), Strict)  # noqa: S506  it is a SafeLoader
     except OSError as problem:
         raise UsageError(f"{file}: cannot be read: {problem.strerror}") from problem
     except (yaml.YAMLError, UnicodeDecodeError) as problem:
@@ -402,12 +431,14 @@ def _checked(where: str, value: Any, key: Key, mistakes: list[str]) -> Any:
             _check_map(where, item, key.keys, used=True, mistakes=mistakes)
         return [item if item in maps else _checked(where, item, Key(), mistakes) for item in value]
     if isinstance(value, str):
-        for name in re.findall(r"\$\{([^}]*)\}", value):
-            if name not in os.environ:
-                mistakes.append(f"{where}: the environment has no variable {name}")
-            value = value.replace("${" + name + "}", os.environ.get(name, ""))
+        names = re.findall(VARIABLE, value)
+        mistakes += [f"{where}: the environment has no variable {name}" for name in names if name not in os.environ]
+        value = re.sub(VARIABLE, lambda found: os.environ.get(found[1], ""), value)
         if value.startswith("YOUR_"):
             mistakes.append(f"{where}: still holds the placeholder {value}")
+        if names and key.kind in ("whole", "number", "bool"):
+            with suppress(ValueError):
+                value = json.loads(value)
         if key.kind == "list":
             return [value]
     types, words = KINDS[key.kind]
@@ -427,10 +458,10 @@ def _nearest(name: Any, known: Mapping[str, Any]) -> str:
 
 
 def _fill(section: str, values: Any, secrets: bool) -> Any:
-    if isinstance(values, list):
-        return values
+    if section in LIST_SECTIONS:
+        return values or []
     filled = {name: key.default for name, key in CONFIG_KEYS[section].items()}
-    filled |= {name: value for name, value in values.items() if value is not None}
+    filled |= {name: value for name, value in (values or {}).items() if value is not None}
     for (owner, name), variable in ENVIRONMENT_OF.items():
         if owner == section and (text := os.environ.get(variable)) and (secrets or not CONFIG_KEYS[owner][name].secret):
             kind = CONFIG_KEYS[section][name].kind
@@ -536,6 +567,8 @@ def utc_day(moment_sec: float) -> str:
 
 
 def _words_time(text: str, zone: tzinfo, now: float) -> datetime | None:
+    if not re.search(r"[a-z]{2}|^\d?\d:\d\d", text.lower()):
+        return None  # 05/06/2026 would be guessed to be in May, and 2026-13-01 in January
     import dateparser
 
     # Hours and minutes are counted back, whatever clocks on the wall did meanwhile; days are those of the calendar.
@@ -719,8 +752,7 @@ def notify(settings: Mapping[str, Any], state_file: Path, key: str, status: int,
     The first line of `report` becomes the subject. What was told is remembered in `state_file`, so that a failure that
     lasts is not told at every run. A notification that fails is a warning and never changes the result.
     """
-    told = read_json(state_file) or {}
-    before, now = told.pop(key, None), time.time()
+    before, now = (read_json(state_file) or {}).get(key), time.time()
     warned = any(isinstance(one, WarningCount) and one.count for one in logging.getLogger().handlers)
     failed = status in (Status.PARTIAL, Status.CANNOT_START) or (warned and settings["on"] == "warning")
     due = not before or before["status"] != status or now - before["told_at"] >= settings["repeat_after"]
@@ -741,19 +773,26 @@ def notify(settings: Mapping[str, Any], state_file: Path, key: str, status: int,
             log.warning("notification not sent: %s", problem)
             results.append(False)
     sent = any(results) or not results  # by one channel is enough: the others would get it again and again
+    after = None if sent else before
     if failed:
         first = before or {"since": now, "told_at": 0}
-        told[key] = {"since": first["since"], "status": status, "told_at": now if due and sent else first["told_at"]}
+        after = {"since": first["since"], "status": status, "told_at": now if due and sent else first["told_at"]}
     else:
         ping(settings["ping_url"])
-        if before and not sent:
-            told[key] = before
-    if failed or before:
-        try:
-            state_file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(state_file, told)
-        except OSError as problem:
-            log.warning("%s: not written: %s", state_file, problem.strerror)
+    if after != before:
+        _remember(state_file, key, after)
+
+
+def _remember(state_file: Path, key: str, value: Any) -> None:
+    """Replace one key of a JSON file that runs side by side share; None removes it."""
+    try:
+        state_file.parent.mkdir(parents=True, exist_ok=True)
+        with state_file.with_suffix(".lock").open("ab") as handle:
+            lock_file(handle, wait=True)
+            others = {name: one for name, one in (read_json(state_file) or {}).items() if name != key}
+            write_json(state_file, others if value is None else {**others, key: value})
+    except OSError as problem:
+        log.warning("%s: not written: %s", state_file, problem.strerror)
 
 
 def channels(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -789,6 +828,7 @@ def _send_mail(settings: Mapping[str, Any], subject: str, body: str, message_id:
     import ssl
     from email import policy
     from email.message import EmailMessage
+    from email.utils import localtime, make_msgid
 
     host, port, user = str(settings["smtp_host"]), int(settings["smtp_port"]), settings["smtp_user"]
     # Folding would begin the subject with a line break where it has a long path; mail filters would not know it again.
@@ -796,8 +836,9 @@ def _send_mail(settings: Mapping[str, Any], subject: str, body: str, message_id:
     message["Subject"] = subject
     message["From"] = user if user and "@" in str(user) else f"camera-archive@{socket.gethostname()}"
     message["To"] = ", ".join(settings["alert_to"])
-    if message_id:
-        message["Message-ID"] = f"<{message_id}@camera-archive>"  # a second delivery can be told from a second message
+    message["Date"] = localtime()
+    # One that is given tells a second delivery from a second message.
+    message["Message-ID"] = f"<{message_id}@camera-archive>" if message_id else make_msgid(domain="camera-archive")
     message.set_content(body or subject)
     tls = ssl.create_default_context()
     is_safe, patience = port == smtplib.SMTP_SSL_PORT, NOTIFY_TIMEOUT_SEC
@@ -860,6 +901,10 @@ def cluster(address: str, folder: Path, modules: Sequence[Path], needs: str = ""
         client = connect(address, timeout=CLUSTER_CONNECT_SEC, set_as_default=False)
     except Exception as problem:  # noqa: BLE001  the library raises what its transport raises
         raise CannotStart(f"--scheduler {address}: no Dask scheduler there ({type(problem).__name__})") from problem
+    for old in folder.glob("cluster.*"):
+        with suppress(OSError):
+            if time.time() - old.stat().st_mtime > CLUSTER_OLD_SEC:
+                old.unlink()
     ended = threading.Event()
     try:
         sign.touch()

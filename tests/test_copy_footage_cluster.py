@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -92,8 +93,9 @@ def in_threads_after(cloud: Cloud) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_killed_workers_lose_no_clip_and_repeat_none(clouds: Clouds, cluster: DaskCluster) -> None:
-    cloud = clouds(one_camera(), real=True, latency_sec=0.06)
+    cloud = clouds(one_camera(), real=True)
     wanted = in_threads(cloud)
+    cloud.sim.switches.latency_sec = 0.06
     with running(cloud.spawn(*on(cluster, cloud, "--json"))) as process:
         for _ in range(2):
             seen = len(cloud.sim.requests)
@@ -109,8 +111,9 @@ def test_killed_workers_lose_no_clip_and_repeat_none(clouds: Clouds, cluster: Da
 
 @pytest.mark.slow
 def test_ctrl_c_stops_the_work_on_the_cluster_and_a_rerun_goes_on(clouds: Clouds, cluster: DaskCluster) -> None:
-    cloud = clouds(one_camera(), real=True, latency_sec=0.15)
+    cloud = clouds(one_camera(), real=True)
     wanted = in_threads(cloud)
+    cloud.sim.switches.latency_sec = 0.15
     asked_before = len(cloud.sim.requests)
     with running(cloud.spawn(*on(cluster, cloud))) as process:
         eventually(lambda: len(cloud.sim.requests) > asked_before + 20, "the workers are fetching", 40)
@@ -120,6 +123,7 @@ def test_ctrl_c_stops_the_work_on_the_cluster_and_a_rerun_goes_on(clouds: Clouds
     asked = len(cloud.sim.requests)
     time.sleep(1.5)
     assert len(cloud.sim.requests) == asked, "nobody fetches any more"
+    cloud.sim.switches.latency_sec = 0.0
     cloud.finish(cloud.spawn(*on(cluster, cloud)))
     assert content(cloud) == wanted
 
@@ -142,6 +146,47 @@ def test_no_secret_reaches_the_logs_of_scheduler_and_workers(clouds: Clouds, clu
     cloud = clouds(one_camera(), real=True)
     cloud.finish(cloud.spawn(*on(cluster, cloud, "--debug")))
     assert not [secret for secret in (*cloud.sim.keys, *cloud.sim.tokens) if secret in cluster.logs()]
+
+
+def test_the_key_is_not_sent_over_a_road_that_others_can_read_and_workers_with_their_own_need_none(
+    clouds: Clouds, tmp_path: Path
+) -> None:
+    """To everybody but the kernel, 0.0.0.0 is an address like those of other machines."""
+    cloud, open_cluster = clouds(one_camera(), real=True), DaskCluster(tmp_path / "dask", workers=0)
+
+    def join(**environment: str) -> str:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        place = ("--listen-address", f"tcp://127.0.0.1:{port}", "--contact-address", f"tcp://0.0.0.0:{port}")
+        name = open_cluster.add_worker(environment, (*place, "--no-nanny"))
+        open_cluster.wait_for(name, "Registered to:")
+        return f"tcp://0.0.0.0:{port}"
+
+    try:
+        bare = join()
+        run = cloud.finish(cloud.spawn(*on(open_cluster, cloud)), ok=3)
+        assert f"{bare}: RHOMBUS_API_KEY is not set there" in run.sentence()
+        assert cloud.media() == []
+        open_cluster.processes.pop().terminate()
+        join(RHOMBUS_API_KEY=cloud.environment()["RHOMBUS_API_KEY"])
+        cloud.finish(cloud.spawn(*on(open_cluster, cloud)))
+        assert len(content(cloud)) == CLIPS
+    finally:
+        open_cluster.close()
+    assert not [secret for secret in (*cloud.sim.keys, *cloud.sim.tokens) if secret in open_cluster.logs()]
+
+
+def test_what_a_killed_run_has_left_for_its_workers_is_removed_by_a_later_one(
+    clouds: Clouds, cluster: DaskCluster
+) -> None:
+    cloud = clouds(one_camera(), real=True)
+    state = cloud.folder / ".copy_footage"
+    state.mkdir(parents=True)
+    for name, age_sec in (("cluster.1.a.run", 7200), ("cluster.1.a.quiet", 7200), ("cluster.2.b.run", 5)):
+        (state / name).touch()
+        os.utime(state / name, (time.time() - age_sec, time.time() - age_sec))
+    cloud.finish(cloud.spawn(*on(cluster, cloud)))
+    assert [file.name for file in state.glob("cluster.*")] == ["cluster.2.b.run"], "that one may be at work"
 
 
 def test_a_scheduler_that_is_not_there_is_a_clear_refusal(clouds: Clouds) -> None:

@@ -203,7 +203,7 @@ notify: {urls: ['${NOT_SET}'], smtp_pass: hunter2}"""
     with pytest.raises(rl.UsageError, match="NOT_SET.*NOT_SET"):
         rl.load_config(None, sections, tmp_path)
     file.write_text(text.replace("output_dir: /x", "output_dir: '${NOT_SET}'"))
-    with pytest.raises(rl.UsageError, match=r"cameras\.output_dir"):
+    with pytest.raises(rl.UsageError, match=r"cameras\[a\]\.output_dir"):
         rl.load_config(None, sections, tmp_path, secrets=False)
 
 
@@ -215,6 +215,55 @@ def test_a_secret_of_a_wrong_type_is_not_shown(tmp_path: Path) -> None:
 
 def test_one_text_stands_for_a_list_of_one(tmp_path: Path) -> None:
     assert load(tmp_path, "notify: {alert_to: me@example.org}")["notify"]["alert_to"] == ["me@example.org"]
+
+
+@pytest.mark.parametrize(("text", "line"), [
+    ("cameras: [{name: a}]\ncameras: [{name: b}]", 2), ("rhombus:\n  workers: 4\nnotify:\nrhombus:\n  lag: 5", 4),
+    ("notify: {}\nrhombus:\n  workers: 4\n  lag: 5\n  workers: 8", 5),
+])  # fmt: skip
+def test_what_is_given_twice_is_refused_because_one_of_the_two_would_be_forgotten(
+    tmp_path: Path, text: str, line: int
+) -> None:
+    """A pasted second `cameras:` would else take the cameras of the first away, without a word."""
+    with pytest.raises(rl.UsageError, match=f"line {line}: .* is given twice"):
+        load(tmp_path, text)
+
+
+def test_a_password_of_digits_is_taken_as_it_is_written(tmp_path: Path) -> None:
+    """YAML 1.1 reads 0123 as 83 and 12:30 as 750."""
+    text = "recording: {segment_duration: 1_800, defaults: {password: 0123, user: '12', rtsp_path: 12:30}}"
+    recording = load(tmp_path, text, "recording")["recording"]
+    assert recording["segment_duration"] == 1800
+    assert recording["defaults"] == {"password": "0123", "user": "12", "rtsp_path": "12:30"}
+
+
+def test_a_number_or_a_yes_may_come_from_the_environment_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", "2525")
+    monkeypatch.setenv("WAN", "true")
+    monkeypatch.setenv("NESTED", "${PORT}")
+    config = load(tmp_path, "notify: {smtp_port: '${PORT}', smtp_host: '${NESTED}'}\nrhombus: {usewan: '${WAN}'}")
+    assert (config["notify"]["smtp_port"], config["rhombus"]["usewan"]) == (2525, True)
+    assert config["notify"]["smtp_host"] == "${PORT}", "what comes from the environment is a value, not a pattern"
+    monkeypatch.setenv("PORT", "high")
+    with pytest.raises(rl.UsageError, match="notify.smtp_port: expected a whole number, found 'high'"):
+        load(tmp_path, "notify: {smtp_port: '${PORT}'}")
+
+
+def test_cameras_are_a_list_also_when_there_are_none(tmp_path: Path) -> None:
+    for text in ("", "cameras:", "cameras: []"):
+        assert load(tmp_path, text, "cameras")["cameras"] == []
+    with pytest.raises(rl.UsageError, match="cameras: expected a list"):
+        load(tmp_path, "cameras: {name: a, rtsp_url: 'rtsp://h/1'}")
+
+
+def test_a_mistake_says_which_camera_has_it(tmp_path: Path) -> None:
+    text = "cameras: [{name: Yard, enabled: maybe}, {station: Gate, ipp: 192.0.2.8}, Dock, {enabled: 1}]"
+    with pytest.raises(rl.UsageError) as refused:
+        load(tmp_path, text, "cameras")
+    told = str(refused.value).partition(": ")[2].split("; ")
+    assert told == ["cameras[Yard].enabled: expected true or false, found 'maybe'",
+                    "cameras[Gate].ipp: there is no such key (did you mean ip?)", "cameras[3]: expected a map of keys",
+                    "cameras[4].enabled: expected true or false, found 1"]  # fmt: skip
 
 
 def test_the_config_file_that_comes_with_the_programs_passes_as_it_is() -> None:
@@ -326,6 +375,22 @@ def test_a_span_has_no_side_that_was_not_given_and_an_empty_one_is_a_mistake() -
         rl.parse_span(argparse.Namespace(since="", until=None), timezone.utc)
 
 
+@pytest.mark.parametrize("text", ["2026-13-01", "2026-13-01T09:00", "2026-11-31", "05/06/2026", "20.11.2026", "-1"])
+def test_a_date_that_is_no_date_or_could_be_two_is_refused_instead_of_guessed(text: str) -> None:
+    """May or June, the first of January or a slip: footage of another day would be copied, or the wrong gaps filled."""
+    with pytest.raises(rl.UsageError, match=f"--since: '{text}' is not a time"):
+        rl.parse_time(text, "--since", timezone.utc, 1_795_161_600.0)
+
+
+@pytest.mark.parametrize(("text", "ago_sec"), [
+    ("now", 0), ("09:30", 22.5 * 3600), ("7am", 3600), ("90m ago", 5400), ("yesterday 08:00", 86400),
+    ("2026-11-20 07:00", 3600), ("20261120T0700Z", 3600), ("3 days ago", 3 * 86400),
+])  # fmt: skip
+def test_words_and_hours_are_understood(text: str, ago_sec: float) -> None:
+    now = 1_795_161_600.0  # Friday, 2026-11-20 08:00 UTC
+    assert rl.parse_time(text, "--since", timezone.utc, now) == now - ago_sec
+
+
 # --- the end of a run ---
 
 ENDS = {
@@ -396,14 +461,19 @@ class Mails:
 
     def __init__(self) -> None:
         self.got: list[tuple[str, str]] = []  # subject, body
+        self.mails: list[Any] = []
+        self.wait_sec = 0.0  # before it takes a mail
         self.logins: list[tuple[str, str]] = []
         self.tls: list[bool] = []
         self.port = free_port()
 
     async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802
+        import asyncio
         from email import message_from_bytes, policy
 
+        await asyncio.sleep(self.wait_sec)
         mail = message_from_bytes(envelope.content, policy=policy.default)
+        self.mails.append(mail)
         self.got.append((mail["Subject"], mail.get_content()))
         self.tls.append(bool(session.ssl or server.transport.get_extra_info("ssl_object")))
         return "250 OK"
@@ -533,6 +603,32 @@ def test_a_damaged_record_of_what_was_told_does_no_harm(mailing: Cloud, mails: M
         told.write_text(text)
         run = mailing.clip(4, ok=1)
         assert "Traceback" not in run.err, text
+
+
+def test_runs_that_fail_side_by_side_do_not_forget_each_other(mails: Mails, tmp_path: Path) -> None:
+    """A loop over locations: while one waits for the mail server, the others record what they have told."""
+    mails.wait_sec = 0.5
+    told = tmp_path / "notified.json"
+    config = load(tmp_path, json.dumps({"notify": settings(mails)}))["notify"]
+    names = [f"location {number}" for number in range(4)]
+    threads = [threading.Thread(target=rl.notify, args=(config, told, name, 1, "it failed")) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(json.loads(told.read_text())) == names
+    assert len(mails.got) == 4
+
+
+def test_a_mail_has_a_date_and_an_id_of_its_own(mailing: Cloud, mails: Mails) -> None:
+    """Without them it counts as spam for many, and some servers refuse it."""
+    break_it(mailing)
+    mailing.clip(4, ok=1)
+    mailing.sim.faults.clear()
+    mailing.clip(4)
+    dates, ids = zip(*((mail["Date"], mail["Message-ID"]) for mail in mails.mails), strict=True)
+    assert all(date.datetime.utcoffset() is not None for date in dates)
+    assert len({*ids}) == 2 and all(re.fullmatch(r"<[^<>@\s]+@[^<>@\s]+>", one) for one in ids)
 
 
 @contextlib.contextmanager
