@@ -2679,8 +2679,9 @@ def remote_copier(sign: Path, settings: Settings) -> Copier:
     root, ours = logging.getLogger(), logging.getLogger("copy_footage")
     root.addHandler(voice)
     ours.setLevel(logging.INFO)
-    hide_secret(settings.api_key)
-    api = Api(replace(settings, api_key=settings.api_key or os.environ.get("RHOMBUS_API_KEY", "")))
+    key = settings.api_key or os.environ.get("RHOMBUS_API_KEY", "")
+    hide_secret(key)
+    api = Api(replace(settings, api_key=key))
     api.context.quiet_file = sign.with_suffix(".quiet")
     ledger = Ledger(settings.output_dir / STATE_FOLDER)
     copier = Copier(api, ledger, voice)
@@ -2975,7 +2976,7 @@ def join_identifiers(argv: Sequence[str], parser: argparse.ArgumentParser) -> li
 
 def gaps_of(source: str, config: Path | None) -> tuple[tuple[str, int, int], ...]:
     """The gaps in the file `source`, or in standard input, of the cameras of config.yaml."""
-    cameras: Any = load_config(config, ("cameras",), Path(__file__).resolve().parent, secrets=False)["cameras"] or []
+    cameras: Any = load_config(config, ("cameras",), Path(__file__).resolve().parent, secrets=False)["cameras"]
     try:
         lines = sys.stdin.readlines() if source == "-" else Path(source).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as problem:

@@ -72,6 +72,7 @@ from rhombus_logging import (
     part_file,
     read_json,
     read_overlay,
+    remember_told,
     run,
     run_lock,
     size_text,
@@ -396,9 +397,8 @@ def settle(arguments: argparse.Namespace, config: Mapping[str, Any], config_file
     if home is None:
         raise UsageError(f"{config_file}: nothing to archive; set storage.local_path, or rhombus.output_dir")
     state_dir = home / STATE_FOLDER
-    entries = config["cameras"] if isinstance(config["cameras"], list) else []  # the section may be missing
-    cameras = [str(one.get("name") or one.get("station") or "") for one in entries if one]
-    uuids = [str(one.get("rhombus_uuid") or "") for one in entries if one]
+    cameras = [str(one.get("name") or one.get("station") or "") for one in config["cameras"] if one]
+    uuids = [str(one.get("rhombus_uuid") or "") for one in config["cameras"] if one]
     duration_sec = parse_duration(getattr(arguments, "max_duration", None) or 0, "--max_duration")
     settings = Settings(
         local_dir=local_dir, clips_dir=clips_dir, evidence_dir=evidence_dir, ready_dir=ready_dir, state_dir=state_dir,
@@ -3961,10 +3961,23 @@ def lock_for(settings: Settings, wait_sec: float) -> Iterator[int | None]:
 
 
 def one_round(arguments: argparse.Namespace, config: Mapping[str, Any], config_file: Path) -> int:
-    """One run of a command under the lock, told to notify.*; returns its status."""
+    """One run of a command, told to notify.* however it ends; returns its status."""
     settings = settle(arguments, config, config_file)
     if arguments.command == "hold":
         return hold(settings, arguments.words)
+    try:
+        work = locked_round(arguments, config, settings)
+    except Exception as problem:
+        status = getattr(problem, "status", Status.PARTIAL)
+        if status in (Status.PARTIAL, Status.CANNOT_START):
+            tell(settings, config, status, str(problem))
+        raise
+    tell(settings, config, work.status, "\n".join([work.summary(), *work.failures[:FAILURES_TOLD]]))
+    return work.status
+
+
+def locked_round(arguments: argparse.Namespace, config: Mapping[str, Any], settings: Settings) -> Work:
+    """One run of a command under the lock; returns what it did."""
     wait_sec = parse_duration(arguments.lock_wait or 0, "--lock_wait")
     check_folders(settings)
     for name in settings.only:
@@ -3985,19 +3998,37 @@ def one_round(arguments: argparse.Namespace, config: Mapping[str, Any], config_f
             work.close()
         if arguments.command in COMMANDS and arguments.command not in READERS and not settings.dry_run:
             work.remember()
-        finish(work, arguments, config)
-    return work.status
+        finish(work, arguments)
+    return work
 
 
-def finish(work: Work, arguments: argparse.Namespace, config: Mapping[str, Any]) -> None:
+def finish(work: Work, arguments: argparse.Namespace) -> None:
     if arguments.command in COMMANDS and arguments.command not in ("status", "find"):
         log.info("%s", work.summary())
     if arguments.json:
         print_row({"summary": {"status": int(work.status), "bytes": dict(work.bytes), **work.about,
                                "steps": {step: dict(states) for step, states in work.counts.items()}}})  # fmt: skip
-    if not work.settings.dry_run and arguments.command in COMMANDS and arguments.command not in ASKED_BY_HAND:
-        notify(config["notify"], work.settings.state_dir / "notify.json", f"nas_sync {arguments.command}", work.status,
-               "\n".join([work.summary(), *work.failures[:FAILURES_TOLD]]))  # fmt: skip
+
+
+def told_file(settings: Settings, key: str) -> Path | None:
+    """Where it stands what was told of `key`, which comes here from where it stood while a disk was away.
+
+    No folder is made: it would hide below a mount that its disk is away. None: all of them are away."""
+    folders = dict.fromkeys((settings.state_dir, settings.lock_file.parent, settings.log_dir))
+    usable = [folder / "notify.json" for folder in folders if os.access(folder, os.W_OK)]
+    for other in usable[1:]:
+        if elsewhere := (read_json(other) or {}).get(key):
+            if key not in (read_json(usable[0]) or {}):
+                remember_told(usable[0], key, elsewhere)
+            remember_told(other, key, None)
+    return usable[0] if usable else None
+
+
+def tell(settings: Settings, config: Mapping[str, Any], status: int, report: str) -> None:
+    """How a run ended, to notify.*; where nothing can be remembered, each run tells it."""
+    if not settings.dry_run and settings.command in COMMANDS and settings.command not in ASKED_BY_HAND:
+        key = f"nas_sync {settings.command}"
+        notify(config["notify"], told_file(settings, key), key, status, report)
 
 
 def service(every_sec: float, once: Callable[[], int]) -> int:

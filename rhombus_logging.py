@@ -746,13 +746,14 @@ def end_processes(find: Callable[[], Sequence[int]], who: str, whose: str, step_
 # --- notifications -----------------------------------------------------------------------------------------------
 
 
-def notify(settings: Mapping[str, Any], state_file: Path, key: str, status: int, report: str) -> None:
+def notify(settings: Mapping[str, Any], state_file: Path | None, key: str, status: int, report: str) -> None:
     """Tell `notify.*` how the run `key` ended: on failure (status 1 or 3), again after `repeat_after`, on recovery.
 
-    The first line of `report` becomes the subject. What was told is remembered in `state_file`, so that a failure that
-    lasts is not told at every run. A notification that fails is a warning and never changes the result.
+    The first line of `report` becomes the subject. What was told is remembered in `state_file`, where there is one, so
+    that a failure that lasts is not told at every run. A notification that fails is a warning and never changes the
+    result.
     """
-    before, now = (read_json(state_file) or {}).get(key), time.time()
+    before, now = (read_json(state_file) or {}).get(key) if state_file else None, time.time()
     warned = any(isinstance(one, WarningCount) and one.count for one in logging.getLogger().handlers)
     failed = status in (Status.PARTIAL, Status.CANNOT_START) or (warned and settings["on"] == "warning")
     due = not before or before["status"] != status or now - before["told_at"] >= settings["repeat_after"]
@@ -779,11 +780,11 @@ def notify(settings: Mapping[str, Any], state_file: Path, key: str, status: int,
         after = {"since": first["since"], "status": status, "told_at": now if due and sent else first["told_at"]}
     else:
         ping(settings["ping_url"])
-    if after != before:
-        _remember(state_file, key, after)
+    if state_file and after != before:
+        remember_told(state_file, key, after)
 
 
-def _remember(state_file: Path, key: str, value: Any) -> None:
+def remember_told(state_file: Path, key: str, value: Any) -> None:
     """Replace one key of a JSON file that runs side by side share; None removes it."""
     try:
         state_file.parent.mkdir(parents=True, exist_ok=True)

@@ -2185,6 +2185,8 @@ DEVICES = (*PUBLIC, "PrivateDevices=no", "DeviceAllow=char-video4linux rw", "Dev
 JOBS = (  # the minutes of those that a timer starts are two apart, so that they do not compete for the disk
     UnitJob("nas_sync", "nas_sync.py", ("run",), "*:0/10", "Bring footage to the NAS and to S3",
         ("RestrictSUIDSGID=no",), takes_overlays=True),  # rsync keeps the setgid bit of shared folders
+    UnitJob("nas_sync_verify", "nas_sync.py", ("verify", "--max_duration", "6h"), "Sun 02:28",
+        "See whether the NAS and S3 hold what was archived", takes_overlays=True),
     UnitJob("watch", "rtsp_recorder.py", ("watch",), "*:2/5", "Look after the recorders of the cameras",
         ("CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_CHOWN", "ProtectProc=default",
          "StateDirectory=rtsp_recorder"), is_root=True,
@@ -2351,10 +2353,12 @@ def jobs_of(config: Mapping[str, Any], cameras: Sequence[Camera]) -> list[tuple[
     told = [] if patterns else [folder / "captures" for folder in captures]
     uses_rhombus = any(value != CONFIG_KEYS["rhombus"][name].default for name, value in rhombus.items()
                        if name != "api_url")  # which the environment may set  # fmt: skip
-    uses_archive = (nas["nas_target_dir"] or nas["ready_for_backup_dir"] or config["s3"]["bucket"]
-                    or config["retention"]["without_archive"])  # fmt: skip
+    has_target = nas["nas_target_dir"] or config["s3"]["bucket"]
+    uses_archive = has_target or nas["ready_for_backup_dir"] or config["retention"]["without_archive"]
+    archived = [*roots, *own, *evidence, *(copied if uses_rhombus else [])]
     wanted = {
-        "nas_sync": (uses_archive, [*roots, *own, *evidence, *(copied if uses_rhombus else [])], []),
+        "nas_sync": (uses_archive, archived, []),
+        "nas_sync_verify": (has_target, archived, []),
         "watch": (bool(cameras), roots, []),
         "clean": (captures or patterns, looked_at, told),
         "copy_footage": (uses_rhombus, copied, []),
@@ -2400,8 +2404,7 @@ def planned(site: Site, arguments: argparse.Namespace, *, empty: bool = False) -
     names = ("cameras", "recording", "storage", "rhombus", "nas", "s3", "retention", "analysis", "capture")
     config: dict[str, Any] = {**load_config(file, names, site.programs, *overlays, secrets=False)}
     # Addresses are secrets, too: none is known here, and none is looked at.
-    written = config["cameras"] if isinstance(config["cameras"], list) else []  # the section may be missing
-    entries = config["cameras"] = [{**entry, "ip": entry.get("ip") or "-"} for entry in written if entry]
+    entries = config["cameras"] = [{**entry, "ip": entry.get("ip") or "-"} for entry in config["cameras"] if entry]
     refuse_relative(config)
     enabled = any(entry.get("enabled", True) for entry in entries)
     cameras = settle_cameras(config, {}, ()) if enabled else []
@@ -3563,7 +3566,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     beside = Path(__file__).resolve().parent
     config: dict[str, Any] = {**load_config(arguments.config, SECTIONS.get(arguments.command, _CAMERAS), beside,
                                             *overlays, secrets=SECRETS.get(arguments.command, True))}  # fmt: skip
-    config["cameras"] = config["cameras"] if isinstance(config["cameras"], list) else []  # the section may be missing
     if arguments.command == "gaps":
         return gaps_command(arguments, config)
     if arguments.command == "check":

@@ -17,11 +17,13 @@ import pytest
 from archive_servers import RsyncDaemon, SshServer, TcpProxy
 from conftest import NOT_TESTED, need
 from nas_sync_helpers import HOUR_SEC, START_SEC, UUID, Site, contents, wait_for
+from test_rhombus_logging import mails
 
 import nas_sync
 from nas_sync import Record, SyncLog
 
 DAY = "2026-11-19"
+__all__ = ["mails"]  # a fixture
 
 
 def heals(site: Site, archive: Path | None = None) -> None:
@@ -972,6 +974,20 @@ def test_a_failing_run_is_told_to_notify_and_a_source_that_is_not_mounted_is_sai
     site.rec.rename(site.folder / "unplugged")
     done = site.run("run")
     assert (done.status, "is its disk mounted?" in done.err, site.rec.exists()) == (3, True, False)
+
+
+def test_disks_that_are_away_are_told_once_as_their_return_and_nothing_is_made_below_their_mounts(site, mails):
+    site.set(notify={"smtp_host": "127.0.0.1", "smtp_port": mails.port, "alert_to": ["ops@example.org"]})
+    site.record("Gate", 1)
+    assert site.run("run").status == 0
+    away = [one.rename(one.with_name(f"unplugged {one.name}")) for one in (site.ready, site.rec)]
+    assert [site.run("run").status for _ in range(2)] == [3, 3]
+    assert (site.ready.exists(), site.rec.exists()) == (False, False)
+    for one in away:
+        one.rename(one.with_name(one.name.removeprefix("unplugged ")))
+    assert site.run("run").status == 0
+    told = [subject for subject, _ in mails.got]
+    assert [one.partition(":")[0] for one in told] == ["[nas_sync run] failed", "[nas_sync run] recovered"], told
 
 
 def test_a_camera_that_nobody_knows_is_said_because_its_hold_would_protect_nothing(site):

@@ -143,8 +143,8 @@ def test_a_core_that_the_config_names_is_taken():
 def test_timers_are_two_minutes_apart():
     units = plan(three())
     calendars = {name: value(text, "OnCalendar") for name, text in units.items() if name.endswith(".timer")}
-    assert calendars == {"nas_sync.timer": "*:0/10", "watch.timer": "*:2/5", "clean.timer": "*:4/10",
-                         "copy_footage.timer": "*:06"}  # fmt: skip
+    assert calendars == {"nas_sync.timer": "*:0/10", "nas_sync_verify.timer": "Sun 02:28", "watch.timer": "*:2/5",
+                         "clean.timer": "*:4/10", "copy_footage.timer": "*:06"}  # fmt: skip
     for name in calendars:
         service = units[name.replace(".timer", ".service")]
         assert value(service, "SuccessExitStatus") == "4" and "[Install]" not in service
@@ -172,7 +172,8 @@ def test_jobs_have_units_only_where_the_config_uses_them():
     default = {"capture_dirs": ["/var/www/html/stream/capture*/captures"]}
     assert set(plan({**three(), **nothing, "analysis": default})) - names == {
         "monitor.service", "clean.service", "clean.timer"}, "named in the config, be it the default"  # fmt: skip
-    assert "nas_sync.timer" in plan({**three(), **nothing, "retention": {"without_archive": True}})
+    ring = plan({**three(), **nothing, "retention": {"without_archive": True}})
+    assert "nas_sync.timer" in ring and "nas_sync_verify.timer" not in ring, "there is no target to look at"
 
 
 def test_a_program_that_is_not_there_gets_no_unit_and_is_named(caplog):
