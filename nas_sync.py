@@ -1961,6 +1961,7 @@ class S3Target:
         seen to be checked, and on plain http."""
         for chatty in ("boto3", "botocore", "s3transfer"):  # they would log requests whole, also what signs them
             logging.getLogger(chatty).setLevel(logging.CRITICAL)
+        os.environ.setdefault("BOTO_DISABLE_CRT", "true")  # it would write to stderr when an upload ends while it signs
         try:
             import boto3
             from botocore.config import Config
