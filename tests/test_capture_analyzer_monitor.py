@@ -29,7 +29,7 @@ from rhombus_logging import find_ffmpeg, parse_time
 
 PROGRAM = [sys.executable, str(ROOT / "capture_analyzer.py")]
 NOISE = "noise=alls=24:allf=t"
-SIZE = "320x180"
+SIZE = "160x90"
 DEADLINE_SEC = 20  # for what takes a moment on a machine that is not busy
 
 
@@ -148,7 +148,7 @@ def until(condition, what: str = "", patience_sec: float = DEADLINE_SEC):
     """The first true answer; a condition may fail while a file is not there yet."""
     deadline = time.monotonic() + patience_sec
     while time.monotonic() < deadline:
-        with suppress(OSError, ValueError, KeyError, IndexError):
+        with suppress(OSError, ValueError, KeyError, IndexError, ca.CannotStart):  # a database may be starting up
             if answer := condition():
                 return answer
         time.sleep(0.05)
