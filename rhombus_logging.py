@@ -318,7 +318,7 @@ def load_config(path: Path | None, sections: tuple[str, ...], beside: Path, *mor
                 _leave_out_secrets(values, known)
             _check_map(where, values, known, section in sections, mistakes)
     if mistakes:
-        raise UsageError(f"{file}: " + "; ".join(mistakes))
+        raise UsageError(f"{file}{', or what was given over it' if any(more) else ''}: " + "; ".join(mistakes))
     _check_permissions(file, as_written)
     return {section: _fill(section, document.get(section), section in open_sections) for section in sections}
 

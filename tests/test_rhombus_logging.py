@@ -266,6 +266,13 @@ def test_a_mistake_says_which_camera_has_it(tmp_path: Path) -> None:
                     "cameras[4].enabled: expected true or false, found 1"]  # fmt: skip
 
 
+def test_a_mistake_in_an_older_file_is_not_blamed_on_the_config_alone(tmp_path: Path) -> None:
+    older = tmp_path / "cameras.json"
+    older.write_text('[{"station": "Gate", "ipp": "192.0.2.8"}]')
+    with pytest.raises(rl.UsageError, match=r"config.yaml, or what was given over it: cameras\[Gate\].ipp"):
+        rl.load_config(None, ("cameras",), tmp_path, rl.read_overlay(older), rl.read_overlay(None))
+
+
 def test_the_config_file_that_comes_with_the_programs_passes_as_it_is() -> None:
     assert (ROOT / "config.yaml").exists()
     rl.load_config(ROOT / "config.yaml", tuple(rl.CONFIG_KEYS), ROOT)
