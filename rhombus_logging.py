@@ -171,19 +171,22 @@ def start_logging(arguments: argparse.Namespace) -> None:
         old.close()
     handlers: list[logging.Handler] = [StderrHandler()]
     handlers[0].setLevel(logging.ERROR if arguments.quiet else logging.DEBUG)
+    refused = ""
     if arguments.log_file:
         from logging.handlers import WatchedFileHandler  # goes on in a new file after logrotate
 
         try:
             handlers.append(WatchedFileHandler(arguments.log_file, encoding="utf-8"))
         except OSError as problem:
-            raise UsageError(f"--log_file {arguments.log_file}: {problem.strerror}") from problem
+            refused = f"--log_file {arguments.log_file}: {problem.strerror}"
     for handler in [*handlers, WarningCount(logging.WARNING)]:
         handler.setFormatter(MaskingFormatter(DEBUG_FORMAT if arguments.debug else LOG_FORMAT))
         root.addHandler(handler)
     root.setLevel(logging.DEBUG if arguments.debug else logging.INFO)
     for chatty in ("urllib3", "asyncio", "tzlocal"):
         logging.getLogger(chatty).setLevel(logging.DEBUG if arguments.debug else logging.CRITICAL)
+    if refused:  # now it can be said as all else is
+        raise UsageError(refused)
 
 
 # --- config ------------------------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ LINES_NOW = {
     "rtsp_recorder": 3485,
     "nas_sync": 4059,
     "capture_analyzer": 5095,
-    "rhombus_logging": 1003,
+    "rhombus_logging": 1006,
     "rhombus_mpd_info": 420,
 }
 FUNCTION_LINES = 60  # hardly one function of the codebases that we look up to is longer

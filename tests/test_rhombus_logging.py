@@ -101,7 +101,7 @@ def test_log_file_gets_the_log_also_when_stderr_is_quiet_and_after_rotation(clou
 def test_a_log_file_that_cannot_be_written_is_refused(clouds: Clouds) -> None:
     cloud = clouds(silent_camera(), real=True)
     run = cloud.finish(cloud.spawn("--log_file", "/proc/nowhere/log"), ok=2)
-    assert run.err.count("\n") == 1 and "--log_file /proc/nowhere/log" in run.err
+    assert run.err.count("\n") == 1 and " ERROR --log_file /proc/nowhere/log: " in run.err, "people grep for ERROR"
 
 
 def test_the_word_error_is_only_in_error_lines(clouds: Clouds) -> None:
