@@ -171,19 +171,22 @@ def start_logging(arguments: argparse.Namespace) -> None:
         old.close()
     handlers: list[logging.Handler] = [StderrHandler()]
     handlers[0].setLevel(logging.ERROR if arguments.quiet else logging.DEBUG)
+    refused = ""
     if arguments.log_file:
         from logging.handlers import WatchedFileHandler  # goes on in a new file after logrotate
 
         try:
             handlers.append(WatchedFileHandler(arguments.log_file, encoding="utf-8"))
         except OSError as problem:
-            raise UsageError(f"--log_file {arguments.log_file}: {problem.strerror}") from problem
+            refused = f"--log_file {arguments.log_file}: {problem.strerror}"
     for handler in [*handlers, WarningCount(logging.WARNING)]:
         handler.setFormatter(MaskingFormatter(DEBUG_FORMAT if arguments.debug else LOG_FORMAT))
         root.addHandler(handler)
     root.setLevel(logging.DEBUG if arguments.debug else logging.INFO)
     for chatty in ("urllib3", "asyncio", "tzlocal"):
         logging.getLogger(chatty).setLevel(logging.DEBUG if arguments.debug else logging.CRITICAL)
+    if refused:  # now it can be said as all else is
+        raise UsageError(refused)
 
 
 # --- config ------------------------------------------------------------------------------------------------------
@@ -318,7 +321,7 @@ def load_config(path: Path | None, sections: tuple[str, ...], beside: Path, *mor
                 _leave_out_secrets(values, known)
             _check_map(where, values, known, section in sections, mistakes)
     if mistakes:
-        raise UsageError(f"{file}: " + "; ".join(mistakes))
+        raise UsageError(f"{file}{', or what was given over it' if any(more) else ''}: " + "; ".join(mistakes))
     _check_permissions(file, as_written)
     return {section: _fill(section, document.get(section), section in open_sections) for section in sections}
 

@@ -101,7 +101,7 @@ def test_log_file_gets_the_log_also_when_stderr_is_quiet_and_after_rotation(clou
 def test_a_log_file_that_cannot_be_written_is_refused(clouds: Clouds) -> None:
     cloud = clouds(silent_camera(), real=True)
     run = cloud.finish(cloud.spawn("--log_file", "/proc/nowhere/log"), ok=2)
-    assert run.err.count("\n") == 1 and "--log_file /proc/nowhere/log" in run.err
+    assert run.err.count("\n") == 1 and " ERROR --log_file /proc/nowhere/log: " in run.err, "people grep for ERROR"
 
 
 def test_the_word_error_is_only_in_error_lines(clouds: Clouds) -> None:
@@ -264,6 +264,13 @@ def test_a_mistake_says_which_camera_has_it(tmp_path: Path) -> None:
     assert told == ["cameras[Yard].enabled: expected true or false, found 'maybe'",
                     "cameras[Gate].ipp: there is no such key (did you mean ip?)", "cameras[3]: expected a map of keys",
                     "cameras[4].enabled: expected true or false, found 1"]  # fmt: skip
+
+
+def test_a_mistake_in_an_older_file_is_not_blamed_on_the_config_alone(tmp_path: Path) -> None:
+    older = tmp_path / "cameras.json"
+    older.write_text('[{"station": "Gate", "ipp": "192.0.2.8"}]')
+    with pytest.raises(rl.UsageError, match=r"config.yaml, or what was given over it: cameras\[Gate\].ipp"):
+        rl.load_config(None, ("cameras",), tmp_path, rl.read_overlay(older), rl.read_overlay(None))
 
 
 def test_the_config_file_that_comes_with_the_programs_passes_as_it_is() -> None:
