@@ -71,6 +71,7 @@ from rhombus_logging import (
     load_config,
     lock_file,
     mask,
+    parse_duration,
     parse_span,
     parse_zone,
     part_file,
@@ -1329,7 +1330,8 @@ def scan_on_cluster(scheduler: str, scanner: Scanner, files: Sequence[Path]) -> 
     if not files:
         return
     places = [Path(os.path.abspath(file)) for file in files]  # noqa: PTH100  links stay
-    folder = Path(os.path.commonpath([place.parent for place in places])) / STATE_FOLDER
+    shared = Path(os.path.commonpath([place.parent for place in places]))
+    folder = (places[0].parent if shared == Path(shared.anchor) else shared) / STATE_FOLDER
     here = Path(__file__).resolve()
     try:
         folder.mkdir(exist_ok=True)
@@ -3808,7 +3810,7 @@ def capture_flags(parser: argparse.ArgumentParser) -> None:
 
 def capture_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> int:
     """Capture until a signal: SIGTERM and SIGHUP are the ordinary end of a service, SIGINT is 130."""
-    limit_sec = duration_sec(arguments.max_duration, "--max_duration")
+    limit_sec = 0.0 if arguments.max_duration is None else parse_duration(arguments.max_duration, "--max_duration")
     grabbers = settle_grabbers(arguments.grabber, config["capture"])
     ffmpeg = find_ffmpeg("capturing")
     check_devices(ffmpeg, grabbers)
@@ -3871,16 +3873,6 @@ def watch_capturers(capturers: Sequence[Capturer], beats: Iterable[float], stopp
         if all(time.monotonic() - beat < CAPTURE_QUIET_SEC for beat in every):
             tell_systemd("WATCHDOG=1")
     tell_systemd("STOPPING=1")
-
-
-def duration_sec(text: str | None, flag: str) -> float:
-    """Seconds from `90`, `90m`, `1h30m`; 0 where the flag was not given. Raises UsageError that names it."""
-    text = "0" if text is None else text.strip().lower()
-    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
-    if not found or not text:
-        raise UsageError(f"{flag}: {text!r} is not a duration; say seconds, or for example 90m or 1h30m")
-    days, hours, minutes, seconds = (float(part or 0) for part in found.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 # --- rename ------------------------------------------------------------------------------------------------------
@@ -4158,7 +4150,8 @@ def clean_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
     for name in Tidiness.__dataclass_fields__:
         if getattr(rules, name) < 0:
             raise UsageError(f"capture.{name}: must not be less than 0")
-    every_sec, stopping, told = duration_sec(arguments.every, "--every"), threading.Event(), set[str]()
+    every_sec = 0.0 if arguments.every is None else parse_duration(arguments.every, "--every")
+    stopping, told = threading.Event(), set[str]()
     if not every_sec:
         failed = clean_folders(folders, rules, told, dry_run=bool(arguments.dry_run))
         return Status.PARTIAL if failed or told else Status.DONE

@@ -51,8 +51,8 @@ import rhombus_mpd_info as mpd_info
 from rhombus_logging import (  # isort: skip
     EARLIEST_SEC, LATEST_SEC, Busy, CannotStart, Cluster, MaskingFormatter, Status, Terminated, UsageError,
     add_common_flags, append_line, cluster, find_ffmpeg, fsync_folder, hide_secret, is_open_road, load_config,
-    lock_file, mask, notify, parse_duration, parse_rate, parse_time, parse_zone, read_json, run, run_lock, size_text,
-    start_logging, watch_sign, write_json,
+    lock_file, mask, notify, parse_duration, parse_rate, parse_time, parse_zone, read_json, run, run_lock,
+    sha256_of, size_text, start_logging, watch_sign, write_json,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -1559,14 +1559,6 @@ def mp4_duration_sec(path: Path) -> float | None:
             return float(ticks / scale)
     except (BadBody, StopIteration, ValueError, ZeroDivisionError, struct.error):  # ValueError: an empty file
         return None
-
-
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def sync_file(path: Path) -> None:

@@ -75,6 +75,7 @@ from rhombus_logging import (
     remember_told,
     run,
     run_lock,
+    sha256_of,
     size_text,
     start_logging,
     utc_day,
@@ -3073,14 +3074,6 @@ def prune(folder: Path, root: Path) -> None:
 
 
 # --- verify ------------------------------------------------------------------------------------------------------
-
-
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while piece := handle.read(READ_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def need_room(folder: Path, size_bytes: int) -> None:

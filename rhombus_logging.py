@@ -657,6 +657,14 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while piece := handle.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
 def append_line(path: Path, line: str) -> None:
     """Append one line and sync it. Lines of programs that run side by side never mix; a torn last line is closed."""
     with path.open("ab+") as handle:

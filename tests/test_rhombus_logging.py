@@ -398,6 +398,25 @@ def test_words_and_hours_are_understood(text: str, ago_sec: float) -> None:
     assert rl.parse_time(text, "--since", timezone.utc, now) == now - ago_sec
 
 
+@pytest.mark.parametrize(("text", "seconds"), [
+    ("90", 90), ("1h30m", 5400), ("2.5", 2.5), ("1d", 86400), (90, 90), (" 90M ", 5400), ("0", 0)])  # fmt: skip
+def test_durations_are_seconds_or_have_units(text: str | float, seconds: float) -> None:
+    assert rl.parse_duration(text, "--every") == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-5", "1x", "1h30", "h", "1e3"])
+def test_what_is_no_duration_is_refused_also_where_its_unit_is_anybodys_guess(text: str) -> None:
+    with pytest.raises(rl.UsageError, match=f"--every: '{text}' is not a duration"):
+        rl.parse_duration(text, "--every")
+
+
+@pytest.mark.parametrize(("text", "bytes_per_sec"), [("500K", 512_000), ("1.5M", 1_572_864), ("2 GiB/s", 2**31)])
+def test_rates_need_a_unit_because_tools_differ_in_what_a_bare_number_means(text: str, bytes_per_sec: int) -> None:
+    assert rl.parse_rate(text, "--bwlimit") == bytes_per_sec
+    with pytest.raises(rl.UsageError, match="--bwlimit: '500' needs a unit"):
+        rl.parse_rate("500", "--bwlimit")
+
+
 # --- the end of a run ---
 
 ENDS = {
