@@ -56,7 +56,7 @@ PROGRAM_LINES = 1600
 LINES_NOW = {
     "copy_footage": 3072,
     "rtsp_recorder": 3485,
-    "nas_sync": 4120,
+    "nas_sync": 4121,
     "capture_analyzer": 5095,
     "rhombus_logging": 958,
     "rhombus_mpd_info": 420,
