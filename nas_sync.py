@@ -570,15 +570,16 @@ class Sources:
         self.odd.setdefault(reason, []).append(path)
 
     def names(self, folder: str | Path) -> list[str]:
-        """What lies in a folder, in no order; one that cannot be read does not stop the others."""
+        """What lies in a folder, by name: nearly the order of the sync log, which is then found faster. One that cannot
+        be read does not stop the others."""
         try:
-            return os.listdir(folder)  # noqa: PTH208  100,000 of them
+            return sorted(os.listdir(folder))  # noqa: PTH208  100,000 of them
         except OSError as problem:
             self.miss(problem, Path(folder))
             return []
 
     def entries(self, folder: str | Path) -> list[os.DirEntry[str]]:
-        """The same of a folder of folders, without what is hidden."""
+        """The same of a folder of folders, in no order and without what is hidden."""
         try:
             with os.scandir(folder) as entries:
                 return [entry for entry in entries if not is_hidden(entry.name)]

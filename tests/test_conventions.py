@@ -56,7 +56,7 @@ PROGRAM_LINES = 1600
 LINES_NOW = {
     "copy_footage": 3119,
     "rtsp_recorder": 3582,
-    "nas_sync": 4120,
+    "nas_sync": 4121,
     "capture_analyzer": 5131,
     "rhombus_logging": 1067,
     "rhombus_mpd_info": 420,
