@@ -55,7 +55,7 @@ HEAVY = {
 PROGRAM_LINES = 1600
 LINES_NOW = {
     "copy_footage": 3072,
-    "rtsp_recorder": 3596,
+    "rtsp_recorder": 3608,
     "nas_sync": 4059,
     "capture_analyzer": 5095,
     "rhombus_logging": 958,

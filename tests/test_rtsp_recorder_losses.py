@@ -159,6 +159,35 @@ def test_a_camera_that_another_process_takes_while_its_folder_was_away_is_left_t
     assert end(process)[0] == 0
 
 
+def test_nothing_is_written_where_a_disk_has_to_be_mounted_and_is_gone(site, tmp_path):
+    """Also no state and no journal: the disk would hide them when it is back."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run([need("mount"), "-t", "tmpfs", "tmpfs", str(disk)], check=True)
+    try:
+        site.storage |= {"local_path": str(disk), "require_mount": True}
+        camera = site.add("Gate")
+        process = site.start()
+        site.wait_for("recording")
+        camera.wait_for_frames(FPS)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+    until(lambda: "not mounted" in site.log(), "noticed")
+    time.sleep(3)  # in which the state was written three times
+    assert end(process)[0] == 0
+    assert list(disk.rglob("*")) == [] and "bug" not in site.log()
+
+
+def test_logs_that_cannot_be_written_keep_no_camera_from_being_recorded(site, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    camera = site.add("Gate", entry={"logs_dir": str(tmp_path / "file" / "logs")})
+    process = site.start()
+    site.wait_for("recording")
+    camera.wait_for_frames(FPS)
+    assert end(process)[0] == 0 and site.numbers("Gate")
+    assert re.search("ERROR Gate: logs_dir .*: cannot be written", site.log())
+
+
 def test_when_no_file_can_be_opened_any_more_that_is_told_and_not_called_a_full_disk(site):
     camera = site.add("Gate")
     process = site.start()
