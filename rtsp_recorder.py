@@ -481,6 +481,7 @@ def clock_text(moment_sec: float, zone: tzinfo) -> str:
 
 def write_journal(camera: Camera, kind: str, start_sec: float, **values: Any) -> None:
     """One line in the journal of the UTC day of `start_sec`, synced."""
+    refuse_unmounted(camera)
     file = camera.own("journal") / f"{utc_day(start_sec)}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     line = {"kind": kind, **values, "start": round(start_sec, 3)}
@@ -829,6 +830,12 @@ def is_mounted(folder: Path) -> bool:
     return False
 
 
+def refuse_unmounted(camera: Camera) -> None:
+    """OSError where a disk has to be mounted and is not: what is written there now would be hidden by it later."""
+    if camera.require_mount and not is_mounted(camera.root):
+        raise OSError(errno.ENODEV, "not mounted (storage.require_mount)", str(camera.root))
+
+
 def writers_in(folder: Path) -> list[int]:
     """FFmpegs of a killed recorder that still write into a staging folder: they were started inside of it."""
     ours = f"{STAGED_NAME}.mkv".encode()
@@ -1040,6 +1047,7 @@ class Finisher:
 
         Until the journal has its line a note holds it: the published file may soon be moved into the archive.
         """
+        refuse_unmounted(self.camera)
         cut = job.path.with_stem(job.path.stem + "-cut")  # its name after a first try that did not get through
         path = cut if any(cut.with_suffix(kind).exists() for kind in STAGED) else job.path
         ready, note = path.with_suffix(".mp4"), path.with_suffix(".json")
@@ -1478,6 +1486,7 @@ class Recorder:
         data = json.dumps(self.state).ljust(STATE_BYTES - 1).encode() + b"\n"
         try:
             if not self.state_size:  # else it was written before, and as long
+                refuse_unmounted(self.camera)
                 file.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(file, os.O_WRONLY | os.O_CREAT | (0 if self.state_size else os.O_TRUNC), 0o644)
             try:
@@ -1531,8 +1540,11 @@ def open_ffmpeg_log(camera: Camera) -> logging.Logger:
         camera.logs_dir.mkdir(parents=True, exist_ok=True)
         file = camera.logs_dir / f"{camera.name}.log"
         handler = logging.handlers.RotatingFileHandler(file, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8")
-    except OSError as problem:
-        raise CannotStart(f"logs_dir {camera.logs_dir}: cannot be written: {problem.strerror}") from problem
+    except OSError as problem:  # recording matters more
+        log.error("%s: logs_dir %s: cannot be written: %s; recorded without it", camera.name, camera.logs_dir,
+                  problem.strerror)  # fmt: skip
+        own.addHandler(logging.NullHandler())
+        return own
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
     own.addHandler(handler)
     return own

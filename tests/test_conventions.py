@@ -55,7 +55,7 @@ HEAVY = {
 PROGRAM_LINES = 1600
 LINES_NOW = {
     "copy_footage": 3119,
-    "rtsp_recorder": 3582,
+    "rtsp_recorder": 3594,
     "nas_sync": 4121,
     "capture_analyzer": 5131,
     "rhombus_logging": 1067,

@@ -184,7 +184,7 @@ def test_systemd_sees_it_ready_alive_and_recording_as_a_user_without_rights(mach
     for name in ("Gate", "Yard"):
         shown = machine.show(unit(name))
         machine.recorded(name, shown["MainPID"])
-        until(lambda name=name: machine.show(unit(name))["StatusText"] == "1 of 1 recorded", "status", PATIENCE_SEC)
+        until(lambda name=name: machine.show(unit(name)).get("StatusText") == "1 of 1 recorded", "status", PATIENCE_SEC)
         shown = machine.show(unit(name))
         assert (shown["ActiveState"], shown["SubState"], shown["NRestarts"]) == ("active", "running", "0")
         assert shown["WatchdogTimestamp"] > shown["ActiveEnterTimestamp"]
@@ -207,7 +207,8 @@ def test_kill_9_of_a_recorder_costs_seconds_and_the_journal_says_why(machine, ca
 def test_a_recorder_that_hangs_is_restarted_by_watch_and_mailed(machine, mails):
     before = machine.show(unit("Yard"))["MainPID"]
     machine.run("kill", "-STOP", before)
-    until(lambda: time.time() - machine.state("Yard")["updated_at"] > recorder.STATE_STALE_SEC + 1, "stale", 60)
+    old = {**machine.state("Yard"), "updated_at": time.time() - recorder.STATE_STALE_SEC - 1}  # as after that time
+    (machine.footage / ".rtsp_recorder" / "state" / "Yard.json").write_text(json.dumps(old))
     machine.run("systemctl", "start", "watch.service")
     after = machine.show(unit("Yard"))["MainPID"]
     assert after not in ("0", before)
@@ -221,10 +222,16 @@ def test_a_recorder_that_hangs_is_restarted_by_watch_and_mailed(machine, mails):
 
 
 def test_the_watchdog_of_systemd_ends_a_recorder_that_hangs(machine):
-    """Without `watch`: after WatchdogSec, which the unit states."""
+    """Without `watch`: after WatchdogSec, which the unit states; here it is made shorter, as an administrator would."""
+    assert machine.show(unit("Yard"))["WatchdogUSec"] == "1min" and recorder.UNIT_WATCHDOG_SEC == 60
+    folder = f"/etc/systemd/system/{unit('Yard')}.d"
+    machine.run("/bin/sh", "-c", f"mkdir {folder}; printf '[Service]\\nWatchdogSec=12\\n' > {folder}/short.conf; "
+                f"systemctl daemon-reload; systemctl restart {unit('Yard')}")  # fmt: skip
     before = machine.show(unit("Yard"))
+    assert before["WatchdogUSec"] == "12s"
+    machine.recorded("Yard", before["MainPID"])
     machine.run("kill", "-STOP", before["MainPID"])
-    limit = recorder.UNIT_WATCHDOG_SEC + recorder.UNIT_STOP_SEC + 30
+    limit = 12 + recorder.UNIT_STOP_SEC + 30
     until(lambda: int(machine.show(unit("Yard"))["NRestarts"]) > int(before["NRestarts"]), "restarted", limit)
     until(lambda: machine.show(unit("Yard"))["SubState"] == "running", "running", PATIENCE_SEC)
     machine.recorded("Yard", machine.show(unit("Yard"))["MainPID"])
