@@ -1441,7 +1441,7 @@ class NasTarget:
 
     def _read_id(self) -> str | None:
         """The id in the target's root; None when there is none. Raises CannotStart when the target cannot be asked."""
-        with tempfile.TemporaryDirectory(prefix="nas_sync-") as folder:
+        with tempfile.TemporaryDirectory(prefix=scratch(self.settings)) as folder:
             done = self._call(["-t", f"{self._place('')}{TARGET_FILE}", f"{folder}/"])
             try:
                 text = Path(folder, TARGET_FILE).read_text(encoding="ascii").strip()
@@ -1459,7 +1459,7 @@ class NasTarget:
             raise CannotStart(f"nas: {self.address} is no folder; mount or make it first")
         found = self._read_id()
         if not found:
-            with tempfile.TemporaryDirectory(prefix="nas_sync-") as folder:
+            with tempfile.TemporaryDirectory(prefix=scratch(self.settings)) as folder:
                 file = Path(folder, TARGET_FILE)
                 file.write_text(secrets.token_hex(8) + "\n", encoding="ascii")
                 done = self._call(["-t", "--ignore-existing", str(file), self._place("")])
@@ -1471,7 +1471,7 @@ class NasTarget:
 
     def check(self) -> list[str]:
         lines = [f"nas: {self.address} answers and is target {self.target_id}"]
-        with tempfile.TemporaryDirectory(prefix="nas_sync-") as folder:
+        with tempfile.TemporaryDirectory(prefix=scratch(self.settings)) as folder:
             Path(folder, TARGET_FILE).write_text(f"{self.target_id}\n", encoding="ascii")
             done = self._copy(Path(folder), [TARGET_FILE], "", [])
         if not done.is_complete or done.status:
@@ -1517,7 +1517,7 @@ class NasTarget:
         """A child with these names on its standard input; ended when what it has `moved` grows by no more than `least`
         for so long."""
         log.debug("running %s", shlex.join(command))
-        with tempfile.TemporaryDirectory(prefix="nas_sync-") as folder:
+        with tempfile.TemporaryDirectory(prefix=scratch(self.settings)) as folder:
             listed, out, said = (Path(folder, name) for name in ("names", "out", "said"))
             listed.write_bytes(names)
             with listed.open("rb") as stdin, out.open("wb") as stdout, said.open("wb") as stderr:
@@ -1716,7 +1716,7 @@ class NasTarget:
 
     def _sizes(self, batch: Sequence[Footage]) -> dict[str, int]:
         """`recorded` -> size on the target, of those that are there."""
-        with tempfile.TemporaryDirectory(prefix="nas_sync-") as empty:
+        with tempfile.TemporaryDirectory(prefix=scratch(self.settings)) as empty:
             done = self._call(["--dry-run", "--no-links", "--out-format=%i %l %n", "--files-from=-", "--from0",
                                self._place(""), f"{empty}/"], as_list(one.recorded for one in batch))  # fmt: skip
         if not done.is_complete:
@@ -1732,7 +1732,7 @@ class NasTarget:
             if self.settings.time_is_up():
                 break
             need_room(self.settings.state_dir, sum(sizes[one.recorded] for one in group))
-            with tempfile.TemporaryDirectory(prefix="verify-", dir=self.settings.state_dir) as folder:
+            with tempfile.TemporaryDirectory(prefix=scratch(self.settings), dir=self.settings.state_dir) as folder:
                 brought = self.bring(group, Path(folder))
                 found |= {one.recorded: sha256_of(brought[one.recorded]) if one.recorded in brought else "unreadable"
                           for one in group if one.recorded in brought or not self.settings.time_is_up()}  # fmt: skip
@@ -3944,15 +3944,29 @@ def check_folders(settings: Settings) -> None:
         raise CannotStart(f"{problem.filename}: cannot be written: {problem.strerror}") from problem
 
 
-@contextmanager
-def lock_for(settings: Settings, wait_sec: float) -> Iterator[int | None]:
+def own_lock(settings: Settings) -> Path | None:
     """Readers need none; a verify of everything takes hours, and backups go on beside it."""
     if settings.command in READERS:
+        return None
+    return settings.lock_file.with_suffix(".verify.lock") if settings.command == "verify" else settings.lock_file
+
+
+@contextmanager
+def lock_for(settings: Settings, wait_sec: float) -> Iterator[int | None]:
+    """The lock of a command, which its children hold too; what a killed run has left is removed."""
+    if not (file := own_lock(settings)):
         yield None
         return
-    file = settings.lock_file.with_suffix(".verify.lock") if settings.command == "verify" else settings.lock_file
     with run_lock(file, "nas_sync", wait_sec) as lock:
+        for folder in (Path(tempfile.gettempdir()), settings.state_dir):
+            for left in folder.glob(f"{scratch(settings)}*"):
+                shutil.rmtree(left, ignore_errors=True)
         yield lock.fileno()
+
+
+def scratch(settings: Settings) -> str:
+    """How names of temporary folders begin: alike for those runs only that one lock keeps apart."""
+    return f"nas_sync-{zlib.crc32(os.fsencode(own_lock(settings) or settings.state_dir)):08x}-"
 
 
 def one_round(arguments: argparse.Namespace, config: Mapping[str, Any], config_file: Path) -> int:
@@ -3975,13 +3989,14 @@ def locked_round(arguments: argparse.Namespace, config: Mapping[str, Any], setti
     """One run of a command under the lock; returns what it did."""
     wait_sec = parse_duration(arguments.lock_wait or 0, "--lock_wait")
     check_folders(settings)
-    for name in settings.only:
-        if not is_known(name, settings):
-            log.warning("--camera %s: no footage of a camera of this name is here; is it spelled right?", name)
     with lock_for(settings, wait_sec) as lock_fd:
         recording = config["recording"]
         segment_sec = (recording["defaults"] or {}).get("segment_time") or recording["segment_duration"]
         work = Work(settings, float(segment_sec), lock_fd)
+        for name in (name for name in settings.only if not is_known(name, settings)):
+            tell_typo = log.warning if settings.command in (*READERS, "verify", "target") else work.fail
+            tell_typo(f"--camera {name}: no footage of a camera of this name is here, and the config has none; is it "
+                      f"spelled right?{spelling(name, settings).replace('; c', ' C')}")  # fmt: skip
         try:
             if arguments.command == "target":
                 prepare_targets(work, arguments.words)

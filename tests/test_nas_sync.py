@@ -997,6 +997,19 @@ def test_a_camera_that_nobody_knows_is_said_because_its_hold_would_protect_nothi
     for name, known in (("gate", True), ("Door", True), (UUID, True), (f"Door_{UUID}", True), ("Gatte", False)):
         done = site.call("hold", "add", name, "2026-11-19", "2026-11-20")
         assert (done.status, "is it spelled right?" in done.err) == (0, not known), name
+    done = site.call("run", "--camera", "Gatte", "--quiet")
+    assert (done.status, "--camera Gatte: no footage" in done.err) == (1, True), "cron would archive nothing"
+
+
+def test_what_a_killed_run_left_in_the_temporary_folder_is_gone_after_the_next_one(site, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    site.record("Gate", 1)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with site.start("run", "--bwlimit", "1K") as run:
+        wait_for(lambda: list(tmp_path.glob("nas_sync-*")), "a list of names")
+        run.kill()
+    wait_for(lambda: site.run("run").status == 0, "a run, which the rsync of the killed one may still hold up")
+    assert list(tmp_path.glob("nas_sync-*")) == []
 
 
 @pytest.mark.parametrize(
