@@ -32,9 +32,10 @@ import subprocess
 import sys
 import threading
 import time
+from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures import wait as wait_for
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
@@ -43,6 +44,7 @@ from datetime import datetime, timezone, tzinfo
 from functools import lru_cache, partial
 from itertools import groupby, pairwise
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -88,6 +90,7 @@ AT_ONCE = 1000  # most that --workers or --segment_workers can be: each is a thr
 START_SPACING_SEC = 0.1  # between the starts of two clips
 REMOTE_TELL_SEC = 1.0  # how often a worker of a cluster tells how far a clip is
 REMOTE_LOCK = threading.Lock()  # a worker process has one Copier per run, however many of its threads begin at once
+LOOK_SEC = 0.5  # how soon Ctrl-C is seen where nothing else wakes the program
 STOP_GRACE_SEC = 1.5  # how long a stopped run waits for its threads to put down what they hold
 DURATION_SLACK_SEC = 2.5  # a file may differ this much from its plan: one segment and a frame
 WEBM_EBML, WEBM_SEGMENT, WEBM_CLUSTER = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"
@@ -552,8 +555,9 @@ def join_windows(windows: Iterable[tuple[float, float]]) -> Windows:
 
 
 def covered(windows: Windows, start: float, end: float) -> bool:
-    """Does any part of [start, end) lie in one of the joined windows?"""
-    return any(low < end and start < high for low, high in windows)
+    """Does any part of [start, end) lie in one of the joined windows? A camera can have thousands of them in a day."""
+    before = bisect_left(windows, (end, -math.inf))
+    return before > 0 and start < windows[before - 1][1]
 
 
 def misplaced(times: Mapping[int, int]) -> list[int]:
@@ -1338,6 +1342,7 @@ class Part:
     def _set_aside(self) -> None:
         """Exchange this part with `*.old.part`, if there is one; what an older one held is then ours to go on with."""
         tried_at, recorded = self.first_try_at, self.recorded
+        self._let_go()
         self.path.replace(self._sibling(".spare.part"))
         self._finish_exchange()
         self.handle.close()
@@ -1349,6 +1354,7 @@ class Part:
         old, spare = self._sibling(".old.part"), self._sibling(".spare.part")
         if not spare.exists() and not record_path(spare).exists():
             return False
+        self._let_go()
         for source, target in ((self.record_path, record_path(spare)), (old, self.path),
                                (record_path(old), self.record_path), (spare, old),
                                (record_path(spare), record_path(old))):  # fmt: skip
@@ -1435,10 +1441,14 @@ class Part:
             self.discard()
         self.handle.close()
 
+    def _let_go(self) -> None:
+        """Windows neither renames nor removes a file that is open; elsewhere the lock is held until that is done."""
+        if os.name == "nt":
+            self.handle.close()
+
     def discard(self) -> None:
         """Remove the part and its leftovers; the lock goes with it."""
-        if os.name == "nt":  # an open file cannot be removed there; elsewhere the lock is held until it is gone
-            self.handle.close()
+        self._let_go()
         for ending in (".old.part", ".spare.part", ".ordered.part", ".mux.part", ".part"):
             path = self._sibling(ending)
             record_path(path).unlink(missing_ok=True)
@@ -2603,16 +2613,20 @@ def copy_all(copier: Copier, clips: Sequence[Clip], joined: Cluster | None = Non
     remote = ClusterCopier(copier, joined) if joined else None
     pool = ThreadPoolExecutor(2 * copier.settings.workers, thread_name_prefix="clip")  # as many download, others finish
     clip_of_future: dict[Future[Outcome], Clip] = {}
+    finished = SimpleQueue[Future[Outcome]]()
     try:
         clip_of_future = {remote.submit(clip) if remote else pool.submit(copier.copy, clip): clip for clip in clips}
-        futures = set(clip_of_future)
-        while futures:
-            finished, futures = wait_for(futures, return_when=FIRST_COMPLETED)
-            for future in finished:
-                outcome = outcome_of(future, clip_of_future[future])
-                file = outcome.file and copier.settings.output_dir / outcome.file.name  # as it was asked for
-                outcomes.append(replace(outcome, file=file))
-                copier.progress.report(outcomes[-1])
+        for future in clip_of_future:
+            future.add_done_callback(finished.put)
+        while len(outcomes) < len(clips):
+            try:
+                future = finished.get(timeout=LOOK_SEC)  # where a wait without end cannot be broken off (Windows)
+            except Empty:
+                continue
+            outcome = outcome_of(future, clip_of_future[future])
+            file = outcome.file and copier.settings.output_dir / outcome.file.name  # as it was asked for
+            outcomes.append(replace(outcome, file=file))
+            copier.progress.report(outcomes[-1])
     except (KeyboardInterrupt, Terminated):
         copier.context.end("stopped by a signal")
         log.warning("stopped: %s of %s clips are finished, parts are kept for the next run%s",

@@ -13,6 +13,8 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
 from copy_footage_helpers import (
@@ -36,6 +38,8 @@ from copy_footage_helpers import (
     top_boxes,
 )
 from rhombus_simulator import DELETE, Alert, Camera, Fault, Gateway, Location, World, ruuid
+
+import copy_footage
 
 
 @pytest.fixture
@@ -400,6 +404,15 @@ def test_footage_that_begins_late_says_so_and_starts_at_its_first_frame(clouds: 
     close_to(frames(cloud.only()), cloud.pictures(start + 8, start + 20))
     close_to(packets(cloud.only()), cloud.sounds(start + 8, start + 20), slack_sec=0.021)
     assert "creation_time   : 2025-08-05T11:20:08.000000Z" in media_info(cloud.only())
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 9))), st.integers(0, 60), st.integers(1, 5))
+def test_a_time_is_covered_exactly_where_one_of_the_windows_reaches_into_it(
+    spans: list[tuple[int, int]], start: int, length: int
+) -> None:
+    windows = copy_footage.join_windows((low, low + size) for low, size in spans)
+    reached = any(low < start + length and start < high for low, high in windows)
+    assert copy_footage.covered(windows, start, start + length) == reached
 
 
 @pytest.mark.parametrize("presence", [False, "null"])
