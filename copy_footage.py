@@ -237,6 +237,7 @@ class Camera:
     hardware: str
     storage: str  # another device that keeps the footage (NVR), or ""
     gateway: Gateway | None
+    device_name: str  # of a camera with several channels, which have names of their own
 
     @property
     def address(self) -> str:
@@ -403,12 +404,13 @@ def read_cameras(states: Sequence[Any], gateways: Sequence[Any] | None, location
         best = sorted(paired.get(uuid, []), key=lambda one: (not one.online, one.uuid))
         for facet in facets or ["v0"]:
             own = "" if facet == "v0" else facet
-            name = str((names.get(facet) if len(facets) > 1 else None) or state.get("name") or "")
+            device_name = str(state.get("name") or "")
+            name = str((names.get(facet) if len(facets) > 1 else None) or device_name)
             place = str(state.get("locationUuid") or "")
             cameras.append(Camera(
                 uuid, own, name, place, locations.get(place, ""), state.get("connectionStatus") != "RED",
                 str(state.get("hwVariation") or ""), str(state.get("mediaStorageDeviceUuid") or ""),
-                UNKNOWN_GATEWAY if gateways is None else best[0] if best else None))  # fmt: skip
+                UNKNOWN_GATEWAY if gateways is None else best[0] if best else None, device_name))  # fmt: skip
     return cameras
 
 
@@ -454,9 +456,11 @@ def choose_cameras(cameras: Sequence[Camera], places: Sequence[Place],
         cameras = [camera for camera in cameras if camera.location_uuid in below]
     chosen = set(() if settings.cameras else cameras)
     for wanted in settings.cameras:
-        uuid = resolve(wanted, [(camera.uuid, camera.name) for camera in cameras], "--camera_uuid")
-        facet = wanted.partition(".")[2] if RUUID.fullmatch(wanted) else ""
         by_name = [camera for camera in cameras if camera.name == wanted]
+        pairs = [(one.uuid, one.name) for one in by_name or cameras]
+        pairs += [(one.uuid, one.device_name) for one in cameras if not by_name]
+        uuid = resolve(wanted, pairs, "--camera_uuid")
+        facet = wanted.partition(".")[2] if RUUID.fullmatch(wanted) else ""
         chosen |= {camera for camera in by_name or [camera for camera in cameras if camera.uuid == uuid]
                    if facet in ("", camera.facet or "v0")}  # fmt: skip
     return [camera for camera in cameras if camera in chosen], below
@@ -2833,11 +2837,11 @@ def show_list(api: Api, what: str) -> int:
                  "tz": place.tz, "cameras": sum(camera.location_uuid == place.uuid for camera in world.cameras)}
                 for place in world.places]  # fmt: skip
     else:
-        names = {camera.uuid: camera.name for camera in world.cameras}
+        names = {camera.uuid: camera.device_name for camera in world.cameras}
         rows = [{"time": clock_text(alert.start_ms / 1000, settings.zone), "id": alert.id, "type": alert.kind,
                  "seconds": round((alert.end_ms - alert.start_ms) / 1000),
                  "camera": ", ".join(names.get(device, device) for device in alert.devices),
-                 "finalized": alert.finalized}
+                 "finalized": alert.finalized, **({"devices": alert.devices} if settings.json else {})}
                 for alert in fetch_alerts(api, world, settings.after_sec, settings.max_alerts, {})]  # fmt: skip
     print_rows(rows, settings.json)
     return Status.DONE

@@ -181,6 +181,18 @@ def test_a_multi_sensor_camera_gives_a_clip_per_facet(clouds: Clouds) -> None:
         assert sidecar(file)["camera"]["facet"] == f"v{facet}"
 
 
+def test_the_name_of_a_device_means_all_its_channels_and_that_of_a_channel_only_this_one(clouds: Clouds) -> None:
+    world = silent_camera(name="Lobby", facets=["v0", "v1"])
+    world.alerts = [Alert(ruuid("a"), int(NOW - 4000) * 1000, device_uuid=CAMERA)]
+    cloud = clouds(world)
+    cloud.clip(4, "-cam", "Lobby v1")
+    assert [one["facet"] for one in cloud.ledger()] == ["v1"]
+    cloud.clip(4, "-cam", "Lobby")
+    assert [one["facet"] for one in cloud.ledger()] == ["v1", ""]
+    (row,) = cloud.copy("--list", "alerts", "--json").lines[:-1]
+    assert (row["camera"], row["devices"]) == ("Lobby", [CAMERA])
+
+
 def test_one_facet_can_be_asked_for(clouds: Clouds) -> None:
     cloud = clouds(silent_camera(facets=["v0", "v1"]))
     cloud.clip(10, "-cam", f"{CAMERA}.v1")
