@@ -327,6 +327,12 @@ def find_ffmpeg() -> str:
     return str(imageio_ffmpeg.get_ffmpeg_exe())
 
 
+@functools.lru_cache
+def version_of(ffmpeg: str) -> str:
+    """Its first line; asked once, because a test process starts hundreds of simulators."""
+    return subprocess.run([ffmpeg, "-version"], capture_output=True, text=True, check=True).stdout.split("\n")[0]
+
+
 def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[bytes, int, int]]:
     """(type, start, end) of the ISO BMFF boxes in a stretch of bytes."""
     end = len(data) if end is None else end
@@ -421,8 +427,7 @@ class MediaKit:
     def load(self) -> Media:
         """The media, made when it is not there yet."""
         ffmpeg = find_ffmpeg()
-        version = subprocess.run([ffmpeg, "-version"], capture_output=True, text=True, check=True).stdout.split("\n")[0]
-        key = hashlib.sha256(repr((self._commands(), version)).encode()).hexdigest()[:16]
+        key = hashlib.sha256(repr((self._commands(), version_of(ffmpeg))).encode()).hexdigest()[:16]
         uid = getattr(os, "getuid", lambda: 0)()
         root = self.folder or Path(tempfile.gettempdir()) / f"rhombus_simulator_media-{uid}"
         if not (root / key).is_dir():
