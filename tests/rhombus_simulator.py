@@ -432,7 +432,7 @@ class MediaKit:
         root = self.folder or Path(tempfile.gettempdir()) / f"rhombus_simulator_media-{uid}"
         if not (root / key).is_dir():
             self._make(ffmpeg, root, key)
-        return Media(self, root / key)
+        return read_media(self, root / key)
 
     def _commands(self) -> dict[str, list[list[str]]]:
         """File → command lines (without the program) that make it; the second is tried when the first fails."""
@@ -491,6 +491,12 @@ class Media:
         parameter_sets = [init[init.index(b"avcC") - 4 :][: struct.unpack_from(">I", init, init.index(b"avcC") - 4)[0]]
                           for init in (self.video_init, placeholder_init)]
         assert len(self.video) == kit.bank and parameter_sets[0] == parameter_sets[1], "one init serves all segments"
+
+
+@functools.lru_cache(maxsize=4)
+def read_media(kit: MediaKit, folder: Path) -> Media:
+    """Read and cut once; simulators share it, for nobody changes it."""
+    return Media(kit, folder)
 
 
 # --- HTTP: the little of it that is needed, quickly ---
