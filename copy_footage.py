@@ -32,9 +32,10 @@ import subprocess
 import sys
 import threading
 import time
+from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures import wait as wait_for
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
@@ -43,6 +44,7 @@ from datetime import datetime, timezone, tzinfo
 from functools import lru_cache, partial
 from itertools import groupby, pairwise
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -89,6 +91,7 @@ AT_ONCE = 1000  # most that --workers or --segment_workers can be: each is a thr
 START_SPACING_SEC = 0.1  # between the starts of two clips
 REMOTE_TELL_SEC = 1.0  # how often a worker of a cluster tells how far a clip is
 REMOTE_LOCK = threading.Lock()  # a worker process has one Copier per run, however many of its threads begin at once
+LOOK_SEC = 0.5  # how soon Ctrl-C is seen where nothing else wakes the program
 STOP_GRACE_SEC = 1.5  # how long a stopped run waits for its threads to put down what they hold
 DURATION_SLACK_SEC = 2.5  # a file may differ this much from its plan: one segment and a frame
 WEBM_EBML, WEBM_SEGMENT, WEBM_CLUSTER = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"
@@ -235,6 +238,7 @@ class Camera:
     hardware: str
     storage: str  # another device that keeps the footage (NVR), or ""
     gateway: Gateway | None
+    device_name: str  # of a camera with several channels, which have names of their own
 
     @property
     def address(self) -> str:
@@ -374,12 +378,13 @@ def read_cameras(states: Sequence[Any], gateways: Sequence[Any] | None, location
         best = sorted(paired.get(uuid, []), key=lambda one: (not one.online, one.uuid))
         for facet in facets or ["v0"]:
             own = "" if facet == "v0" else facet
-            name = str((names.get(facet) if len(facets) > 1 else None) or state.get("name") or "")
+            device_name = str(state.get("name") or "")
+            name = str((names.get(facet) if len(facets) > 1 else None) or device_name)
             place = str(state.get("locationUuid") or "")
             cameras.append(Camera(
                 uuid, own, name, place, locations.get(place, ""), state.get("connectionStatus") != "RED",
                 str(state.get("hwVariation") or ""), str(state.get("mediaStorageDeviceUuid") or ""),
-                UNKNOWN_GATEWAY if gateways is None else best[0] if best else None))  # fmt: skip
+                UNKNOWN_GATEWAY if gateways is None else best[0] if best else None, device_name))  # fmt: skip
     return cameras
 
 
@@ -425,9 +430,11 @@ def choose_cameras(cameras: Sequence[Camera], places: Sequence[Place],
         cameras = [camera for camera in cameras if camera.location_uuid in below]
     chosen = set(() if settings.cameras else cameras)
     for wanted in settings.cameras:
-        uuid = resolve(wanted, [(camera.uuid, camera.name) for camera in cameras], "--camera_uuid")
-        facet = wanted.partition(".")[2] if RUUID.fullmatch(wanted) else ""
         by_name = [camera for camera in cameras if camera.name == wanted]
+        pairs = [(one.uuid, one.name) for one in by_name or cameras]
+        pairs += [(one.uuid, one.device_name) for one in cameras if not by_name]
+        uuid = resolve(wanted, pairs, "--camera_uuid")
+        facet = wanted.partition(".")[2] if RUUID.fullmatch(wanted) else ""
         chosen |= {camera for camera in by_name or [camera for camera in cameras if camera.uuid == uuid]
                    if facet in ("", camera.facet or "v0")}  # fmt: skip
     return [camera for camera in cameras if camera in chosen], below
@@ -526,8 +533,9 @@ def join_windows(windows: Iterable[tuple[float, float]]) -> Windows:
 
 
 def covered(windows: Windows, start: float, end: float) -> bool:
-    """Does any part of [start, end) lie in one of the joined windows?"""
-    return any(low < end and start < high for low, high in windows)
+    """Does any part of [start, end) lie in one of the joined windows? A camera can have thousands of them in a day."""
+    before = bisect_left(windows, (end, -math.inf))
+    return before > 0 and start < windows[before - 1][1]
 
 
 def misplaced(times: Mapping[int, int]) -> list[int]:
@@ -1312,6 +1320,7 @@ class Part:
     def _set_aside(self) -> None:
         """Exchange this part with `*.old.part`, if there is one; what an older one held is then ours to go on with."""
         tried_at, recorded = self.first_try_at, self.recorded
+        self._let_go()
         self.path.replace(self._sibling(".spare.part"))
         self._finish_exchange()
         self.handle.close()
@@ -1323,6 +1332,7 @@ class Part:
         old, spare = self._sibling(".old.part"), self._sibling(".spare.part")
         if not spare.exists() and not record_path(spare).exists():
             return False
+        self._let_go()
         for source, target in ((self.record_path, record_path(spare)), (old, self.path),
                                (record_path(old), self.record_path), (spare, old),
                                (record_path(spare), record_path(old))):  # fmt: skip
@@ -1409,10 +1419,14 @@ class Part:
             self.discard()
         self.handle.close()
 
+    def _let_go(self) -> None:
+        """Windows neither renames nor removes a file that is open; elsewhere the lock is held until that is done."""
+        if os.name == "nt":
+            self.handle.close()
+
     def discard(self) -> None:
         """Remove the part and its leftovers; the lock goes with it."""
-        if os.name == "nt":  # an open file cannot be removed there; elsewhere the lock is held until it is gone
-            self.handle.close()
+        self._let_go()
         for ending in (".old.part", ".spare.part", ".ordered.part", ".mux.part", ".part"):
             path = self._sibling(ending)
             record_path(path).unlink(missing_ok=True)
@@ -2569,16 +2583,20 @@ def copy_all(copier: Copier, clips: Sequence[Clip], joined: Cluster | None = Non
     remote = ClusterCopier(copier, joined) if joined else None
     pool = ThreadPoolExecutor(2 * copier.settings.workers, thread_name_prefix="clip")  # as many download, others finish
     clip_of_future: dict[Future[Outcome], Clip] = {}
+    finished = SimpleQueue[Future[Outcome]]()
     try:
         clip_of_future = {remote.submit(clip) if remote else pool.submit(copier.copy, clip): clip for clip in clips}
-        futures = set(clip_of_future)
-        while futures:
-            finished, futures = wait_for(futures, return_when=FIRST_COMPLETED)
-            for future in finished:
-                outcome = outcome_of(future, clip_of_future[future])
-                file = outcome.file and copier.settings.output_dir / outcome.file.name  # as it was asked for
-                outcomes.append(replace(outcome, file=file))
-                copier.progress.report(outcomes[-1])
+        for future in clip_of_future:
+            future.add_done_callback(finished.put)
+        while len(outcomes) < len(clips):
+            try:
+                future = finished.get(timeout=LOOK_SEC)  # where a wait without end cannot be broken off (Windows)
+            except Empty:
+                continue
+            outcome = outcome_of(future, clip_of_future[future])
+            file = outcome.file and copier.settings.output_dir / outcome.file.name  # as it was asked for
+            outcomes.append(replace(outcome, file=file))
+            copier.progress.report(outcomes[-1])
     except (KeyboardInterrupt, Terminated):
         copier.context.end("stopped by a signal")
         log.warning("stopped: %s of %s clips are finished, parts are kept for the next run%s",
@@ -2786,11 +2804,11 @@ def show_list(api: Api, what: str) -> int:
                  "tz": place.tz, "cameras": sum(camera.location_uuid == place.uuid for camera in world.cameras)}
                 for place in world.places]  # fmt: skip
     else:
-        names = {camera.uuid: camera.name for camera in world.cameras}
+        names = {camera.uuid: camera.device_name for camera in world.cameras}
         rows = [{"time": clock_text(alert.start_ms / 1000, settings.zone), "id": alert.id, "type": alert.kind,
                  "seconds": round((alert.end_ms - alert.start_ms) / 1000),
                  "camera": ", ".join(names.get(device, device) for device in alert.devices),
-                 "finalized": alert.finalized}
+                 "finalized": alert.finalized, **({"devices": alert.devices} if settings.json else {})}
                 for alert in fetch_alerts(api, world, settings.after_sec, settings.max_alerts, {})]  # fmt: skip
     print_rows(rows, settings.json)
     return Status.DONE

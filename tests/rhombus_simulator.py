@@ -327,6 +327,12 @@ def find_ffmpeg() -> str:
     return str(imageio_ffmpeg.get_ffmpeg_exe())
 
 
+@functools.lru_cache
+def version_of(ffmpeg: str) -> str:
+    """Its first line; asked once, because a test process starts hundreds of simulators."""
+    return subprocess.run([ffmpeg, "-version"], capture_output=True, text=True, check=True).stdout.split("\n")[0]
+
+
 def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[bytes, int, int]]:
     """(type, start, end) of the ISO BMFF boxes in a stretch of bytes."""
     end = len(data) if end is None else end
@@ -421,13 +427,12 @@ class MediaKit:
     def load(self) -> Media:
         """The media, made when it is not there yet."""
         ffmpeg = find_ffmpeg()
-        version = subprocess.run([ffmpeg, "-version"], capture_output=True, text=True, check=True).stdout.split("\n")[0]
-        key = hashlib.sha256(repr((self._commands(), version)).encode()).hexdigest()[:16]
+        key = hashlib.sha256(repr((self._commands(), version_of(ffmpeg))).encode()).hexdigest()[:16]
         uid = getattr(os, "getuid", lambda: 0)()
         root = self.folder or Path(tempfile.gettempdir()) / f"rhombus_simulator_media-{uid}"
         if not (root / key).is_dir():
             self._make(ffmpeg, root, key)
-        return Media(self, root / key)
+        return read_media(self, root / key)
 
     def _commands(self) -> dict[str, list[list[str]]]:
         """File → command lines (without the program) that make it; the second is tried when the first fails."""
@@ -486,6 +491,12 @@ class Media:
         parameter_sets = [init[init.index(b"avcC") - 4 :][: struct.unpack_from(">I", init, init.index(b"avcC") - 4)[0]]
                           for init in (self.video_init, placeholder_init)]
         assert len(self.video) == kit.bank and parameter_sets[0] == parameter_sets[1], "one init serves all segments"
+
+
+@functools.lru_cache(maxsize=4)
+def read_media(kit: MediaKit, folder: Path) -> Media:
+    """Read and cut once; simulators share it, for nobody changes it."""
+    return Media(kit, folder)
 
 
 # --- HTTP: the little of it that is needed, quickly ---

@@ -13,6 +13,8 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
 from copy_footage_helpers import (
@@ -36,6 +38,8 @@ from copy_footage_helpers import (
     top_boxes,
 )
 from rhombus_simulator import DELETE, Alert, Camera, Fault, Gateway, Location, World, ruuid
+
+import copy_footage
 
 
 @pytest.fixture
@@ -175,6 +179,18 @@ def test_a_multi_sensor_camera_gives_a_clip_per_facet(clouds: Clouds) -> None:
         (file,) = cloud.folder.glob(f"*_{address}_{cloud.start}_video.mp4")
         close_to(frames(file), cloud.pictures(cloud.start, cloud.start + 10, facet))
         assert sidecar(file)["camera"]["facet"] == f"v{facet}"
+
+
+def test_the_name_of_a_device_means_all_its_channels_and_that_of_a_channel_only_this_one(clouds: Clouds) -> None:
+    world = silent_camera(name="Lobby", facets=["v0", "v1"])
+    world.alerts = [Alert(ruuid("a"), int(NOW - 4000) * 1000, device_uuid=CAMERA)]
+    cloud = clouds(world)
+    cloud.clip(4, "-cam", "Lobby v1")
+    assert [one["facet"] for one in cloud.ledger()] == ["v1"]
+    cloud.clip(4, "-cam", "Lobby")
+    assert [one["facet"] for one in cloud.ledger()] == ["v1", ""]
+    (row,) = cloud.copy("--list", "alerts", "--json").lines[:-1]
+    assert (row["camera"], row["devices"]) == ("Lobby", [CAMERA])
 
 
 def test_one_facet_can_be_asked_for(clouds: Clouds) -> None:
@@ -400,6 +416,15 @@ def test_footage_that_begins_late_says_so_and_starts_at_its_first_frame(clouds: 
     close_to(frames(cloud.only()), cloud.pictures(start + 8, start + 20))
     close_to(packets(cloud.only()), cloud.sounds(start + 8, start + 20), slack_sec=0.021)
     assert "creation_time   : 2025-08-05T11:20:08.000000Z" in media_info(cloud.only())
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 9))), st.integers(0, 60), st.integers(1, 5))
+def test_a_time_is_covered_exactly_where_one_of_the_windows_reaches_into_it(
+    spans: list[tuple[int, int]], start: int, length: int
+) -> None:
+    windows = copy_footage.join_windows((low, low + size) for low, size in spans)
+    reached = any(low < start + length and start < high for low, high in windows)
+    assert copy_footage.covered(windows, start, start + length) == reached
 
 
 @pytest.mark.parametrize("presence", [False, "null"])

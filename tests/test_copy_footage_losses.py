@@ -282,7 +282,8 @@ def test_a_longer_range_whose_sound_fails_does_not_remove_the_sound_that_was_the
     assert content(cloud).items() >= before.items()
     cloud.sim.faults.clear()
     cloud.clip(30, "-w")
-    assert content(cloud) == content(calm)
+    made, wanted = cloud.only(), calm.only()  # FFmpeg writes a mean rate that may be one bit higher, so not the bytes
+    assert made.name == wanted.name and frames(made) == frames(wanted) and packets(made) == packets(wanted)
 
 
 # --- segments that are none ---
