@@ -551,6 +551,8 @@ def parse_span(arguments: argparse.Namespace, zone: tzinfo) -> tuple[float | Non
     """--since and --until in epoch seconds; None for one that is not given, which an empty one is not."""
     given = (arguments.since, "--since"), (arguments.until, "--until")
     since_sec, until_sec = (None if text is None else parse_time(text, flag, zone) for text, flag in given)
+    if since_sec is not None and since_sec >= (time.time() if until_sec is None else until_sec):
+        raise UsageError("--since is not before --until, or not in the past")
     return since_sec, until_sec
 
 
@@ -1021,6 +1023,17 @@ def signals_as(stopping: threading.Event) -> Iterator[list[int]]:
             signal.signal(one, handler)
 
 
+def _open_standard_files() -> None:
+    """Where the shell has closed them (`>&-`), a file of footage would take their place and get what is printed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115, PTH123  open until the end
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115, PTH123
+
+
 def run(main: Callable[[], int]) -> int:
     """Call `main` and turn whatever happens into an exit status; the last line of every program.
 
@@ -1033,6 +1046,7 @@ def run(main: Callable[[], int]) -> int:
         raise Terminated
 
     signal.signal(signal.SIGTERM, terminate)
+    _open_standard_files()
     try:
         status = int(main())
         sys.stdout.flush()

@@ -2095,8 +2095,6 @@ def gaps_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> in
     zone = parse_zone(arguments.timezone)
     since, until = parse_span(arguments, zone)
     until = time.time() if until is None else until
-    if since is not None and since >= until:
-        raise UsageError("--since is not before --until")
     limit = 100.0 if arguments.max_lost is None else arguments.max_lost
     if not 0 <= limit <= 100:
         raise UsageError(f"--max_lost {limit:g}: expected 0 to 100 percent")

@@ -380,6 +380,9 @@ def test_a_span_has_no_side_that_was_not_given_and_an_empty_one_is_a_mistake() -
     assert rl.parse_span(given, timezone.utc) == (None, 1_769_860_800)
     with pytest.raises(rl.UsageError, match="--since: '' is not a time"):
         rl.parse_span(argparse.Namespace(since="", until=None), timezone.utc)
+    for since, until in (("2026-01-31", "2026-01-30"), ("2099-01-01", None)):
+        with pytest.raises(rl.UsageError, match="--since is not before --until"):
+            rl.parse_span(argparse.Namespace(since=since, until=until), timezone.utc)
 
 
 @pytest.mark.parametrize("text", ["2026-13-01", "2026-13-01T09:00", "2026-11-31", "05/06/2026", "20.11.2026", "-1"])
@@ -446,6 +449,21 @@ def test_only_threads_of_the_program_that_hang_end_the_process_around_it() -> No
         assert other.is_alive()
     finally:
         over.set()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell of POSIX closes them")
+def test_what_is_printed_never_gets_into_footage_where_the_shell_has_closed_stdout(tmp_path: Path) -> None:
+    code = """import os, sys, rhombus_logging as r
+def main():
+    with open(sys.argv[1], 'w') as footage:
+        print('printed')
+        os.system('echo said; echo said >&2')
+        footage.write('footage')
+    return 0
+sys.exit(r.run(main))"""
+    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code, str(tmp_path / "clip")]
+    assert subprocess.run(command, cwd=ROOT, timeout=20).returncode == 0
+    assert (tmp_path / "clip").read_text() == "footage"
 
 
 @pytest.mark.parametrize("body", ENDS)
