@@ -1034,6 +1034,15 @@ def _open_standard_files() -> None:
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115, PTH123
 
 
+def _flush_standard_files() -> None:
+    """What a closed terminal or a full disk no longer takes is dropped; Python would make it the status 120."""
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+
+
 def run(main: Callable[[], int]) -> int:
     """Call `main` and turn whatever happens into an exit status; the last line of every program.
 
@@ -1049,7 +1058,11 @@ def run(main: Callable[[], int]) -> int:
     _open_standard_files()
     try:
         status = int(main())
-        sys.stdout.flush()
+        try:
+            sys.stdout.flush()
+        except OSError as problem:
+            problem.filename = "stdout"
+            raise
     except ProgramError as problem:
         log.log(logging.WARNING if isinstance(problem, Busy) else logging.ERROR, "%s", problem)
         log.debug("where it was raised", exc_info=problem)
@@ -1059,7 +1072,6 @@ def run(main: Callable[[], int]) -> int:
     except Terminated:
         status = int(Status.SIGTERM)
     except BrokenPipeError:  # the reader of stdout (head, grep -q) has gone; that is its right
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         status = int(Status.PARTIAL)
     except Exception as problem:  # noqa: BLE001  the one place where a bug becomes a status
         if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
@@ -1069,6 +1081,7 @@ def run(main: Callable[[], int]) -> int:
         else:
             log.exception("this is a bug in the program, please report it with the lines below")
         status = int(Status.PARTIAL)
+    _flush_standard_files()
     ours = [thread for thread in threading.enumerate() if not thread.daemon and thread not in others]
     give_up_at = time.monotonic() + (0 if status in (Status.SIGINT, Status.SIGTERM) else LAST_THREADS_SEC)
     with suppress(KeyboardInterrupt, Terminated):
@@ -1076,6 +1089,5 @@ def run(main: Callable[[], int]) -> int:
             thread.join(max(0.0, give_up_at - time.monotonic()))
     if any(thread.is_alive() for thread in ours):
         logging.shutdown()
-        sys.stderr.flush()
         os._exit(status)
     return status

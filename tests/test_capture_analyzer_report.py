@@ -503,7 +503,7 @@ def test_a_clip_that_was_archived_and_removed_here_stays_on_the_page_by_its_side
         (["Gate", "--incidents", "metrics.csv"], 2, "is no output of `video --json`"),
         (["Gate", "--metrics", "found.jsonl"], 2, "is no output of `video --metrics`"),
         (["Gate", "--metrics", "none.csv"], 2, "--metrics none.csv: No such file or directory"),
-        (["Gate", "--since", "2030-01-01", "--until", "2029-01-01"], 3, "nothing to report"),
+        (["Gate", "--since", "2030-01-01", "--until", "2029-01-01"], 2, "--since is not before --until"),
         (["Gate", "--output", "missing/report.html"], 2, "cannot be written"),
     ],
 )

@@ -130,7 +130,8 @@ def test_a_file_that_is_older_by_its_time_than_by_its_name_is_held_in_doubt(site
 
 def test_a_file_without_a_time_in_its_name_is_held_in_doubt(site):
     """It was written until 00:10, so it is in the folder of that day; it began the day before."""
-    site.set(cameras=[{"name": "Gate", "rtsp_url": "rtsp://127.0.0.1/x"}])
+    site.config["cameras"] = [{"name": "Gate", "rtsp_url": "rtsp://127.0.0.1/x"}]
+    site.set()
     site.write(site.rec / "Gate" / "first.mp4", b"first" * 100, START_SEC + 600)
     assert site.call("hold", "add", "Gate", "2026-11-18T23:30Z", "2026-11-18T23:40Z").status == 0
     assert site.run("run").status == 0

@@ -466,6 +466,25 @@ sys.exit(r.run(main))"""
     assert (tmp_path / "clip").read_text() == "footage"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize(("closed", "status", "said"), [("stderr", 0, ""), ("stdout", 1, "stdout: No space left")])
+def test_what_a_closed_terminal_or_full_disk_does_not_take_is_no_status_of_python(
+    closed: str, status: int, said: str
+) -> None:
+    code = f"""import contextlib, sys, rhombus_logging as r
+def main():
+    with contextlib.suppress(OSError):
+        print('for nobody', file=sys.{closed})
+    return 0
+sys.exit(r.run(main))"""
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with Path("/dev/full").open("w") as full:
+        files: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, closed: full}
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=buffered, timeout=20, text=True, **files)
+    assert done.returncode == status and said in (done.stderr or ""), done.stderr
+    assert "ignored" not in (done.stderr or "")
+
+
 @pytest.mark.parametrize("body", ENDS)
 def test_every_way_to_end_has_its_status_and_at_most_one_sentence(body: str) -> None:
     status, said = ENDS[body]
