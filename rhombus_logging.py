@@ -1043,6 +1043,15 @@ def _flush_standard_files() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
+def _outlasts(thread: threading.Thread, give_up_at: float) -> bool:
+    """Whether a thread lives longer than that, or nobody can tell: a signal came while it was being started."""
+    try:
+        thread.join(max(0.0, give_up_at - time.monotonic()))
+    except RuntimeError:
+        return True
+    return thread.is_alive()
+
+
 def run(main: Callable[[], int]) -> int:
     """Call `main` and turn whatever happens into an exit status; the last line of every program.
 
@@ -1084,10 +1093,10 @@ def run(main: Callable[[], int]) -> int:
     _flush_standard_files()
     ours = [thread for thread in threading.enumerate() if not thread.daemon and thread not in others]
     give_up_at = time.monotonic() + (0 if status in (Status.SIGINT, Status.SIGTERM) else LAST_THREADS_SEC)
+    hangs = True
     with suppress(KeyboardInterrupt, Terminated):
-        for thread in ours:
-            thread.join(max(0.0, give_up_at - time.monotonic()))
-    if any(thread.is_alive() for thread in ours):
+        hangs = any(_outlasts(thread, give_up_at) for thread in ours)
+    if hangs:
         logging.shutdown()
         os._exit(status)
     return status

@@ -241,8 +241,8 @@ def test_run_verifies_again_what_stays_here_and_a_fresh_proof_does_not_restart_t
     again = records(site)[file.name]
     assert again.at_sec > first.at_sec
     assert again.since_sec == first.since_sec, "the proof of the backup, a second before or not"
-    assert nas_sync.is_due([again], 100, first.at_sec + 100)
-    assert not nas_sync.is_due([again], 100, first.at_sec + 99)
+    assert nas_sync.is_due([again], 100, first.since_sec + 100)
+    assert not nas_sync.is_due([again], 100, first.since_sec + 99)
     damage(site.nas / "Gate" / file.name)
     time.sleep(1.1)
     assert site.run("run").status == 1

@@ -431,6 +431,7 @@ ENDS = {
     "1 / 0": (1, "bug in the program"), "sys.exit(2)": (2, ""),
     "threading.Thread(target=time.sleep, args=(30,)).start(); return 1": (1, ""),
     "threading.Thread(target=time.sleep, args=(30,)).start(); raise r.Busy('held')": (4, "held"),
+    "threading._limbo[0] = threading.Thread(); raise r.Terminated": (143, ""),  # a signal while a thread is started
 }  # fmt: skip
 
 
