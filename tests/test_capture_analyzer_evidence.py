@@ -134,6 +134,7 @@ def test_a_black_stretch_leaves_the_pictures_around_it_and_a_clip_whatever_the_c
     assert sorted(place.files()) == sorted(str(file.relative_to(place.evidence)) for file in found.values())
 
 
+@pytest.mark.slow
 def test_the_last_good_picture_of_a_freeze_moves_and_the_first_bad_one_is_the_frozen_one(place):
     record(place.root / "live.mp4", (f"{LIVE},noise=alls=12:allf=t", 6))
     ffmpeg("-i", str(place.root / "live.mp4"), "-vf", "tpad=stop_mode=clone:stop_duration=8", "-c:v", "libx264", "-g",

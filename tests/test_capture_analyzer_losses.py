@@ -341,6 +341,7 @@ def test_a_file_whose_name_is_no_text_leaves_the_page_whole(tmp_path):
     assert "freeze" in document and "__proto__: 1, together 7 min" in document
 
 
+@pytest.mark.slow
 def test_a_name_that_is_no_text_is_shown_and_stored_like_any_other(tmp_path):
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     folder.mkdir()

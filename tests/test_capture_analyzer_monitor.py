@@ -1009,6 +1009,7 @@ def test_a_freeze_is_found_by_runs_that_see_one_still_each(captures):
     assert row.metadata["severity"] == "alarm"
 
 
+@pytest.mark.slow
 def test_a_freeze_that_begins_before_kill_9_starts_where_it_began_although_its_stills_are_gone(captures):
     start = minute_ago(40)
     captures.fill(start, (5, "live"), (3, "frozen"))

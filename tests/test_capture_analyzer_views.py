@@ -61,6 +61,7 @@ def test_what_happens_to_the_view_is_found_by_key_pictures_alone(recording, name
     assert found.about(what, (start, end)) == {"severity": "warning"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dense fog within 35 s 0", "infrared switch 0", "lamps on 3", "truck for 8 s 2"])
 def test_fog_infrared_light_and_a_lorry_are_nothing_of_the_kind(recording, name):
     found = scan(recording(name), precise=True)
@@ -264,6 +265,7 @@ class Stills:
                 if letter["channel"] not in ("database", "evidence")]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_monitor_learns_finds_keeps_evidence_and_wakes_nobody(tmp_path, capsys):
     stills = Stills(tmp_path)
     stills.add(YARD, 60)

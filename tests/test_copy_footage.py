@@ -524,6 +524,7 @@ def test_where_the_gateway_recorded_nothing_there_is_a_picture_and_no_failure(cl
     assert cloud.media() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [1.5, -0.5])
 def test_audio_offset_moves_the_sound_against_the_picture(clouds: Clouds, offset: float) -> None:
     cloud, plain = clouds(), clouds()

@@ -136,6 +136,7 @@ def test_an_outage_of_the_api_keeps_the_mark(clouds: Clouds, clock: Clock) -> No
     assert is_seamless(found) and found[0][0] == int(NOW) - 340 and found[-1][1] >= NOW + 150 - 310
 
 
+@pytest.mark.slow
 def test_an_offline_camera_that_delivers_later_is_taken_up_then(clouds: Clouds, clock: Clock) -> None:
     begin = int(NOW) - 400
     cloud = clouds(silent_camera(status="RED", cloud=[(begin - DAY, begin + 20)]), clock=clock)
@@ -334,6 +335,7 @@ def test_an_alert_whose_clip_failed_is_tried_again_and_the_others_not(clouds: Cl
     assert all(str(int(NOW) - 3000) in line for line in cloud.media())
 
 
+@pytest.mark.slow
 def test_a_killed_catch_up_of_alerts_leaves_no_hole(clouds: Clouds) -> None:
     cloud = clouds(silent_camera(), real=True, latency_sec=0.1)
     now = time.time()

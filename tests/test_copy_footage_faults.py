@@ -297,6 +297,7 @@ def received(cloud: Cloud) -> int:
     )
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(clouds: Clouds) -> None:
     cloud, calm = clouds(real=True, latency_sec=0.05), clouds(real=True)
     calm.start = cloud.start
@@ -625,6 +626,7 @@ def small_disk(folder: Path, size: str) -> Iterator[None]:
         subprocess.run(["umount", "-l", str(folder)], check=False)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_cleanly_and_the_rerun_finishes_when_there_is_room(clouds: Clouds) -> None:
     cloud, calm = clouds(silent_camera()), clouds(silent_camera())
     calm.clip(60, "-w")

@@ -39,6 +39,7 @@ def heals(site: Site, archive: Path | None = None) -> None:
 # --- a day in the life ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["path", "ssh", "daemon"])
 def test_footage_goes_to_the_nas_by_camera_and_date_is_proven_and_then_deleted_here(kind, tmp_path):
     need("rsync")

@@ -311,6 +311,7 @@ def test_a_server_that_lost_its_metadata_still_gets_journals_that_changed_and_lo
                 assert keys[camera].read_bytes() == (now if state == "proven" else there), camera
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_a_large_file_is_on_its_way_to_s3_costs_one_sentence_and_leaves_no_parts(
     small_disk, tmp_path
 ):
@@ -374,6 +375,7 @@ def mounted(image, folder):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("syncs", [True, False])
 def test_a_power_cut_of_the_nas_after_the_proof_costs_nothing(syncs, site, disk_image, tmp_path):
     """The image is copied while everything stands still. Without --fsync all is gone, and still here."""

@@ -90,6 +90,7 @@ def records(site: Site) -> dict[str, Record]:
 # --- verify ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "flags", "level"),
     [
@@ -249,6 +250,7 @@ def test_run_verifies_again_what_stays_here_and_a_fresh_proof_does_not_restart_t
     assert file.exists()
 
 
+@pytest.mark.slow
 def test_verify_of_a_bucket_compares_size_and_etag_and_reads_back_with_deep(bucket, swift):
     files = [site_file.name for site_file in (bucket.record("Gate", 1), bucket.record("Gate", 2))]
     assert bucket.run("upload").status == 0
@@ -441,6 +443,7 @@ def test_fetch_brings_footage_back_from_the_nas_and_never_overwrites(kind, site,
     assert contents(folder) == {**expected, ODD_NAMES[0]: b"mine"}
 
 
+@pytest.mark.slow
 def test_fetch_takes_nothing_that_differs_from_what_was_archived_and_goes_on_to_the_next_place(site, swift, tmp_path):
     site.set(s3=swift.config(swift.new_bucket()))
     site.init()

@@ -801,6 +801,7 @@ def test_stopping_while_a_camera_is_wedged_keeps_what_was_recorded(site):
     assert site.staged() == []
 
 
+@pytest.mark.slow
 def test_a_killed_recorder_is_taken_over_with_all_that_it_left(site):
     fine, dead = site.add("Fine"), site.add("Dead", entry={"filename": "%Y%m%d_%H%M%S.mp4"})
     process = site.start()
@@ -831,6 +832,7 @@ def test_a_killed_recorder_is_taken_over_with_all_that_it_left(site):
                 if gap["basis"] == "inferred"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_hangup_of_the_terminal_is_an_ordinary_end_and_ctrl_c_is_130(site):
     site.add("Gate")
     first = site.start()
@@ -843,6 +845,7 @@ def test_a_hangup_of_the_terminal_is_an_ordinary_end_and_ctrl_c_is_130(site):
     assert site.numbers("Gate") == sorted(set(site.numbers("Gate")))
 
 
+@pytest.mark.slow
 def test_two_recorders_never_record_one_camera(site):
     site.add("Gate"), site.add("Yard")
     first = site.start("Gate")
@@ -876,6 +879,7 @@ def test_a_disk_that_must_be_mounted_and_is_not_ends_with_status_3(site, names):
     assert "not mounted" in done.stderr and not missing.exists()
 
 
+@pytest.mark.slow
 def test_the_older_call_records_without_a_config_and_warns_of_the_password(tmp_path):
     with FakeCamera(fps=FPS, user="u", password="hunter22") as camera:
         call = ["record", "--ip", "127.0.0.1", "--rtsp_port", str(camera.port), "--rtsp_path", "/stream", "--user", "u",
