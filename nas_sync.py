@@ -752,17 +752,16 @@ def files_of(*sources: Iterable[Listing]) -> list[Footage]:
     return [one for listings in sources for listing in listings for one in listing.files()]
 
 
-def is_known(camera: str, settings: Settings) -> bool:
+def is_known(camera: str, known: Iterable[str]) -> bool:
     """A typo would protect, or archive, nothing."""
-    return any(camera.lower() in names_of(name) for name in known_cameras(settings))
+    return any(camera.lower() in names_of(name) for name in known)
 
 
-def spelling(camera: str, settings: Settings) -> str:
+def spelling(camera: str, known: Collection[str]) -> str:
     """For the end of a sentence about a camera of which nothing was found."""
-    known = sorted(known_cameras(settings))
     more = f" and {len(known) - CAMERAS_SHOWN} more" if len(known) > CAMERAS_SHOWN else ""
-    return "" if is_known(camera, settings) or not known else (
-        f"; cameras that are known here: {', '.join(map(printable, known[:CAMERAS_SHOWN]))}{more}")  # fmt: skip
+    return "" if is_known(camera, known) or not known else (
+        f"; cameras that are known here: {', '.join(map(printable, sorted(known)[:CAMERAS_SHOWN]))}{more}")  # fmt: skip
 
 
 def by_age(footage: Footage) -> tuple[float, int, str]:
@@ -2874,7 +2873,7 @@ def hold(settings: Settings, words: Sequence[str]) -> int:
     wanted = Hold(given[0], parse_time(given[1], "FROM", zone), parse_time(given[2], "TO", zone))
     if wanted.end_sec <= wanted.start_sec:
         raise UsageError("hold: TO is not after FROM")
-    if action == "add" and not is_known(wanted.camera, settings):
+    if action == "add" and not is_known(wanted.camera, known_cameras(settings)):
         log.warning("hold: %s: no footage of a camera of this name is here; is it spelled right?", wanted.camera)
     also = twins(wanted.camera, settings)
     with run_lock(file.with_suffix(".lock"), "hold", HOLD_WAIT_SEC):
@@ -3608,8 +3607,9 @@ def find(work: Work) -> None:
         if moment]  # fmt: skip
     near += [f"a log of the older scripts names {path}, without proof: look for it on the target"
              for path in older_names(work, words[0], moment_sec)]  # fmt: skip
+    typo = "" if pieces or near else spelling(words[0], known_cameras(work.settings))
     work.fail(f"find: no footage of {words[0]} at {utc_text(moment_sec)} is known here"
-              + (f"; {', '.join(near)}" if near else "" if pieces else spelling(words[0], work.settings)))
+              + (f"; {', '.join(near)}" if near else typo))  # fmt: skip
 
 
 def older_names(work: Work, camera: str, moment_sec: float) -> list[str]:
@@ -3649,7 +3649,7 @@ def chosen_pieces(work: Work) -> tuple[list[Piece], Path, float, float]:
     chosen = [one for one in pieces_of(work, words[0]) if one.covers(bounds[0], bounds[-1])]
     if not chosen:
         raise CannotStart(f"{command}: no footage of {words[0]} of that time is known here"
-                          f"{spelling(words[0], work.settings)}")  # fmt: skip
+                          f"{spelling(words[0], known_cameras(work.settings))}")  # fmt: skip
     folder = folder_of(words[-1])
     assert folder is not None
     return chosen[: work.settings.limit], folder, bounds[0], bounds[-1]
@@ -3993,10 +3993,11 @@ def locked_round(arguments: argparse.Namespace, config: Mapping[str, Any], setti
         recording = config["recording"]
         segment_sec = (recording["defaults"] or {}).get("segment_time") or recording["segment_duration"]
         work = Work(settings, float(segment_sec), lock_fd)
-        for name in (name for name in settings.only if not is_known(name, settings)):
+        known = known_cameras(settings) if settings.only else ()
+        for name in (name for name in settings.only if not is_known(name, known)):
             tell_typo = log.warning if settings.command in (*READERS, "verify", "target") else work.fail
-            tell_typo(f"--camera {name}: no footage of a camera of this name is here, and the config has none; is it "
-                      f"spelled right?{spelling(name, settings).replace('; c', ' C')}")  # fmt: skip
+            tell_typo(f"--camera {name}: no footage of a camera of this name is here, and the config has none"
+                      f"{spelling(name, known)}")  # fmt: skip
         try:
             if arguments.command == "target":
                 prepare_targets(work, arguments.words)

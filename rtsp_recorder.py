@@ -1617,11 +1617,13 @@ class Outbox:
 
     def stamp(self) -> tuple[int, ...] | None:
         """Tells whether the file is another one than before; None for what has no file."""
+        if self.unsaved:
+            return None
         try:
             found = (self.root / STATE_FOLDER / "alerts.json").stat()
         except OSError:
-            return None if self.unsaved else ()
-        return None if self.unsaved else (found.st_ino, found.st_mtime_ns, found.st_size)
+            return ()
+        return found.st_ino, found.st_mtime_ns, found.st_size
 
     def read(self) -> dict[str, Any]:
         box = self.unsaved or read_state(self.root / STATE_FOLDER / "alerts.json")

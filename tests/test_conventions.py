@@ -55,8 +55,8 @@ HEAVY = {
 PROGRAM_LINES = 1600
 LINES_NOW = {
     "copy_footage": 3137,
-    "rtsp_recorder": 3592,
-    "nas_sync": 4136,
+    "rtsp_recorder": 3594,
+    "nas_sync": 4137,
     "capture_analyzer": 5131,
     "rhombus_logging": 1102,
     "rhombus_mpd_info": 420,
