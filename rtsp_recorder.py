@@ -139,6 +139,7 @@ SYSTEMCTL_SEC = 90.0  # a unit that has to be killed takes TimeoutStopSec
 RESTART_WORKERS, RESTART_WINDOW_SEC = 8, 3600.0
 OUTBOX_WAIT_SEC = 60.0  # a recorder may just be sending
 FULL_HYSTERESIS_PERCENT = 1.0
+NAME_AGAIN_SEC = 25 * 3600.0  # a name may come again: when a clock is set back, after a day where it holds no date
 NAME_LATE_SEC = 10  # a staged name may be later than the first frame: FFmpeg looks at a stream for up to 5 s first
 _CAMERAS, _ALERTS = ("cameras", "recording", "storage"), ("retention", "notify", "watch")
 SECTIONS = {"record": _CAMERAS + _ALERTS, "watch": _CAMERAS + _ALERTS}  # of the config; the rest reads _CAMERAS
@@ -510,6 +511,12 @@ def read_journal(folder: Path, since_sec: float, until_sec: float) -> list[dict[
             except (ValueError, TypeError, KeyError):
                 log.debug("%s: a torn line is left out", file)
     return sorted(lines, key=lambda line: float(line["start"]))
+
+
+def journal_text(folder: Path, since_sec: float) -> str:
+    """The days' files from that of `since_sec` on, unread: to find a name in them."""
+    files = sorted(file for file in folder.glob("????-??-??.jsonl") if file.stem >= utc_day(max(0, since_sec)))
+    return "".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
 
 
 def joined(intervals: Iterable[Interval], slack_sec: float = 0.0) -> list[Interval]:
@@ -1078,10 +1085,14 @@ class Finisher:
         line = {"start": round(start, 3), "end": round(end, 3), "frames": media.frames, "whole": whole,
                 "bytes": source.stat().st_size}  # fmt: skip
 
+        told = journal_text(self.camera.own("journal"), start - NAME_AGAIN_SEC)
+
         def noted() -> Iterator[str]:
             for name in names_for(stem, source.suffix[1:]):
-                write_json(note, line | {"file": f"{self.camera.name}/{name}"})
-                yield name
+                file = f"{self.camera.name}/{name}"
+                if json.dumps(file, ensure_ascii=False) not in told:  # what had it may be in the archive, not here
+                    write_json(note, line | {"file": file})
+                    yield name
 
         try:
             final = publish(source, self.camera.root / self.camera.name, noted())

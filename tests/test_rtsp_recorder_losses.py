@@ -16,7 +16,10 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timezone
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 from conftest import need
@@ -280,6 +283,25 @@ def test_a_file_whose_line_the_journal_did_not_take_is_not_published_again_when_
     (line,) = site.journal("Gate")
     assert line["file"] == "Gate/20260101_120000.mp4" and line["bytes"] == moved[0].stat().st_size
     assert not line["whole"] and site.staged() == []
+
+
+@pytest.mark.parametrize("stems", [("20260101T120000Z-0", "20260101T120000Z-1"),
+                                   ("20261025T003000Z-0", "20261025T013000Z-0")])  # fmt: skip
+def test_a_name_is_not_given_again_when_its_file_was_moved_away(site, stems):
+    """A restart within a second, the hour that comes twice: two files of one name would meet in the archive."""
+    camera, staged = left_behind(site)
+    camera = replace(camera, zone=ZoneInfo("Europe/Berlin"))
+    first, second = (staged.with_stem(stem) for stem in stems)
+    shutil.copy2(staged, second)
+    staged.rename(first)
+    moved = []
+    for path in (first, second):
+        start = recorder.named_sec(path.name, timezone.utc)
+        recorder.Finisher(camera, need("ffmpeg")).finish(recorder.Job(path, start, start + 1))
+        moved = organized(camera)
+    names = sorted(Path(line["file"]).name for line in site.journal("Gate", "segment"))
+    assert names == sorted(path.stem + ".mp4" for path in moved)
+    assert len(names) == 2 and names[1] == names[0].replace(".mp4", "_1.mp4")
 
 
 @pytest.mark.parametrize("container", ["mp4", "mkv"])
