@@ -2046,16 +2046,17 @@ class Job:
         partial = bool((UNAVAILABLE | {"expired"}) & set(contents.missing.values()))
         final = settings.output_dir / clip.file_name(sound.status == "ok", partial)
         before = ledger.find(clip)
-        clash = ""
-        if before and before.file and self._lost_since(before, contents):
-            clash = f"{before.file} holds footage that is gone now, so the longer range does not replace it"
+        clash, holds_more = "", bool(before and before.file and self._lost_since(before, contents))
+        if before and holds_more:
+            clash = f"{before.file} holds footage that this one lacks; ask for the rest, or move it and --overwrite"
+            holds_more = (settings.output_dir / before.file).exists()
         elif not final.exists() or (before and before.file == final.name):
             pass
         elif (facts := sidecar_facts(final, final.stat().st_size)) and facts[0] <= clip.end_sec * 1000:
             pass  # a shorter one of ours, which stayed because it has sound
         elif sha256_of(final) != sha256:
             clash = f"{final.name} has other content; move it away, or use --overwrite"
-        if clash and not settings.overwrite:
+        if clash and (holds_more or not settings.overwrite):
             made.unlink()
             return Outcome(clip, "conflict", clash)
         made.replace(final)
@@ -2954,7 +2955,7 @@ def build_parser() -> argparse.ArgumentParser:
     flag(how, "--audio_codec", choices=("copy", "aac"), help="copy keeps Opus, aac suits old players (default: copy)")
     flag(how, "--bwlimit", metavar="RATE", help="bytes a second, such as 500K or 10M (default: 0, no limit)")
     flag(how, "--max_duration", metavar="SEC", help="end the run after so long, keep parts (default: 0, no limit)")
-    flag(how, "--overwrite", help="fetch again and replace what is there")
+    flag(how, "--overwrite", help="fetch again and replace what is there, but never by less")
     flag(how, "--ignore_space", help="start although the estimate says that the disk is too small")
     cron = parser.add_argument_group("catching up, for cron")
     flag(cron, "--catch_up", help="go on where the last run of the same query ended")

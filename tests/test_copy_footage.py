@@ -616,6 +616,22 @@ def test_a_longer_range_that_holds_less_does_not_replace(clouds: Clouds) -> None
     assert cloud.only().name in run.err
 
 
+@pytest.mark.parametrize("why", ["shorter", "expired"])
+def test_overwrite_never_replaces_a_clip_by_one_that_holds_less(clouds: Clouds, why: str) -> None:
+    start = int(NOW) - 7200
+    cloud = clouds(silent_camera())
+    cloud.clip(20)
+    before, size_bytes = content(cloud), cloud.only().stat().st_size
+    if why == "expired":
+        cloud.sim.world.cameras[0].local = cloud.sim.world.cameras[0].cloud = [(start + 6, int(NOW))]
+    seconds = 20 if why == "expired" else 10
+    run = cloud.clip(seconds, "--overwrite", ok=1)
+    assert content(cloud) == before and cloud.only().name in run.err and "holds footage that this one lacks" in run.err
+    cloud.only().unlink()
+    cloud.clip(seconds, "--overwrite")
+    assert 0 < cloud.only().stat().st_size < size_bytes, "moved away, it is in nobody's way"
+
+
 def test_a_foreign_file_of_that_name_is_a_conflict_and_stays_untouched(clouds: Clouds) -> None:
     cloud = clouds(silent_camera())
     cloud.folder.mkdir()
