@@ -42,6 +42,7 @@ CLUSTER_CONNECT_SEC, CLUSTER_SIGN_SEC, CLUSTER_LOOK_SEC, CLUSTER_DEAD_SEC = 10, 
 CLUSTER_OLD_SEC = 3600  # whoever left such a file was killed
 EARLIEST_SEC, LATEST_SEC = 946_684_800, 4_102_444_800  # 2000 and 2100: outside of this a time is a slip
 LAST_THREADS_SEC = 0.5  # for threads that are about to end when a program is over
+SIGNAL_AGAIN_SEC = 0.05  # long enough for the finaliser that lost it to be over
 SHORTEST_SECRET = 4  # shorter values would blank out ordinary words in the log
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 DEBUG_FORMAT = "%(asctime)s %(levelname)s %(threadName)s %(message)s"
@@ -1052,6 +1053,20 @@ def _outlasts(thread: threading.Thread, give_up_at: float) -> bool:
     return thread.is_alive()
 
 
+def _signal_again(lost: sys.UnraisableHookArgs) -> None:
+    """A signal's exception that came in a finaliser, where Python drops it, comes once more a moment later."""
+    if not issubclass(lost.exc_type, (KeyboardInterrupt, Terminated)):
+        sys.__unraisablehook__(lost)
+        return
+    number = signal.SIGINT if issubclass(lost.exc_type, KeyboardInterrupt) else signal.SIGTERM
+    if hasattr(signal, "pthread_kill"):
+        again = threading.Timer(SIGNAL_AGAIN_SEC, signal.pthread_kill, (threading.main_thread().ident, number))
+    else:
+        again = threading.Timer(SIGNAL_AGAIN_SEC, signal.raise_signal, (number,))
+    again.daemon = True
+    again.start()
+
+
 def run(main: Callable[[], int]) -> int:
     """Call `main` and turn whatever happens into an exit status; the last line of every program.
 
@@ -1064,6 +1079,7 @@ def run(main: Callable[[], int]) -> int:
         raise Terminated
 
     signal.signal(signal.SIGTERM, terminate)
+    before, sys.unraisablehook = sys.unraisablehook, _signal_again
     _open_standard_files()
     try:
         status = int(main())
@@ -1090,6 +1106,7 @@ def run(main: Callable[[], int]) -> int:
         else:
             log.exception("this is a bug in the program, please report it with the lines below")
         status = int(Status.PARTIAL)
+    sys.unraisablehook = before
     _flush_standard_files()
     ours = [thread for thread in threading.enumerate() if not thread.daemon and thread not in others]
     give_up_at = time.monotonic() + (0 if status in (Status.SIGINT, Status.SIGTERM) else LAST_THREADS_SEC)
