@@ -49,7 +49,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta, timezone, tzinfo
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TextIO
@@ -75,6 +75,7 @@ from rhombus_logging import (
     parse_span,
     parse_zone,
     part_file,
+    progress_bars,
     read_json,
     run,
     run_lock,
@@ -137,6 +138,7 @@ LISTED_LENGTH = re.compile(r"Duration: (\d+):(\d+):([\d.]+), start")
 COMPLAINT = re.compile(r"\[(?:error|fatal)\] (.*)")
 COMPLAINTS_KEPT = 20
 STALL_SEC = 120
+PROGRESS_SEC = 0.2  # a bar that moves more often costs more than it tells
 STILLS_LOOKED_AT, STILL_GAP_SEC = 60, 60.0  # `frame` looks back so far at most, and over no longer pause
 SEGMENT_SEC, CLASSIC_SEGMENT_SEC = 30, 300  # older sound does not belong to a still
 SEGMENT_AHEAD_SEC, SEGMENT_REST_SEC = 10.0, 1.0
@@ -816,12 +818,14 @@ class Pipe:
 
 
 def read_pictures(ffmpeg: str, file: Path, *, keys_only: bool = False, start_sec: float = 0,
-                  end_sec: float | None = None, threads: int = 0,
-                  damage: list[str] | None = None) -> Iterator[tuple[Gray, float, bool]]:  # fmt: skip
+                  end_sec: float | None = None, threads: int = 0, damage: list[str] | None = None,
+                  tell: Callable[[float, float], None] | None = None,
+                  ) -> Iterator[tuple[Gray, float, bool]]:  # fmt: skip
     """Pictures in 160x90 gray, each with its time from the start of the file and whether it is a key picture.
 
     Either the key pictures alone, or five a second and every key picture. Raises NoStream and Unreadable. `damage`
-    becomes what this pass says of a file that is cut off or spoilt inside, in one sentence or none.
+    becomes what this pass says of a file that is cut off or spoilt inside, in one sentence or none. `tell` gets the
+    seconds since the picture before, and the length that the container claims.
     """
     import numpy as np
 
@@ -844,6 +848,8 @@ def read_pictures(ffmpeg: str, file: Path, *, keys_only: bool = False, start_sec
             if time_sec <= latest:  # times that jump back
                 continue
             lost_sec += pause_sec(time_sec - max(latest, 0))
+            if tell:
+                tell(time_sec - max(latest, 0), pipe.listed_sec)
             latest = time_sec
             yield np.frombuffer(block, np.uint8).reshape(HEIGHT, WIDTH), start_sec + time_sec, is_key
         pipe.check(latest > -math.inf)
@@ -1186,6 +1192,62 @@ class Scan:
         return {"severity": severity_of(kind, what), **({"freeze_kind": what} if what else {})}
 
 
+class Progress:
+    """A bar for the bytes that a scan of recordings reads, where stderr is a terminal; else nothing. Any thread.
+
+    What is looked at once more makes the total grow.
+    """
+
+    def __init__(self, files: Sequence[Path], *, shown: bool) -> None:
+        self.bars: Any = progress_bars() if shown else None
+        self.files, self.finished, self.next_sec = len(files), 0, 0.0
+        self.size_of = {file: file.stat().st_size if file.exists() else 0 for file in files} if shown else {}
+        self.left_of = {file: float(size_bytes) for file, size_bytes in self.size_of.items()}
+        self.total_bytes, self.done_bytes = sum(self.left_of.values()), 0.0
+        self.lock = threading.Lock()
+
+    def __enter__(self) -> Progress:
+        if self.bars:
+            self.bars.start()
+            self.task = self.bars.add_task("", total=self.total_bytes)
+            self.show()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bars:
+            self.bars.stop()
+
+    def read(self, file: Path, more_sec: float, length_sec: float) -> None:
+        """So much more of a file has been looked at."""
+        with self.lock:
+            size_bytes = min(self.size_of[file] * more_sec / length_sec if length_sec else 0.0, self.left_of[file])
+            self.left_of[file] -= size_bytes
+            self.done_bytes += size_bytes
+            if time.monotonic() >= self.next_sec:
+                self.show()
+
+    def again(self, file: Path, again_sec: float, length_sec: float) -> None:
+        """So much of a file will be looked at once more."""
+        with self.lock:
+            size_bytes = self.size_of[file] * min(again_sec / length_sec, 1.0) if length_sec else 0.0
+            self.left_of[file] += size_bytes
+            self.total_bytes += size_bytes
+
+    def finish(self, file: Path) -> None:
+        """Nothing more of a file will be looked at."""
+        if self.bars:
+            with self.lock:
+                self.finished += 1
+                self.done_bytes += self.left_of[file]
+                self.left_of[file] = 0.0
+                self.show()
+
+    def show(self) -> None:
+        self.next_sec = time.monotonic() + PROGRESS_SEC
+        self.bars.update(self.task, description=f"{self.finished} of {self.files} files", total=self.total_bytes,
+                         completed=self.done_bytes)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Scanner:
     """What all recordings of a run are scanned with."""
@@ -1197,6 +1259,7 @@ class Scanner:
     threads: int = 0
     metrics: Metrics | KeptMetrics | None = None
     stopped: threading.Event | None = None  # on a cluster: nobody waits for the result any more
+    progress: Progress | None = None  # where it is shown
 
     def scan(self, file: Path) -> Scan:
         """Look at one recording; raises nothing for what lies in it."""
@@ -1260,6 +1323,11 @@ class Scanner:
         if not self.precise:
             keys = list(self.measured(file, mask, views, keys_only=True, damage=damage))
             windows = suspicious(keys, self.rules)
+            if self.progress and keys:
+                end_sec = keys[-1].time_sec
+                spans = [(0.0, None)] if windows is None else windows
+                again_sec = sum((end_sec if stop is None else stop) - start for start, stop in spans)
+                self.progress.again(file, again_sec, end_sec)
             if windows is not None:
                 finders = [self.find(file, mask, start_sec, stop_sec) for start_sec, stop_sec in windows]
                 found = [one for finder in finders for one in finder.finish()]
@@ -1287,8 +1355,10 @@ class Scanner:
                  start_sec: float = 0, end_sec: float | None = None,
                  damage: list[str] | None = None) -> Iterator[Picture]:  # fmt: skip
         meter = PictureMeter(self.rules, mask)
-        for gray, time_sec, is_key in read_pictures(self.ffmpeg, file, keys_only=keys_only, start_sec=start_sec,
-                                                    end_sec=end_sec, threads=self.threads, damage=damage):  # fmt: skip
+        tell = partial(self.progress.read, file) if self.progress else None
+        for gray, time_sec, is_key in read_pictures(
+            self.ffmpeg, file, keys_only=keys_only, start_sec=start_sec, end_sec=end_sec, threads=self.threads,
+            damage=damage, tell=tell):  # fmt: skip
             if self.stopped and self.stopped.is_set():
                 raise Unreadable("stopped")
             picture = meter.measure(gray, time_sec, is_key=is_key or keys_only)
@@ -1340,7 +1410,7 @@ def scan_on_cluster(scheduler: str, scanner: Scanner, files: Sequence[Path]) -> 
                           f"{problem.strerror}") from problem  # fmt: skip
     with cluster(scheduler, folder, [here.with_name("rhombus_logging.py"), here]) as joined:
         executor = joined.client.get_executor(pure=False)
-        bare = replace(scanner, metrics=None, threads=1)
+        bare = replace(scanner, metrics=None, threads=1, progress=None)
         futures = [executor.submit(remote_scan, RemoteScan(place, joined.sign, bare, scanner.metrics is not None))
                    for place in places]  # fmt: skip
         for file, future in zip(files, futures, strict=True):
@@ -1669,12 +1739,16 @@ def video_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
         if arguments.metrics:
             part = stack.enter_context(writable(arguments.metrics))
             metrics = Metrics(stack.enter_context(part.open("w", 1 << 16, "utf-8", "surrogateescape", "")))
-        scanner = Scanner(ffmpeg, rules, config["analysis"], arguments.precise, 1 if at_once > 1 else 0, metrics)
+        shown = sys.stderr.isatty() and not arguments.quiet
+        progress = stack.enter_context(Progress(files, shown=shown))
+        scanner = Scanner(ffmpeg, rules, config["analysis"], arguments.precise, 1 if at_once > 1 else 0, metrics,
+                          progress=progress if shown else None)  # fmt: skip
         pool = ThreadPoolExecutor(max(at_once, 1))
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # a signal must not wait for a long file
         remote = scan_on_cluster(arguments.scheduler, scanner, files) if arguments.scheduler else None
         stack.callback(remote.close) if remote else None
         for scan in (checked(one, zone) for one in remote or pool.map(scanner.scan, files)):
+            progress.finish(scan.file)
             report = scan_report(scan, zone)
             show_scan(report, as_json=bool(arguments.json))
             reports += [report] if arguments.output else []

@@ -53,8 +53,8 @@ import rhombus_mpd_info as mpd_info
 from rhombus_logging import (  # isort: skip
     EARLIEST_SEC, LATEST_SEC, Busy, CannotStart, Cluster, MaskingFormatter, Status, Terminated, UsageError,
     add_common_flags, append_line, cluster, find_ffmpeg, fsync_folder, hide_secret, is_open_road, load_config,
-    lock_file, mask, notify, parse_duration, parse_rate, parse_time, parse_zone, read_json, run, run_lock,
-    sha256_of, size_text, start_logging, watch_sign, write_json,
+    lock_file, mask, notify, parse_duration, parse_rate, parse_time, parse_zone, progress_bars, read_json, run,
+    run_lock, sha256_of, size_text, start_logging, watch_sign, write_json,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -2282,13 +2282,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if sys.stderr.isatty() and not self.settings.quiet:
-            from rich import progress
-            from rich.console import Console
-
-            columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.DownloadColumn(),
-                       progress.TransferSpeedColumn(), progress.TimeRemainingColumn())  # fmt: skip
-            both = sys.stdout.isatty()  # else stdout carries results to a file or a pipe, and rich must not touch it
-            self.bars = progress.Progress(*columns, console=Console(stderr=True), redirect_stdout=both)
+            self.bars = progress_bars()
             self.bars.start()
         return self
 

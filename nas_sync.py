@@ -70,6 +70,7 @@ from rhombus_logging import (
     parse_time,
     parse_zone,
     part_file,
+    progress_bars,
     read_json,
     read_overlay,
     remember_told,
@@ -2557,14 +2558,8 @@ class Progress:
         if not self.shown or not total_bytes:
             yield
             return
-        from rich import progress
-        from rich.console import Console
-
-        columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.DownloadColumn(),
-                   progress.TransferSpeedColumn(), progress.TimeRemainingColumn())  # fmt: skip
         self.done_bytes = 0
-        both = sys.stdout.isatty()  # else stdout carries results, and rich must not touch it
-        with progress.Progress(*columns, console=Console(stderr=True), redirect_stdout=both) as self.bars:
+        with progress_bars() as self.bars:
             self.task = self.bars.add_task(name, total=total_bytes)
             try:
                 yield

@@ -597,6 +597,19 @@ def parse_rate(text: str | float, what: str) -> int:
     return round(float(match[1] or 0) * 1024.0 ** ("KMG".index((match[2] or "K").upper()) + 1))
 
 
+def progress_bars() -> Any:
+    """A rich.progress.Progress on stderr, not started: what, bar, bytes, rate, time left.
+
+    stdout is left alone where it carries results to a file or a pipe; on a terminal, bars and results take turns.
+    """
+    from rich import progress
+    from rich.console import Console
+
+    columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.DownloadColumn(),
+               progress.TransferSpeedColumn(), progress.TimeRemainingColumn())  # fmt: skip
+    return progress.Progress(*columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty())
+
+
 def size_text(size_bytes: float) -> str:
     for unit, digits in (("B", 0), ("kB", 1), ("MB", 1)):
         if size_bytes < 1000:

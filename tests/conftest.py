@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,8 @@ for _name in list(os.environ):
         del os.environ[_name]
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would ours
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the same for `nohup`
 
 # The same examples in every run and on every machine; a busy machine is not a failure.
 settings.register_profile("here", derandomize=True, deadline=None, database=None)
@@ -69,6 +73,33 @@ def need(program: str) -> str:
     if found is None:
         pytest.skip(NOT_TESTED + program)
     return found
+
+
+def seen_on_a_terminal(command: Sequence[str], *, stdout_too: bool = False, cwd: Path,
+                       env: Mapping[str, str] | None = None) -> tuple[int, str, str]:  # fmt: skip
+    """(status, what a terminal of 100 columns got, stdout) of a program as a process."""
+    import fcntl  # here, because Windows has none of them
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    seen = b""
+    env = {**(env or os.environ), "TERM": "xterm-256color", "COLUMNS": "100"}
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=theirs if stdout_too else subprocess.PIPE,
+                          stderr=theirs, cwd=cwd, env=env) as process:  # fmt: skip
+        try:
+            os.close(theirs)
+            with suppress(OSError):  # the other end is closed
+                while piece := os.read(ours, 65536):
+                    seen += piece
+            out = b"" if stdout_too else process.communicate(timeout=30)[0]
+            status = process.wait(30)
+        finally:
+            process.kill()
+            os.close(ours)
+    return status, seen.decode(), out.decode()
 
 
 @pytest.fixture(scope="session")

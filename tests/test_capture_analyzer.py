@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 from analyzer_cases import Case, Scene, blacked, dated, faded, held, make, muted, room
-from conftest import need
+from conftest import ROOT, need, seen_on_a_terminal
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -312,6 +313,28 @@ def test_a_stopped_scan_ends_at_once_and_leaves_nothing_half_written(footage, tm
         process.terminate()
         assert process.wait(timeout=10) == Status.SIGTERM
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_terminal_shows_how_far_a_scan_is_and_a_pipe_gets_the_results_alone(tmp_path):
+    """The second file is black for a while: what raises the suspicion is looked at twice."""
+    black = "between(t,30,60)*3"
+    for name, filters in (("1.mp4", "null"), ("2.mp4", f"drawbox=t=fill:color=black:enable='{black}'")):
+        ff("-f", "lavfi", "-i", "testsrc2=s=1280x720:r=15", "-t", 90, "-vf", filters, "-c:v", "libx264", "-preset",
+           "ultrafast", "-g", 30, tmp_path / name)  # fmt: skip
+    sizes = sum(file.stat().st_size for file in tmp_path.iterdir())
+    command = [sys.executable, ROOT / "capture_analyzer.py", "video", tmp_path, "--workers", "1"]
+    status, seen, out = seen_on_a_terminal([*map(str, command), "--json"], cwd=tmp_path)
+    assert status == 0, seen
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert len(lines) == 3 and lines[-1]["summary"]["incidents"]["blackscreen"] == 1
+    shown = [tuple(map(float, pair)) for pair in re.findall(r"([\d.]+)/([\d.]+) MB", seen)]
+    assert {"0 of 2 files", "1 of 2 files", "2 of 2 files"} <= set(re.findall(r"\d of 2 files", seen))
+    done, totals = zip(*shown, strict=True)
+    assert len(set(done)) > 4 and list(done) == sorted(done), "the bar moves, and only forwards"
+    assert shown[-1][0] == shown[-1][1] and abs(totals[0] - sizes / 1e6) < 0.1 < totals[-1] - totals[0]
+    quiet = seen_on_a_terminal([*map(str, command), "--quiet"], cwd=tmp_path)
+    assert quiet[:2] == (0, "") and len(quiet[2].splitlines()) == 3
 
 
 # --- stills ---

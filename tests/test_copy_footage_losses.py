@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
-import pty
 import re
 import struct
-import subprocess
 import sys
-import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +17,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+from conftest import seen_on_a_terminal
 from copy_footage_helpers import (
     CAMERA,
     NOW,
@@ -579,27 +575,10 @@ def test_a_url_that_does_not_take_the_message_is_a_warning_and_asked_again(cloud
 
 def on_a_terminal(cloud: Cloud, *words: Any, stdout_too: bool = False) -> tuple[int, str, str]:
     """(status, what a terminal of 100 columns got, stdout) of the program as a process."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
-    process = subprocess.Popen([sys.executable, str(PROGRAM), *cloud.words(*words)], stdin=subprocess.DEVNULL,
-                               stdout=theirs if stdout_too else subprocess.PIPE, stderr=theirs, cwd=cloud.work,
-                               env=cloud.environment(TERM="xterm-256color", COLUMNS="100"))  # fmt: skip
-    os.close(theirs)
-    seen = b""
-    with running(process):  # type: ignore[arg-type]
-        while True:
-            try:
-                piece = os.read(ours, 65536)
-            except OSError:  # the other end is closed
-                break
-            if not piece:
-                break
-            seen += piece
-        out = b"" if stdout_too else process.communicate(timeout=30)[0]
-        status = process.wait(30)
-    os.close(ours)
-    check_no_secret({*cloud.sim.keys, *cloud.sim.tokens}, Run(status, out.decode(), seen.decode()), cloud.work)
-    return status, seen.decode(), out.decode()
+    command = [sys.executable, str(PROGRAM), *cloud.words(*words)]
+    status, seen, out = seen_on_a_terminal(command, stdout_too=stdout_too, cwd=cloud.work, env=cloud.environment())
+    check_no_secret({*cloud.sim.keys, *cloud.sim.tokens}, Run(status, out, seen), cloud.work)
+    return status, seen, out
 
 
 @pytest.mark.slow
