@@ -171,6 +171,7 @@ def test_what_is_bad_from_the_first_picture_to_the_last_has_no_good_ones(place):
 # --- once, and whole ---
 
 
+@pytest.mark.slow
 def test_a_further_scan_even_of_the_moved_file_makes_neither_incidents_nor_evidence_anew(place, black_once):
     shutil.copy(black_once, place.camera)
     assert place.video() == 0
@@ -183,6 +184,7 @@ def test_a_further_scan_even_of_the_moved_file_makes_neither_incidents_nor_evide
     assert [one.metadata["evidence"] for one in place.rows()] == [row.metadata["evidence"]]
 
 
+@pytest.mark.slow
 def test_evidence_is_no_recording_even_where_it_lies_among_them(place, black_once, capsys):
     shutil.copy(black_once, place.camera)
     place.configure(place.camera.parent / "evidence")

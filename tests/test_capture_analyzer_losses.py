@@ -265,6 +265,7 @@ def told_within(listener: socket.socket, seconds: float) -> list[bytes]:
     return heard
 
 
+@pytest.mark.slow
 def test_capture_with_a_monitor_tells_systemd_that_all_is_well_only_while_both_say_so(tmp_path, monkeypatch):
     with ExitStack() as stack:
         listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))

@@ -757,6 +757,7 @@ def test_a_full_disk_stops_no_detection_and_all_of_it_arrives_when_there_is_room
     assert len(list((small_disk / "evidence/blackscreen/cam1").glob("*.jpg"))) == 3
 
 
+@pytest.mark.slow
 def test_a_full_capture_disk_keeps_everything_in_memory_until_there_is_room(tmp_path, pictures, small_disk):
     captures = Captures(small_disk, pictures)
     captures.configure(database=str(tmp_path / "db.sqlite3"), evidence_dir=None, blackscreen_alarm_sec=2)

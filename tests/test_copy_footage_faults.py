@@ -223,6 +223,7 @@ def test_when_both_sources_break_off_the_longer_part_is_kept(
 # --- tokens and limits ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_token_that_ends_midway_is_renewed_once_for_all_threads(clouds: Clouds, status: int) -> None:
     clock = Clock(NOW, ticking=True)
@@ -261,6 +262,7 @@ def test_after_429_nobody_sends_anything_until_the_wait_is_over(
     assert content(cloud) == wanted
 
 
+@pytest.mark.slow
 def test_the_rate_limit_of_the_organisation_is_sat_out(clouds: Clouds) -> None:
     cloud = clouds(
         World([Camera(ruuid(str(n)), f"Camera {n}") for n in range(6)]),

@@ -569,6 +569,7 @@ def test_a_nas_whose_rsync_knows_no_fsync_is_used_without_and_deletion_waits_lon
 # --- runs that are interrupted, and runs side by side ---
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_leaves_the_lock_with_its_rsync_and_the_next_run_goes_on(site):
     for hour in range(3):
         site.record("Gate", hour, os.urandom(1_000_000))
@@ -709,6 +710,7 @@ def test_a_clip_waits_for_its_sidecar_which_travels_first(site):
     assert [row["file"].rpartition(".")[2] for row in done.rows if row.get("step") == "backup"] == ["json", "mp4"]
 
 
+@pytest.mark.slow
 def test_a_time_in_the_future_does_not_hold_footage_back_nor_delete_it_early(site):
     file = site.record("Gate", 1)
     os.utime(file, (time.time() + 86400, time.time() + 86400))

@@ -231,6 +231,7 @@ def test_a_verify_whose_time_is_over_says_how_many_files_wait_and_fails(site):
     assert (work.status, work.counts) == (1, {"verify": {"late": 3}})
 
 
+@pytest.mark.slow
 def test_run_verifies_again_what_stays_here_and_a_fresh_proof_does_not_restart_the_grace_time(site):
     site.set(retention={"keep_days": 100_000, "verify_days": 0.00001})
     file = site.record("Gate", 1)
