@@ -374,7 +374,7 @@ class PictureMeter:
         cells = (rows.clip(0, CELL_ROWS - 1)[:, None] * CELL_COLUMNS) + np.arange(WIDTH) * CELL_COLUMNS // WIDTH
         self.cells = cells.ravel()[self.inside]
         counts = np.bincount(self.cells, minlength=CELL_ROWS * CELL_COLUMNS)
-        self.full = counts >= counts.max() / 2  # a cell that is mostly masked says little
+        self.full = counts >= int(np.max(counts)) / 2  # a cell that is mostly masked says little
         self.counts = counts[self.full]
         self.keep = self.inside.size - round(self.inside.size * rules.freeze_ignore_percent / 100)
         self.reference: NDArray[np.int16] | None = None
@@ -401,7 +401,7 @@ class PictureMeter:
         jump = 0 if self.whole is None else int((np.maximum(gray, self.whole) - np.minimum(gray, self.whole)).max())
         self.whole, self.latest_sec, self.pictures = gray, time_sec, self.pictures + 1
         self.ticks += jump >= TICK_LEVEL and self.pictures > 0
-        changed = 1.0 if self.before is None else np.count_nonzero(values != self.before) / values.size
+        changed = 1.0 if self.before is None else int(np.count_nonzero(values != self.before)) / values.size
         self.before = values
         return Picture(time_sec, float(values.mean()), float(means.max() - means.min()), spread, difference, changed,
                        self.since_sec, is_key, jump)  # fmt: skip
@@ -486,7 +486,7 @@ class ViewMeter:
         edges = (np.abs(small[:-1, 1:] - corner) + np.abs(small[1:, :-1] - corner)).ravel()[self.cells]
         steps = cv2.absdiff(gray[:, 1:], gray[:, :-1])
         fine = cv2.norm(steps, cv2.NORM_L2, self.pixels) / math.sqrt(self.count)
-        flat = 1 - np.count_nonzero((steps > VIEW_FLAT_STEP) & self.counted) / self.count
+        flat = 1 - int(np.count_nonzero((steps > VIEW_FLAT_STEP) & self.counted)) / self.count
         mean, spread = cv2.meanStdDev(small, mask=self.blocks)
         return View(time_sec, float(mean[0, 0]), float(edges.mean()), fine, float(spread[0, 0]), flat, edges)
 
