@@ -401,7 +401,8 @@ def settle(arguments: argparse.Namespace, config: Mapping[str, Any], config_file
     state_dir = home / STATE_FOLDER
     cameras = [str(one.get("name") or one.get("station") or "") for one in config["cameras"] if one]
     uuids = [str(one.get("rhombus_uuid") or "") for one in config["cameras"] if one]
-    duration_sec = parse_duration(getattr(arguments, "max_duration", None) or 0, "--max_duration")
+    given = getattr(arguments, "max_duration", None)
+    duration_sec = 0.0 if given is None else parse_duration(given, "--max_duration")
     settings = Settings(
         local_dir=local_dir, clips_dir=clips_dir, evidence_dir=evidence_dir, ready_dir=ready_dir, state_dir=state_dir,
         log_dir=folder_of(nas["success_log_dir"]) or state_dir / "synced",

@@ -611,6 +611,13 @@ def test_a_killed_rsync_is_said_and_what_arrived_is_proven(site):
     heals(site)
 
 
+@pytest.mark.parametrize("given", ["", "soon"])
+def test_a_limit_of_time_that_is_none_is_refused(given, site):
+    """As of a variable of the shell that is not set: without a limit it might run for days."""
+    done = site.call("run", "--max_duration", given)
+    assert done.status == 2 and "--max_duration" in done.err and "is not a duration" in done.err
+
+
 def rsyncs_of(pid: int) -> list[int]:
     """The children of a process and theirs."""
     found = [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
