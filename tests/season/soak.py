@@ -82,6 +82,7 @@ EDGE_SEC = 1.0  # between a frame's own time and when a gap begins or ends
 GAP_ERROR_SEC = 0.7  # the inaccuracy of a gap's length
 SETTLED_SEC = 30.0
 GROWN_BYTES, GROWN_SHARE, GROWN_FILES = 8_000_000, 1.2, 6
+LOADED_SEC, LOADED_BYTES = 120.0, 30_000_000  # a first incident or mail may load its libraries as late as that
 SERVICES = ("record", "nas_sync", "capture", "monitor")
 
 
@@ -234,7 +235,8 @@ def command_lines() -> list[str]:
 def grown(samples: Sequence[Sample]) -> tuple[Sample, Sample]:
     """The least of the first and of the last part of the samples of the last process: what it keeps for good."""
     last = [one for one in samples if one.pid == samples[-1].pid]
-    settled = [one for one in last if one.age_sec > SETTLED_SEC] or last[-1:]  # what it loads at first is no growth
+    loaded = [one for one in last if one.age_sec > LOADED_SEC]  # what it loads at first is no growth
+    settled = loaded or [one for one in last if one.age_sec > SETTLED_SEC] or last[-1:]
     size = max(1, len(settled) // 5)
 
     def least(part: Sequence[Sample]) -> Sample:
@@ -787,8 +789,9 @@ def balance_growth(soak: Soak) -> None:
                           for one in (before, after))  # fmt: skip
         words = f"{name}: {words}"
         soak.books.figures.append(words)
+        slack_bytes = GROWN_BYTES if before.age_sec > LOADED_SEC else LOADED_BYTES
         if (
-            after.memory_bytes > before.memory_bytes * GROWN_SHARE + GROWN_BYTES
+            after.memory_bytes > before.memory_bytes * GROWN_SHARE + slack_bytes
             or after.files > before.files + GROWN_FILES
         ):
             soak.wrong(f"it grows: {words}")

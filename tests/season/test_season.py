@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,4 +113,6 @@ def test_what_a_service_keeps_is_told_from_what_it_needs_for_a_moment() -> None:
     assert sizes(50, 51, 52, 53, 54, 55, 56, 57, 58, 59) == [50, 58]
     loading = [soak.Sample(7, 1.0, 5, 5), *samples(*[50] * 10)]
     assert [one.memory_bytes for one in soak.grown(loading)] == [50, 50]
+    late = [soak.Sample(7, 90.0, 5, 5), *(replace(one, age_sec=one.age_sec + 90) for one in samples(*[50] * 10))]
+    assert [one.memory_bytes for one in soak.grown(late)] == [50, 50], "a library that is loaded with the first mail"
     assert [one.pid for one in soak.grown([soak.Sample(6, 90.0, 5, 5), *samples(50)])] == [7, 7]
