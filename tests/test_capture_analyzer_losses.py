@@ -395,10 +395,11 @@ def whole(tmp_path_factory):
 
 @pytest.mark.parametrize("way", [[], ["--precise"]], ids=["keyframes", "precise"])
 @pytest.mark.parametrize("spoilt", ["cut", "hole", "whole"])
-@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "mute.mkv"])
 def test_a_recording_that_is_cut_off_or_spoilt_inside_is_not_called_well(tmp_path, whole, capsys, suffix, spoilt, way):
     file = tmp_path / f"one.{suffix}"
-    ffmpeg("-i", str(whole), "-c", "copy", "-movflags", "+faststart", str(file))
+    mute = ["-an"] if "mute" in suffix else []
+    ffmpeg("-i", str(whole), "-c", "copy", *mute, "-movflags", "+faststart", str(file))
     data = file.read_bytes()
     third = len(data) // 3
     hole = data[:third] + bytes(third) + data[2 * third :]
