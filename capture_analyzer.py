@@ -819,13 +819,13 @@ class Pipe:
 
 def read_pictures(ffmpeg: str, file: Path, *, keys_only: bool = False, start_sec: float = 0,
                   end_sec: float | None = None, threads: int = 0, damage: list[str] | None = None,
-                  tell: Callable[[float, float], None] | None = None,
+                  listed: list[float] | None = None, tell: Callable[[float, float], None] | None = None,
                   ) -> Iterator[tuple[Gray, float, bool]]:  # fmt: skip
     """Pictures in 160x90 gray, each with its time from the start of the file and whether it is a key picture.
 
     Either the key pictures alone, or five a second and every key picture. Raises NoStream and Unreadable. `damage`
-    becomes what this pass says of a file that is cut off or spoilt inside, in one sentence or none. `tell` gets the
-    seconds since the picture before, and the length that the container claims.
+    becomes what this pass says of a file that is cut off or spoilt inside, in one sentence or none, `listed` the length
+    that the container claims. `tell` gets the seconds since the picture before, and that length.
     """
     import numpy as np
 
@@ -854,6 +854,8 @@ def read_pictures(ffmpeg: str, file: Path, *, keys_only: bool = False, start_sec
             yield np.frombuffer(block, np.uint8).reshape(HEIGHT, WIDTH), start_sec + time_sec, is_key
         pipe.check(latest > -math.inf)
         lost_sec += pause_sec(pipe.listed_sec - latest)
+        if listed is not None:
+            listed[:] = [pipe.listed_sec]
         if damage is not None:
             whole_sec = max(pipe.listed_sec, latest)
             damage[:] = [f"it is damaged: about {lost_sec:.0f} of its {whole_sec:.0f} s have no pictures "
@@ -1321,8 +1323,9 @@ class Scanner:
                       ) -> tuple[str, list[tuple[str, Interval]], list[Interval], float]:  # fmt: skip
         """How it was done, what was found, which freezes have a clock, and where the pictures end; and the damage."""
         if not self.precise:
-            keys = list(self.measured(file, mask, views, keys_only=True, damage=damage))
-            windows = suspicious(keys, self.rules)
+            listed = [0.0]
+            keys = list(self.measured(file, mask, views, keys_only=True, damage=damage, listed=listed))
+            windows = suspicious(keys, self.rules, listed[0])
             if self.progress and keys:
                 end_sec = keys[-1].time_sec
                 spans = [(0.0, None)] if windows is None else windows
@@ -1352,13 +1355,13 @@ class Scanner:
         return finder
 
     def measured(self, file: Path, mask: Gray, views: ViewFinder | None = None, *, keys_only: bool = False,
-                 start_sec: float = 0, end_sec: float | None = None,
-                 damage: list[str] | None = None) -> Iterator[Picture]:  # fmt: skip
+                 start_sec: float = 0, end_sec: float | None = None, damage: list[str] | None = None,
+                 listed: list[float] | None = None) -> Iterator[Picture]:  # fmt: skip
         meter = PictureMeter(self.rules, mask)
         tell = partial(self.progress.read, file) if self.progress else None
         for gray, time_sec, is_key in read_pictures(
             self.ffmpeg, file, keys_only=keys_only, start_sec=start_sec, end_sec=end_sec, threads=self.threads,
-            damage=damage, tell=tell):  # fmt: skip
+            damage=damage, listed=listed, tell=tell):  # fmt: skip
             if self.stopped and self.stopped.is_set():
                 raise Unreadable("stopped")
             picture = meter.measure(gray, time_sec, is_key=is_key or keys_only)
@@ -1532,11 +1535,11 @@ class Finder:
         return result
 
 
-def suspicious(keys: Sequence[Picture], rules: Rules) -> list[tuple[float, float | None]] | None:
+def suspicious(keys: Sequence[Picture], rules: Rules, length_sec: float) -> list[tuple[float, float | None]] | None:
     """The stretches of a recording that have to be looked at precisely; None for all of it.
 
     A stretch begins two key pictures before the suspicion, so that Stillness knows the camera, and ends with the one
-    after it; None is the end of the file.
+    after it; None is the end of the file. `length_sec` is what the container claims, 0 where it does not.
     """
     if len(keys) < 3:
         return None
@@ -1550,7 +1553,8 @@ def suspicious(keys: Sequence[Picture], rules: Rules) -> list[tuple[float, float
             starts.append((max(place - 2, 0), place + 2))
         elif other.time_sec - one.time_sec > KEY_GAP_SEC:
             starts.append((place, place + 1))
-    if keys[-1].since_sec < keys[-1].time_sec or marks[-1]:
+    is_long = length_sec - keys[-1].time_sec > KEY_GAP_SEC
+    if is_long or keys[-1].since_sec < keys[-1].time_sec or marks[-1]:
         starts.append((len(keys) - 2, len(keys)))
     times = [picture.time_sec for picture in keys]
     windows = joined(((times[first], times[last] if last < len(times) else math.inf) for first, last in starts), 0)
