@@ -1203,7 +1203,7 @@ class Progress:
     def __init__(self, files: Sequence[Path], *, shown: bool) -> None:
         self.bars: Any = progress_bars() if shown else None
         self.files, self.finished, self.next_sec = len(files), 0, 0.0
-        self.size_of = {file: file.stat().st_size if file.exists() else 0 for file in files} if shown else {}
+        self.size_of = {file: size_of(file) for file in files} if shown else {}
         self.left_of = {file: float(size_bytes) for file, size_bytes in self.size_of.items()}
         self.total_bytes, self.done_bytes = sum(self.left_of.values()), 0.0
         self.lock = threading.Lock()
@@ -1575,6 +1575,13 @@ def refusal(file: Path) -> str:
     return "" if about.st_size else "the file is empty"
 
 
+def size_of(file: Path) -> int:
+    """0 for what has gone or cannot be asked."""
+    with suppress(OSError):
+        return file.stat().st_size
+    return 0
+
+
 def camera_of(file: Path) -> str:
     """The name that masks go by: the folder of a recording, above those of dates; of `NAME/captures/still.jpg`, NAME;
     of a clip, wherever it lies, the folder that nas_sync.py gives it: NAME_UUID."""
@@ -1658,7 +1665,7 @@ def recordings_in(places: Sequence[Path], missed: list[OSError]) -> list[Path]:
     """Files as given; of folders every recording below them, without parts, evidence and dot folders."""
     files: list[Path] = []
     for place in places:
-        if not place.is_dir():
+        if not os.path.isdir(place):  # noqa: PTH112  Path raises where a folder is closed
             files.append(place)
             continue
         below = [Path(folder) / name for folder, _, names in os.walk(place, onerror=missed.append) for name in names]

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, need
+from conftest import ROOT, need, seen_on_a_terminal
 from test_capture_analyzer_monitor import (
     Captures,
     _known_host,
@@ -198,16 +198,35 @@ def test_a_pipe_named_like_a_recording_or_a_still_holds_nothing_up(captures, tmp
 # --- no false "all well" ---
 
 
+def as_ordinary_user(*words: object) -> list[str]:
+    powers = "-dac_override,-dac_read_search"  # without which root is an ordinary user
+    drop = [need("setpriv"), f"--bounding-set={powers}"] if os.geteuid() == 0 else []
+    return [*drop, *PROGRAM, *map(str, words)]
+
+
 def test_a_folder_that_cannot_be_looked_through_is_told_and_no_success(tmp_path):
     (tmp_path / "closed").mkdir()
     (tmp_path / "closed").chmod(0)
-    powers = "-dac_override,-dac_read_search"  # without which root is an ordinary user
-    drop = [need("setpriv"), f"--bounding-set={powers}"] if os.geteuid() == 0 else []
-    done = subprocess.run([*drop, *PROGRAM, "video", str(tmp_path)], capture_output=True, text=True, check=False,
+    done = subprocess.run(as_ordinary_user("video", tmp_path), capture_output=True, text=True, check=False,
                           timeout=60)  # fmt: skip
     (tmp_path / "closed").chmod(0o755)
     assert done.returncode == 1, done.stderr
     assert "closed: not looked through: Permission denied" in done.stderr
+
+
+@pytest.mark.parametrize("is_named", [True, False], ids=["named", "found"])
+def test_a_file_that_may_not_be_asked_for_does_not_keep_the_others_from_being_looked_at(tmp_path, whole, is_named):
+    """Also on a terminal, where the bar wants to know how large it is."""
+    closed, good = tmp_path / "closed", tmp_path / "good.mp4"
+    closed.mkdir()
+    closed.joinpath("one.mp4").symlink_to(whole)
+    good.symlink_to(whole)
+    closed.chmod(0o444)
+    places = [closed / "one.mp4", good] if is_named else [tmp_path]
+    status, seen, out = seen_on_a_terminal(as_ordinary_user("video", *places, "--json"), cwd=tmp_path)
+    closed.chmod(0o755)
+    reports = {Path(one["file"]).name: one["reason"] for one in map(json.loads, out.splitlines()) if "file" in one}
+    assert (status, reports) == (1, {"one.mp4": "Permission denied", "good.mp4": ""}), seen
 
 
 def test_pictures_that_cannot_be_read_for_long_are_an_incident_and_not_silence(captures):
