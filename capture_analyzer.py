@@ -211,6 +211,7 @@ PAGE_THUMBNAILS, PAGE_THUMBNAIL_WIDTH = 150, 160
 THUMBNAILS_SEC, THUMBNAIL_TIMEOUT_SEC = 3.0, 2.0  # no more time goes into pictures: a page is made in seconds
 CAPTURED_NAME = re.compile(r"capture_\d{14}(?:_\d+)?(?:_thumbnail)?\.jpg")
 CLIP_NAME = re.compile(r"_[\w-]{22}(\.v\d)?_\d.*_(video|videoWithAudio|combined)(_partial)?$")  # of copy_footage.py
+JOURNAL_NAME = re.compile(r"\d{4}-\d\d-\d\d\.jsonl")
 DATE_FOLDER = re.compile(r"\d{2}|\d{4}(-\d\d-\d\d)?")  # of nas_sync.py: YYYY-MM-DD, and YYYY/MM/DD
 EVIDENCE_NAME = re.compile(r"\d{8}T\d{6}Z_[0-9a-f]{8}_(last_good|first_bad|first_good|clip)_")
 NO_FOOTAGE = re.compile(f"segment_|{EVIDENCE_NAME.pattern}")
@@ -1781,7 +1782,7 @@ def video_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
 
 
 def report_of_video(reports: Sequence[Mapping[str, Any]], arguments: argparse.Namespace, zone: tzinfo) -> bool:
-    """The page about what was scanned; False when there is nothing that it could show."""
+    """The page about what was scanned; False when there is nothing that it could show, or not all."""
     survey = Survey(zone)
     try:
         survey.scanned(reports)
@@ -1791,7 +1792,7 @@ def report_of_video(reports: Sequence[Mapping[str, Any]], arguments: argparse.Na
         log.error("%s: %s", arguments.output, problem)
         return False
     sys.stdout.write("" if arguments.json else f"{page}\n")
-    return True
+    return not survey.missed
 
 
 def refuse_unwritable(path: Path | None) -> None:
@@ -4674,10 +4675,17 @@ class Journal:
     causes: list[Mark]
 
 
+def names_in(folder: Path) -> list[str]:
+    """What a folder holds, if it is there; raises OSError where it is closed, which a glob takes for empty."""
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries)
+    return []
+
+
 def read_recorder(folder: Path) -> Journal:
     """The journal of one camera, and the recorder's state file where it is beside it; a torn line is left out."""
     journal = Journal({}, [])
-    for file in sorted(folder.glob("????-??-??.jsonl")):
+    for file in (folder / name for name in names_in(folder) if JOURNAL_NAME.fullmatch(name)):
         for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
             with suppress(ValueError, TypeError, KeyError):
                 line = json.loads(text)
@@ -4704,15 +4712,23 @@ class Survey:
         self.journals: dict[str, Journal] = {}
         self.databases: set[str] = set()  # beside the captures
         self.starts: dict[str, tuple[str, float]] = {}  # file -> (camera, start), for the metrics
+        self.missed: dict[str, OSError] = {}  # folders and journals that are closed
         self.left: list[Path] = []  # sidecars whose clip is not beside them: nas_sync.py cleanup leaves them
         self.files = 0
 
     def camera(self, key: str, name: str) -> Reported:
         return self.cameras.setdefault(key, Reported(name))
 
+    def miss(self, problem: OSError) -> None:
+        self.missed[str(problem.filename)] = problem
+
     def journal(self, folder: Path) -> None:
         """Take in the journal of the camera that the folder is called after; those of several folders add up."""
-        read, name = read_recorder(folder), folder.name
+        try:
+            read, name = read_recorder(folder), folder.name
+        except OSError as problem:
+            self.miss(problem)
+            return
         if read.segments or read.causes:
             known = self.journals.setdefault(name, Journal({}, []))
             known.segments.update(read.segments)
@@ -4727,13 +4743,20 @@ class Survey:
     def look(self, folder: Path) -> None:
         """Take in everything below a folder."""
         self.journals_of(folder)
-        for place, folders, names in os.walk(folder):
+        for place, folders, names in os.walk(folder, onerror=self.miss):
             here = Path(place)
-            for journals in ("journal", ".rtsp_recorder/journal"):  # the first is that of nas_sync.py's targets
-                for found in sorted((here / journals).glob("*")) if journals.partition("/")[0] in folders else []:
-                    self.journal(found)
-            if (here / STATE_FOLDER / DATABASE_NAME).is_file():
-                self.databases.add(str(here / STATE_FOLDER / DATABASE_NAME))
+            if not os.access(here, os.X_OK):
+                self.miss(PermissionError(errno.EACCES, os.strerror(errno.EACCES), place))
+                folders.clear()
+                continue
+            try:
+                for journals in ("journal", ".rtsp_recorder/journal"):  # the first is that of nas_sync.py's targets
+                    for found in names_in(here / journals) if journals.partition("/")[0] in folders else []:
+                        self.journal(here / journals / found)
+                if (here / STATE_FOLDER / DATABASE_NAME).is_file():
+                    self.databases.add(str(here / STATE_FOLDER / DATABASE_NAME))
+            except OSError as problem:
+                self.miss(problem)
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             known = set(names)
             for name in sorted(names):
@@ -4797,7 +4820,7 @@ class Survey:
             self.journals_of(folder)
         for file, line in zip(files, lines, strict=True):
             if line["time_basis"] not in ("mtime", "unknown"):
-                self.recording(file, file.with_suffix(".json").is_file())
+                self.recording(file, os.path.isfile(file.with_suffix(".json")))  # noqa: PTH113  Path may raise
             elif line["length_sec"]:  # a guess, but better than to leave it out
                 key, start_sec = line["camera"], iso_sec(line["start"])
                 self.camera(key, key).footage.append(Footage(start_sec, start_sec + line["length_sec"], file))
@@ -5120,12 +5143,14 @@ def report_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> 
         add_found_in(survey, arguments.incidents)
     output = arguments.output or Path("report.html")
     sys.stdout.write(f"{write_page(survey, zone, output, arguments.metrics, since_sec, until_sec)}\n")
-    return Status.DONE
+    return Status.PARTIAL if survey.missed else Status.DONE
 
 
 def write_page(survey: Survey, zone: tzinfo, output: Path, metrics: Path | None, since_sec: float | None = None,
                until_sec: float | None = None) -> Path:  # fmt: skip
     """The page about a settled survey, and where it is. Raises CannotStart when there is nothing to show."""
+    for place, problem in survey.missed.items():
+        log.error("%s: not looked through: %s", place, problem.strerror)
     cameras = sorted((camera for camera in survey.cameras.values() if camera.footage or camera.marks or camera.gaps),
                      key=lambda camera: camera.name.lower())  # fmt: skip
     times = [moment_sec for camera in cameras for things in (camera.footage, camera.gaps, camera.marks)

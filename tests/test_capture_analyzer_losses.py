@@ -229,6 +229,25 @@ def test_a_file_that_may_not_be_asked_for_does_not_keep_the_others_from_being_lo
     assert (status, reports) == (1, {"one.mp4": "Permission denied", "good.mp4": ""}), seen
 
 
+@pytest.mark.parametrize("mode", [0, 0o444], ids=["closed", "names_only"])
+@pytest.mark.parametrize("place", ["Yard", ".rtsp_recorder/journal", ".rtsp_recorder/journal/Gate"])
+def test_a_report_tells_what_it_cannot_look_through_and_is_no_success(tmp_path, whole, place, mode):
+    line = {"kind": "segment", "file": "Gate/20260131_120000Z.mp4", "start": 1769860800, "end": 1769860830}
+    journal, page = tmp_path / ".rtsp_recorder" / "journal" / "Gate" / "2026-01-31.jsonl", tmp_path / "page.html"
+    for folder in (journal.parent, tmp_path / "Gate", tmp_path / "Yard"):
+        folder.mkdir(parents=True)
+    journal.write_text(json.dumps(line) + "\n")
+    for camera in ("Gate", "Yard"):
+        (tmp_path / camera / "20260131_120000Z.mp4").symlink_to(whole)
+    (tmp_path / place).chmod(mode)
+    done = subprocess.run(as_ordinary_user("report", tmp_path, "--output", page), capture_output=True, text=True,
+                          check=False, timeout=60)  # fmt: skip
+    (tmp_path / place).chmod(0o755)
+    assert (done.returncode, page.is_file()) == (1, True), done.stderr
+    told = [line for line in done.stderr.splitlines() if " ERROR " in line]
+    assert len(told) == 1 and f"{tmp_path / place}" in told[0] and "not looked through: Permission denied" in told[0]
+
+
 def test_pictures_that_cannot_be_read_for_long_are_an_incident_and_not_silence(captures):
     captures.configure(no_data_alarm_sec=None)
     start = minute_ago(100)
