@@ -3760,6 +3760,7 @@ class Capturer:
         self.stills = self.attempt = 0
         self.with_sound, self.sound_due = True, math.inf
         self.said, self.runs = "", itertools.count(1)
+        self.left: list[Path] = []  # folders of stills that could not be published
 
     def work(self) -> None:
         steps = [self.take_over, self.one_run]
@@ -3805,11 +3806,16 @@ class Capturer:
         try:
             while current.poll(CAPTURE_TICK_SEC) and ours is None:
                 self.publish(folder)
+                self.publish_left()
                 ours = self.verdict(current)
             lines = list(current.stderr)  # not what our TERM makes it say
         finally:
             current.stop()
-            self.publish(folder)
+            try:
+                self.publish(folder)
+            except OSError:
+                self.left.append(folder)
+                raise
             self.tidy(folder)
         if ours is not None:
             return ours
@@ -3872,6 +3878,14 @@ class Capturer:
                 still = folder / f"{number}.jpg"
                 publish_still(still, folder / f"{number}_thumbnail.jpg", self.grabber.captures, still.stat().st_mtime)
                 self.stills += 1
+
+    def publish_left(self) -> None:
+        """Those that an earlier run had to leave, if the folder takes them by now."""
+        for folder in [*self.left]:
+            with suppress(OSError):
+                self.publish(folder)
+                shutil.rmtree(folder, ignore_errors=True)
+                self.left.remove(folder)
 
 
 def check_devices(ffmpeg: str, grabbers: Sequence[Grabber]) -> None:

@@ -195,6 +195,27 @@ def test_a_pipe_named_like_a_recording_or_a_still_holds_nothing_up(captures, tmp
     assert captures.told() == [("blackscreen", start + 10, None)]
 
 
+@pytest.mark.slow
+def test_stills_that_the_folder_did_not_take_are_published_as_soon_as_it_does(tmp_path):
+    captures, pattern = tmp_path / "cam" / "captures", "capture_*.jpg"
+    staging = captures / ".capture_analyzer" / "staging"
+    words = as_ordinary_user("capture", f"test||{captures.parent}|5")
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert until(lambda: list(captures.glob(pattern)))
+            captures.chmod(0o555)
+            assert until(lambda: len(list(staging.iterdir())) > 1)
+            waiting = list(staging.rglob("*.jpg"))
+            captures.chmod(0o755)
+            many = len(list(captures.glob(pattern))) + 6
+            assert until(lambda: len(list(captures.glob(pattern))) > many)
+        finally:
+            process.terminate()
+            told = process.communicate(timeout=PATIENCE_SEC)[1]
+    assert process.returncode == 0 and waiting and "Permission denied" in told, told
+    assert list(staging.rglob("*.jpg")) == []
+
+
 # --- no false "all well" ---
 
 
