@@ -4725,6 +4725,7 @@ class Survey:
         self.cameras: dict[str, Reported] = {}
         self.journals: dict[str, Journal] = {}
         self.databases: set[str] = set()  # beside the captures
+        self.clips: dict[str, str] = {}  # what `video` calls the camera of a clip -> camera
         self.starts: dict[str, tuple[str, float]] = {}  # file -> (camera, start), for the metrics
         self.missed: dict[str, OSError] = {}  # folders and journals that are closed
         self.left: list[Path] = []  # sidecars whose clip is not beside them: nas_sync.py cleanup leaves them
@@ -4819,6 +4820,7 @@ class Survey:
         except (KeyError, TypeError, AttributeError):
             return False
         camera = self.camera(key, str(about.get("name") or about["uuid"]))
+        self.clips[camera_of(file)] = key
         is_here = file.suffix != ".json"
         camera.footage.append(Footage(start_sec, end_sec, file if is_here else None))
         camera.gaps += gaps
@@ -4944,13 +4946,13 @@ def add_found_in(survey: Survey, file: Path) -> None:
 
 def add_stored(survey: Survey, configured: str | None) -> None:
     """What monitor found: the databases beside the captures, and of the configured one the cameras that are shown."""
-    names = {camera.name: key for key, camera in survey.cameras.items()}
+    names = {camera.name: key for key, camera in survey.cameras.items()} | survey.clips
     for place in [*sorted(survey.databases), *([configured] if configured else [])]:
         for incident in read_incidents(place):
-            key = names.get(incident.device_id)
+            told = incident.metadata or {}
+            key = survey.starts.get(str(told.get("file")), (names.get(incident.device_id), 0.0))[0]
             if key is None and place not in survey.databases:
                 continue
-            told = incident.metadata or {}
             said = [*(["active"] if incident.end_sec is None else []), *remarks(told)]
             evidence = str((told.get("evidence") or {}).get("first_bad") or "").removeprefix("alerts/")
             picture = Path(str(told.get("evidence_dir"))) / evidence if evidence else None

@@ -453,6 +453,25 @@ def test_what_both_the_database_and_the_output_of_video_tell_is_on_the_page_once
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("is_here", [True, False], ids=["here", "archived"])
+def test_what_video_has_stored_of_a_clip_is_on_the_page_with_its_camera(site, tmp_path, is_here):
+    (sidecar,) = (site / "clips").glob("*.json")
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for file in (sidecar, *([sidecar.with_suffix(".mp4")] if is_here else [])):
+        os.link(file, clips / file.name)
+    clip, start_sec = clips / f"{sidecar.stem}.mp4", json.loads(sidecar.read_text())["obtained"]["start_ms"] / 1000
+    found, camera_name = (("freeze", (7.0, 19.0)),), capture_analyzer.camera_of(clip)
+    scan = capture_analyzer.Scan(clip, camera_name, "precise", "ok", "", 60, found)
+    for incident in capture_analyzer.video_incidents(scan, "0" * 64, start_sec):
+        capture_analyzer.Database(str(tmp_path / "all.sqlite3")).store(incident)
+    config, page = tmp_path / "config.yaml", tmp_path / "report.html"
+    config.write_text(json.dumps({"analysis": {"database": str(tmp_path / "all.sqlite3")}}))
+    assert capture_analyzer.main(["report", str(clips), "--output", str(page), "--config", str(config)]) == 0
+    (camera,) = page_data(page)["cameras"]
+    assert [7, 19, "freeze"] in [mark[:3] for mark in camera["marks"]]
+
+
 def test_an_archive_as_nas_sync_leaves_it_is_read_with_its_journals(tmp_path):
     clip = make_clip(tmp_path / "clip.mp4", 0.4)
     lines = [segment("Gate", NOON, NOON + 600), down(NOON + 600, NOON + 900, "refused")]
