@@ -4879,8 +4879,10 @@ def find_gaps(camera: Reported, span: Interval, since_sec: float | None) -> list
 
     Before its first footage a camera is not missed, unless the report was asked for a time (`since_sec`).
     """
+    known = [replace(gap, start_sec=max(gap.start_sec, span[0]), end_sec=min(gap.end_sec, span[1]))
+             for gap in camera.gaps if gap.end_sec > span[0] and gap.start_sec < span[1]]  # fmt: skip
     if not camera.is_continuous:
-        return sorted(camera.gaps, key=lambda gap: gap.start_sec)
+        return sorted(known, key=lambda gap: gap.start_sec)
     covered = joined(((one.start_sec, one.end_sec) for one in camera.footage), GAP_SEC)
     causes = sorted(camera.causes, key=lambda one: one.start_sec)
     starts = [one.start_sec for one in causes]
@@ -4900,7 +4902,7 @@ def find_gaps(camera: Reported, span: Interval, since_sec: float | None) -> list
         if camera.is_live and end == span[1] and end - start < TAIL_SEC:
             continue
         told.append(Mark(start, end, max(shares, key=lambda kind: shares[kind]) if shares else "unknown"))
-    return sorted([*told, *camera.gaps], key=lambda gap: gap.start_sec)
+    return sorted([*told, *known], key=lambda gap: gap.start_sec)
 
 
 # What the page calls them, and which colour they have: by what somebody would have to do about it.

@@ -375,6 +375,13 @@ def test_a_camera_that_fell_silent_before_the_others_has_a_gap_at_the_end_but_no
     assert find_gaps(camera, (0, 300), None)[-1] == Mark(200, 300, "stopped")
 
 
+@pytest.mark.parametrize("is_continuous", [True, False])
+def test_gaps_of_sidecars_count_only_as_far_as_they_lie_in_the_time_of_the_report(is_continuous):
+    camera = Reported("Gate", footage=[Footage(0, 100, None)], is_continuous=is_continuous)
+    camera.gaps = [Mark(start, start + 10, "not_recorded") for start in (0, 15, 50, 75, 90)]
+    assert [(gap.start_sec, gap.end_sec) for gap in find_gaps(camera, (20, 80), 20)] == [(20, 25), (50, 60), (75, 80)]
+
+
 def test_a_camera_that_records_has_no_gap_because_another_was_looked_at_a_moment_later():
     camera = Reported("Gate", footage=[Footage(100, 200, None)], is_continuous=True, is_live=True)
     assert find_gaps(camera, (0, 203), None) == []
