@@ -4675,6 +4675,7 @@ class Reported:
     stills: list[tuple[float, Path]] = field(default_factory=list)
     causes: list[Mark] = field(default_factory=list)  # why there is no footage, from the journal
     gaps: list[Mark] = field(default_factory=list)
+    present: list[Interval] = field(default_factory=list)  # what clips hold, without their gaps
     marks: list[Mark] = field(default_factory=list)  # incidents and alerts
     curves: dict[str, dict[str, Any]] = field(default_factory=dict)
     is_live: bool = False  # its recorder was at work when it was looked at
@@ -4824,6 +4825,9 @@ class Survey:
         is_here = file.suffix != ".json"
         camera.footage.append(Footage(start_sec, end_sec, file if is_here else None))
         camera.gaps += gaps
+        holes = joined(((gap.start_sec, gap.end_sec) for gap in gaps), 0)
+        ends = [(start_sec, start_sec), *holes, (end_sec, end_sec)]
+        camera.present += [(one[1], other[0]) for one, other in zip(ends, ends[1:], strict=False) if one[1] < other[0]]
         camera.marks += told
         if is_here:
             self.starts[str(file)] = (key, start_sec)
@@ -4874,15 +4878,29 @@ class Survey:
             camera.footage.sort(key=lambda one: (one.start_sec, one.end_sec))
 
 
+def uncovered(gaps: Iterable[Mark], present: Iterable[Interval], span: Interval) -> list[Mark]:
+    """In order, what of gaps lies in the time of the report and in no other clip; where two overlap, it counts once."""
+    left, covered, at_sec = list[Mark](), joined(present, 0), span[0]
+    for gap in sorted(gaps, key=lambda gap: gap.start_sec):
+        start, end = max(gap.start_sec, at_sec), min(gap.end_sec, span[1])
+        place = max(0, bisect_left(covered, (start, start)) - 1)
+        at_sec = max(at_sec, end)
+        while start < end:
+            begins, ends = covered[place] if place < len(covered) else (end, end)
+            if begins > start:
+                left.append(replace(gap, start_sec=start, end_sec=min(begins, end)))
+            start, place = max(start, ends), place + 1
+    return left
+
+
 def find_gaps(camera: Reported, span: Interval, since_sec: float | None) -> list[Mark]:
     """What is missing, each with the cause that covers most of it; of clips only what their sidecars say.
 
     Before its first footage a camera is not missed, unless the report was asked for a time (`since_sec`).
     """
-    known = [replace(gap, start_sec=max(gap.start_sec, span[0]), end_sec=min(gap.end_sec, span[1]))
-             for gap in camera.gaps if gap.end_sec > span[0] and gap.start_sec < span[1]]  # fmt: skip
+    known = uncovered(camera.gaps, camera.present, span)
     if not camera.is_continuous:
-        return sorted(known, key=lambda gap: gap.start_sec)
+        return known
     covered = joined(((one.start_sec, one.end_sec) for one in camera.footage), GAP_SEC)
     causes = sorted(camera.causes, key=lambda one: one.start_sec)
     starts = [one.start_sec for one in causes]

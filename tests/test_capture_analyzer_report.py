@@ -382,6 +382,23 @@ def test_gaps_of_sidecars_count_only_as_far_as_they_lie_in_the_time_of_the_repor
     assert [(gap.start_sec, gap.end_sec) for gap in find_gaps(camera, (20, 80), 20)] == [(20, 25), (50, 60), (75, 80)]
 
 
+def test_a_gap_of_one_clip_that_another_clip_fills_is_none_and_one_that_both_have_counts_once(tmp_path):
+    def clip(start: int, length: int, *gaps: tuple[int, int]) -> None:
+        file = tmp_path / f"Gate_{'A' * 22}_{round(NOON) + start}_video.json"
+        rows = [{"start_ms": (NOON + start + first) * 1000, "end_ms": (NOON + start + last) * 1000,
+                 "reason": "not_found"} for first, last in gaps]  # fmt: skip
+        obtained = {"start_ms": (NOON + start) * 1000, "end_ms": (NOON + start + length) * 1000}
+        file.write_text(json.dumps({"camera": {"uuid": "A" * 22, "name": "Gate"}, "obtained": obtained, "gaps": rows}))
+
+    clip(0, 600, (60, 360), (400, 500))
+    clip(100, 700, (280, 420), (650, 700))
+    page = tmp_path / "report.html"
+    assert report(page, tmp_path).returncode == 0
+    (camera,) = page_data(page)["cameras"]
+    assert [gap[:2] for gap in camera["gaps"]] == [[60, 100], [400, 500], [750, 800]]
+    assert camera["missing"] == 190
+
+
 def test_a_camera_that_records_has_no_gap_because_another_was_looked_at_a_moment_later():
     camera = Reported("Gate", footage=[Footage(100, 200, None)], is_continuous=True, is_live=True)
     assert find_gaps(camera, (0, 203), None) == []
