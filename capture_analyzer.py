@@ -4200,11 +4200,11 @@ def plan_cleaning(litter: Sequence[Litter], listed: set[str], rules: Tidiness, n
 
 def refuse_to_clean(folder: Path, config: Mapping[str, Any]) -> None:
     """UsageError where footage or evidence lies: only nas_sync.py cleanup removes that, and only on proof."""
-    place = folder.resolve()
+    places = folder.resolve(), folder.parent.resolve()  # segments go from where a link to the folder lies
     for section, key in (("storage", "local_path"), ("rhombus", "output_dir"), ("analysis", "evidence_dir")):
         given = config[section][key]
         kept = Path(str(given)).expanduser().resolve() if given and str(given) != "." else None
-        if kept and (place == kept or kept in place.parents):
+        if kept and any(place == kept or kept in place.parents for place in places):
             raise UsageError(f"{folder}: is in {section}.{key}; clean removes captures, not footage or evidence")
 
 
