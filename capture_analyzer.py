@@ -134,7 +134,7 @@ SOUND_WINDOWS_AT_ONCE = 240
 FLOOR_DB = -120.0  # of digital silence
 QUIETLY = ("-hide_banner", "-nostdin", "-nostats", "-loglevel", "level+info")
 SHOWN_PICTURE = re.compile(r"\bpts_time:(NOPTS|[-\d.e+]+) .*\biskey:(\d)")
-LISTED_LENGTH = re.compile(r"Duration: (\d+):(\d+):([\d.]+), start")
+LISTED_LENGTH = re.compile(r"Duration: (\d+):(\d+):([\d.]+), (?:start|bitrate)")  # no start: Matroska without sound
 COMPLAINT = re.compile(r"\[(?:error|fatal)\] (.*)")
 COMPLAINTS_KEPT = 20
 STALL_SEC = 120
@@ -211,6 +211,7 @@ PAGE_THUMBNAILS, PAGE_THUMBNAIL_WIDTH = 150, 160
 THUMBNAILS_SEC, THUMBNAIL_TIMEOUT_SEC = 3.0, 2.0  # no more time goes into pictures: a page is made in seconds
 CAPTURED_NAME = re.compile(r"capture_\d{14}(?:_\d+)?(?:_thumbnail)?\.jpg")
 CLIP_NAME = re.compile(r"_[\w-]{22}(\.v\d)?_\d.*_(video|videoWithAudio|combined)(_partial)?$")  # of copy_footage.py
+JOURNAL_NAME = re.compile(r"\d{4}-\d\d-\d\d\.jsonl")
 DATE_FOLDER = re.compile(r"\d{2}|\d{4}(-\d\d-\d\d)?")  # of nas_sync.py: YYYY-MM-DD, and YYYY/MM/DD
 EVIDENCE_NAME = re.compile(r"\d{8}T\d{6}Z_[0-9a-f]{8}_(last_good|first_bad|first_good|clip)_")
 NO_FOOTAGE = re.compile(f"segment_|{EVIDENCE_NAME.pattern}")
@@ -819,13 +820,13 @@ class Pipe:
 
 def read_pictures(ffmpeg: str, file: Path, *, keys_only: bool = False, start_sec: float = 0,
                   end_sec: float | None = None, threads: int = 0, damage: list[str] | None = None,
-                  tell: Callable[[float, float], None] | None = None,
+                  listed: list[float] | None = None, tell: Callable[[float, float], None] | None = None,
                   ) -> Iterator[tuple[Gray, float, bool]]:  # fmt: skip
     """Pictures in 160x90 gray, each with its time from the start of the file and whether it is a key picture.
 
     Either the key pictures alone, or five a second and every key picture. Raises NoStream and Unreadable. `damage`
-    becomes what this pass says of a file that is cut off or spoilt inside, in one sentence or none. `tell` gets the
-    seconds since the picture before, and the length that the container claims.
+    becomes what this pass says of a file that is cut off or spoilt inside, in one sentence or none, `listed` the length
+    that the container claims. `tell` gets the seconds since the picture before, and that length.
     """
     import numpy as np
 
@@ -854,6 +855,8 @@ def read_pictures(ffmpeg: str, file: Path, *, keys_only: bool = False, start_sec
             yield np.frombuffer(block, np.uint8).reshape(HEIGHT, WIDTH), start_sec + time_sec, is_key
         pipe.check(latest > -math.inf)
         lost_sec += pause_sec(pipe.listed_sec - latest)
+        if listed is not None:
+            listed[:] = [pipe.listed_sec]
         if damage is not None:
             whole_sec = max(pipe.listed_sec, latest)
             damage[:] = [f"it is damaged: about {lost_sec:.0f} of its {whole_sec:.0f} s have no pictures "
@@ -1201,7 +1204,7 @@ class Progress:
     def __init__(self, files: Sequence[Path], *, shown: bool) -> None:
         self.bars: Any = progress_bars() if shown else None
         self.files, self.finished, self.next_sec = len(files), 0, 0.0
-        self.size_of = {file: file.stat().st_size if file.exists() else 0 for file in files} if shown else {}
+        self.size_of = {file: size_of(file) for file in files} if shown else {}
         self.left_of = {file: float(size_bytes) for file, size_bytes in self.size_of.items()}
         self.total_bytes, self.done_bytes = sum(self.left_of.values()), 0.0
         self.lock = threading.Lock()
@@ -1321,8 +1324,9 @@ class Scanner:
                       ) -> tuple[str, list[tuple[str, Interval]], list[Interval], float]:  # fmt: skip
         """How it was done, what was found, which freezes have a clock, and where the pictures end; and the damage."""
         if not self.precise:
-            keys = list(self.measured(file, mask, views, keys_only=True, damage=damage))
-            windows = suspicious(keys, self.rules)
+            listed = [0.0]
+            keys = list(self.measured(file, mask, views, keys_only=True, damage=damage, listed=listed))
+            windows = suspicious(keys, self.rules, listed[0])
             if self.progress and keys:
                 end_sec = keys[-1].time_sec
                 spans = [(0.0, None)] if windows is None else windows
@@ -1352,13 +1356,13 @@ class Scanner:
         return finder
 
     def measured(self, file: Path, mask: Gray, views: ViewFinder | None = None, *, keys_only: bool = False,
-                 start_sec: float = 0, end_sec: float | None = None,
-                 damage: list[str] | None = None) -> Iterator[Picture]:  # fmt: skip
+                 start_sec: float = 0, end_sec: float | None = None, damage: list[str] | None = None,
+                 listed: list[float] | None = None) -> Iterator[Picture]:  # fmt: skip
         meter = PictureMeter(self.rules, mask)
         tell = partial(self.progress.read, file) if self.progress else None
         for gray, time_sec, is_key in read_pictures(
             self.ffmpeg, file, keys_only=keys_only, start_sec=start_sec, end_sec=end_sec, threads=self.threads,
-            damage=damage, tell=tell):  # fmt: skip
+            damage=damage, listed=listed, tell=tell):  # fmt: skip
             if self.stopped and self.stopped.is_set():
                 raise Unreadable("stopped")
             picture = meter.measure(gray, time_sec, is_key=is_key or keys_only)
@@ -1532,11 +1536,11 @@ class Finder:
         return result
 
 
-def suspicious(keys: Sequence[Picture], rules: Rules) -> list[tuple[float, float | None]] | None:
+def suspicious(keys: Sequence[Picture], rules: Rules, length_sec: float) -> list[tuple[float, float | None]] | None:
     """The stretches of a recording that have to be looked at precisely; None for all of it.
 
     A stretch begins two key pictures before the suspicion, so that Stillness knows the camera, and ends with the one
-    after it; None is the end of the file.
+    after it; None is the end of the file. `length_sec` is what the container claims, 0 where it does not.
     """
     if len(keys) < 3:
         return None
@@ -1550,7 +1554,8 @@ def suspicious(keys: Sequence[Picture], rules: Rules) -> list[tuple[float, float
             starts.append((max(place - 2, 0), place + 2))
         elif other.time_sec - one.time_sec > KEY_GAP_SEC:
             starts.append((place, place + 1))
-    if keys[-1].since_sec < keys[-1].time_sec or marks[-1]:
+    is_long = length_sec - keys[-1].time_sec > KEY_GAP_SEC
+    if is_long or keys[-1].since_sec < keys[-1].time_sec or marks[-1]:
         starts.append((len(keys) - 2, len(keys)))
     times = [picture.time_sec for picture in keys]
     windows = joined(((times[first], times[last] if last < len(times) else math.inf) for first, last in starts), 0)
@@ -1569,6 +1574,13 @@ def refusal(file: Path) -> str:
     if not stat.S_ISREG(about.st_mode):
         return "it is no file"
     return "" if about.st_size else "the file is empty"
+
+
+def size_of(file: Path) -> int:
+    """0 for what has gone or cannot be asked."""
+    with suppress(OSError):
+        return file.stat().st_size
+    return 0
 
 
 def camera_of(file: Path) -> str:
@@ -1654,7 +1666,7 @@ def recordings_in(places: Sequence[Path], missed: list[OSError]) -> list[Path]:
     """Files as given; of folders every recording below them, without parts, evidence and dot folders."""
     files: list[Path] = []
     for place in places:
-        if not place.is_dir():
+        if not os.path.isdir(place):  # noqa: PTH112  Path raises where a folder is closed
             files.append(place)
             continue
         below = [Path(folder) / name for folder, _, names in os.walk(place, onerror=missed.append) for name in names]
@@ -1770,7 +1782,7 @@ def video_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
 
 
 def report_of_video(reports: Sequence[Mapping[str, Any]], arguments: argparse.Namespace, zone: tzinfo) -> bool:
-    """The page about what was scanned; False when there is nothing that it could show."""
+    """The page about what was scanned; False when there is nothing that it could show, or not all."""
     survey = Survey(zone)
     try:
         survey.scanned(reports)
@@ -1780,7 +1792,7 @@ def report_of_video(reports: Sequence[Mapping[str, Any]], arguments: argparse.Na
         log.error("%s: %s", arguments.output, problem)
         return False
     sys.stdout.write("" if arguments.json else f"{page}\n")
-    return True
+    return not survey.missed
 
 
 def refuse_unwritable(path: Path | None) -> None:
@@ -3748,6 +3760,7 @@ class Capturer:
         self.stills = self.attempt = 0
         self.with_sound, self.sound_due = True, math.inf
         self.said, self.runs = "", itertools.count(1)
+        self.left: list[Path] = []  # folders of stills that could not be published
 
     def work(self) -> None:
         steps = [self.take_over, self.one_run]
@@ -3793,11 +3806,16 @@ class Capturer:
         try:
             while current.poll(CAPTURE_TICK_SEC) and ours is None:
                 self.publish(folder)
+                self.publish_left()
                 ours = self.verdict(current)
             lines = list(current.stderr)  # not what our TERM makes it say
         finally:
             current.stop()
-            self.publish(folder)
+            try:
+                self.publish(folder)
+            except OSError:
+                self.left.append(folder)
+                raise
             self.tidy(folder)
         if ours is not None:
             return ours
@@ -3860,6 +3878,14 @@ class Capturer:
                 still = folder / f"{number}.jpg"
                 publish_still(still, folder / f"{number}_thumbnail.jpg", self.grabber.captures, still.stat().st_mtime)
                 self.stills += 1
+
+    def publish_left(self) -> None:
+        """Those that an earlier run had to leave, if the folder takes them by now."""
+        for folder in [*self.left]:
+            with suppress(OSError):
+                self.publish(folder)
+                shutil.rmtree(folder, ignore_errors=True)
+                self.left.remove(folder)
 
 
 def check_devices(ffmpeg: str, grabbers: Sequence[Grabber]) -> None:
@@ -4174,11 +4200,11 @@ def plan_cleaning(litter: Sequence[Litter], listed: set[str], rules: Tidiness, n
 
 def refuse_to_clean(folder: Path, config: Mapping[str, Any]) -> None:
     """UsageError where footage or evidence lies: only nas_sync.py cleanup removes that, and only on proof."""
-    place = folder.resolve()
+    places = folder.resolve(), folder.parent.resolve()  # segments go from where a link to the folder lies
     for section, key in (("storage", "local_path"), ("rhombus", "output_dir"), ("analysis", "evidence_dir")):
         given = config[section][key]
         kept = Path(str(given)).expanduser().resolve() if given and str(given) != "." else None
-        if kept and (place == kept or kept in place.parents):
+        if kept and any(place == kept or kept in place.parents for place in places):
             raise UsageError(f"{folder}: is in {section}.{key}; clean removes captures, not footage or evidence")
 
 
@@ -4649,6 +4675,7 @@ class Reported:
     stills: list[tuple[float, Path]] = field(default_factory=list)
     causes: list[Mark] = field(default_factory=list)  # why there is no footage, from the journal
     gaps: list[Mark] = field(default_factory=list)
+    present: list[Interval] = field(default_factory=list)  # what clips hold, without their gaps
     marks: list[Mark] = field(default_factory=list)  # incidents and alerts
     curves: dict[str, dict[str, Any]] = field(default_factory=dict)
     is_live: bool = False  # its recorder was at work when it was looked at
@@ -4663,10 +4690,17 @@ class Journal:
     causes: list[Mark]
 
 
+def names_in(folder: Path) -> list[str]:
+    """What a folder holds, if it is there; raises OSError where it is closed, which a glob takes for empty."""
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries)
+    return []
+
+
 def read_recorder(folder: Path) -> Journal:
     """The journal of one camera, and the recorder's state file where it is beside it; a torn line is left out."""
     journal = Journal({}, [])
-    for file in sorted(folder.glob("????-??-??.jsonl")):
+    for file in (folder / name for name in names_in(folder) if JOURNAL_NAME.fullmatch(name)):
         for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
             with suppress(ValueError, TypeError, KeyError):
                 line = json.loads(text)
@@ -4692,16 +4726,25 @@ class Survey:
         self.cameras: dict[str, Reported] = {}
         self.journals: dict[str, Journal] = {}
         self.databases: set[str] = set()  # beside the captures
+        self.clips: dict[str, str] = {}  # what `video` calls the camera of a clip -> camera
         self.starts: dict[str, tuple[str, float]] = {}  # file -> (camera, start), for the metrics
+        self.missed: dict[str, OSError] = {}  # folders and journals that are closed
         self.left: list[Path] = []  # sidecars whose clip is not beside them: nas_sync.py cleanup leaves them
         self.files = 0
 
     def camera(self, key: str, name: str) -> Reported:
         return self.cameras.setdefault(key, Reported(name))
 
+    def miss(self, problem: OSError) -> None:
+        self.missed[str(problem.filename)] = problem
+
     def journal(self, folder: Path) -> None:
         """Take in the journal of the camera that the folder is called after; those of several folders add up."""
-        read, name = read_recorder(folder), folder.name
+        try:
+            read, name = read_recorder(folder), folder.name
+        except OSError as problem:
+            self.miss(problem)
+            return
         if read.segments or read.causes:
             known = self.journals.setdefault(name, Journal({}, []))
             known.segments.update(read.segments)
@@ -4716,13 +4759,20 @@ class Survey:
     def look(self, folder: Path) -> None:
         """Take in everything below a folder."""
         self.journals_of(folder)
-        for place, folders, names in os.walk(folder):
+        for place, folders, names in os.walk(folder, onerror=self.miss):
             here = Path(place)
-            for journals in ("journal", ".rtsp_recorder/journal"):  # the first is that of nas_sync.py's targets
-                for found in sorted((here / journals).glob("*")) if journals.partition("/")[0] in folders else []:
-                    self.journal(found)
-            if (here / STATE_FOLDER / DATABASE_NAME).is_file():
-                self.databases.add(str(here / STATE_FOLDER / DATABASE_NAME))
+            if not os.access(here, os.X_OK):
+                self.miss(PermissionError(errno.EACCES, os.strerror(errno.EACCES), place))
+                folders.clear()
+                continue
+            try:
+                for journals in ("journal", ".rtsp_recorder/journal"):  # the first is that of nas_sync.py's targets
+                    for found in names_in(here / journals) if journals.partition("/")[0] in folders else []:
+                        self.journal(here / journals / found)
+                if (here / STATE_FOLDER / DATABASE_NAME).is_file():
+                    self.databases.add(str(here / STATE_FOLDER / DATABASE_NAME))
+            except OSError as problem:
+                self.miss(problem)
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             known = set(names)
             for name in sorted(names):
@@ -4771,9 +4821,13 @@ class Survey:
         except (KeyError, TypeError, AttributeError):
             return False
         camera = self.camera(key, str(about.get("name") or about["uuid"]))
+        self.clips[camera_of(file)] = key
         is_here = file.suffix != ".json"
         camera.footage.append(Footage(start_sec, end_sec, file if is_here else None))
         camera.gaps += gaps
+        holes = joined(((gap.start_sec, gap.end_sec) for gap in gaps), 0)
+        ends = [(start_sec, start_sec), *holes, (end_sec, end_sec)]
+        camera.present += [(one[1], other[0]) for one, other in zip(ends, ends[1:], strict=False) if one[1] < other[0]]
         camera.marks += told
         if is_here:
             self.starts[str(file)] = (key, start_sec)
@@ -4786,7 +4840,7 @@ class Survey:
             self.journals_of(folder)
         for file, line in zip(files, lines, strict=True):
             if line["time_basis"] not in ("mtime", "unknown"):
-                self.recording(file, file.with_suffix(".json").is_file())
+                self.recording(file, os.path.isfile(file.with_suffix(".json")))  # noqa: PTH113  Path may raise
             elif line["length_sec"]:  # a guess, but better than to leave it out
                 key, start_sec = line["camera"], iso_sec(line["start"])
                 self.camera(key, key).footage.append(Footage(start_sec, start_sec + line["length_sec"], file))
@@ -4824,13 +4878,29 @@ class Survey:
             camera.footage.sort(key=lambda one: (one.start_sec, one.end_sec))
 
 
+def uncovered(gaps: Iterable[Mark], present: Iterable[Interval], span: Interval) -> list[Mark]:
+    """In order, what of gaps lies in the time of the report and in no other clip; where two overlap, it counts once."""
+    left, covered, at_sec = list[Mark](), joined(present, 0), span[0]
+    for gap in sorted(gaps, key=lambda gap: gap.start_sec):
+        start, end = max(gap.start_sec, at_sec), min(gap.end_sec, span[1])
+        place = max(0, bisect_left(covered, (start, start)) - 1)
+        at_sec = max(at_sec, end)
+        while start < end:
+            begins, ends = covered[place] if place < len(covered) else (end, end)
+            if begins > start:
+                left.append(replace(gap, start_sec=start, end_sec=min(begins, end)))
+            start, place = max(start, ends), place + 1
+    return left
+
+
 def find_gaps(camera: Reported, span: Interval, since_sec: float | None) -> list[Mark]:
     """What is missing, each with the cause that covers most of it; of clips only what their sidecars say.
 
     Before its first footage a camera is not missed, unless the report was asked for a time (`since_sec`).
     """
+    known = uncovered(camera.gaps, camera.present, span)
     if not camera.is_continuous:
-        return sorted(camera.gaps, key=lambda gap: gap.start_sec)
+        return known
     covered = joined(((one.start_sec, one.end_sec) for one in camera.footage), GAP_SEC)
     causes = sorted(camera.causes, key=lambda one: one.start_sec)
     starts = [one.start_sec for one in causes]
@@ -4850,7 +4920,7 @@ def find_gaps(camera: Reported, span: Interval, since_sec: float | None) -> list
         if camera.is_live and end == span[1] and end - start < TAIL_SEC:
             continue
         told.append(Mark(start, end, max(shares, key=lambda kind: shares[kind]) if shares else "unknown"))
-    return sorted([*told, *camera.gaps], key=lambda gap: gap.start_sec)
+    return sorted([*told, *known], key=lambda gap: gap.start_sec)
 
 
 # What the page calls them, and which colour they have: by what somebody would have to do about it.
@@ -4896,13 +4966,13 @@ def add_found_in(survey: Survey, file: Path) -> None:
 
 def add_stored(survey: Survey, configured: str | None) -> None:
     """What monitor found: the databases beside the captures, and of the configured one the cameras that are shown."""
-    names = {camera.name: key for key, camera in survey.cameras.items()}
+    names = {camera.name: key for key, camera in survey.cameras.items()} | survey.clips
     for place in [*sorted(survey.databases), *([configured] if configured else [])]:
         for incident in read_incidents(place):
-            key = names.get(incident.device_id)
+            told = incident.metadata or {}
+            key = survey.starts.get(str(told.get("file")), (names.get(incident.device_id), 0.0))[0]
             if key is None and place not in survey.databases:
                 continue
-            told = incident.metadata or {}
             said = [*(["active"] if incident.end_sec is None else []), *remarks(told)]
             evidence = str((told.get("evidence") or {}).get("first_bad") or "").removeprefix("alerts/")
             picture = Path(str(told.get("evidence_dir"))) / evidence if evidence else None
@@ -5109,12 +5179,14 @@ def report_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> 
         add_found_in(survey, arguments.incidents)
     output = arguments.output or Path("report.html")
     sys.stdout.write(f"{write_page(survey, zone, output, arguments.metrics, since_sec, until_sec)}\n")
-    return Status.DONE
+    return Status.PARTIAL if survey.missed else Status.DONE
 
 
 def write_page(survey: Survey, zone: tzinfo, output: Path, metrics: Path | None, since_sec: float | None = None,
                until_sec: float | None = None) -> Path:  # fmt: skip
     """The page about a settled survey, and where it is. Raises CannotStart when there is nothing to show."""
+    for place, problem in survey.missed.items():
+        log.error("%s: not looked through: %s", place, problem.strerror)
     cameras = sorted((camera for camera in survey.cameras.values() if camera.footage or camera.marks or camera.gaps),
                      key=lambda camera: camera.name.lower())  # fmt: skip
     times = [moment_sec for camera in cameras for things in (camera.footage, camera.gaps, camera.marks)

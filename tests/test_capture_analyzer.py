@@ -142,6 +142,17 @@ def test_few_key_pictures_lead_to_a_precise_look(footage, tmp_path, ffmpeg):
     assert kinds(found) == ["blackscreen"]
 
 
+def test_what_happens_long_after_the_last_key_picture_is_found_and_counts_as_length(tmp_path):
+    ff("-f", "lavfi", "-i", "testsrc2=s=320x180:r=10:d=40", "-vf",
+       "drawbox=t=fill:color=black:enable='between(t,20,29.9)'", "-c:v", "libx264", "-preset", "ultrafast", "-g", "999",
+       "-sc_threshold", "0", "-force_key_frames", "0,1,2,3,4", tmp_path / "tail.mp4")  # fmt: skip
+    found = scan(tmp_path / "tail.mp4")
+    assert found.pictures == "keyframes"
+    assert kinds(found) == ["blackscreen"]
+    assert found.incidents[0][1] == pytest.approx((20, 30), abs=0.3)
+    assert found.length_sec == pytest.approx(40, abs=0.3)
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [

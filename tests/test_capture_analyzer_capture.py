@@ -706,6 +706,20 @@ def test_folders_of_footage_and_evidence_are_refused(key, tmp_path):
     assert (tmp_path / "archive" / "Gate" / "capture_20260101000000.jpg").exists()
 
 
+def test_a_link_among_footage_to_a_capture_folder_elsewhere_is_refused_too(tmp_path):
+    footage, elsewhere = tmp_path / "archive" / "Gate" / "segment_20260101.ts", tmp_path / "elsewhere"
+    footage.parent.mkdir(parents=True)
+    elsewhere.mkdir()
+    footage.touch()
+    os.utime(footage, (0, 0))
+    (footage.parent / "captures").symlink_to(elsewhere)
+    (tmp_path / "config.yaml").write_text(f"storage: {{local_path: {tmp_path}/archive}}")
+    with pytest.raises(UsageError, match="clean removes captures, not footage or evidence"):
+        capture_analyzer.main(
+            ["clean", str(footage.parent / "captures"), "--config", str(tmp_path / "config.yaml")])  # fmt: skip
+    assert footage.exists()
+
+
 @pytest.mark.slow
 def test_clean_as_a_service_goes_on_when_a_folder_comes_and_goes(tmp_path):
     folder = tmp_path / "stream" / "captures"

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, need
+from conftest import ROOT, need, seen_on_a_terminal
 from test_capture_analyzer_monitor import (
     Captures,
     _known_host,
@@ -195,19 +195,78 @@ def test_a_pipe_named_like_a_recording_or_a_still_holds_nothing_up(captures, tmp
     assert captures.told() == [("blackscreen", start + 10, None)]
 
 
+@pytest.mark.slow
+def test_stills_that_the_folder_did_not_take_are_published_as_soon_as_it_does(tmp_path):
+    captures, pattern = tmp_path / "cam" / "captures", "capture_*.jpg"
+    staging = captures / ".capture_analyzer" / "staging"
+    words = as_ordinary_user("capture", f"test||{captures.parent}|5")
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert until(lambda: list(captures.glob(pattern)))
+            captures.chmod(0o555)
+            assert until(lambda: len(list(staging.iterdir())) > 1)
+            waiting = list(staging.rglob("*.jpg"))
+            captures.chmod(0o755)
+            many = len(list(captures.glob(pattern))) + 6
+            assert until(lambda: len(list(captures.glob(pattern))) > many)
+        finally:
+            process.terminate()
+            told = process.communicate(timeout=PATIENCE_SEC)[1]
+    assert process.returncode == 0 and waiting and "Permission denied" in told, told
+    assert list(staging.rglob("*.jpg")) == []
+
+
 # --- no false "all well" ---
+
+
+def as_ordinary_user(*words: object) -> list[str]:
+    powers = "-dac_override,-dac_read_search"  # without which root is an ordinary user
+    drop = [need("setpriv"), f"--bounding-set={powers}"] if os.geteuid() == 0 else []
+    return [*drop, *PROGRAM, *map(str, words)]
 
 
 def test_a_folder_that_cannot_be_looked_through_is_told_and_no_success(tmp_path):
     (tmp_path / "closed").mkdir()
     (tmp_path / "closed").chmod(0)
-    powers = "-dac_override,-dac_read_search"  # without which root is an ordinary user
-    drop = [need("setpriv"), f"--bounding-set={powers}"] if os.geteuid() == 0 else []
-    done = subprocess.run([*drop, *PROGRAM, "video", str(tmp_path)], capture_output=True, text=True, check=False,
+    done = subprocess.run(as_ordinary_user("video", tmp_path), capture_output=True, text=True, check=False,
                           timeout=60)  # fmt: skip
     (tmp_path / "closed").chmod(0o755)
     assert done.returncode == 1, done.stderr
     assert "closed: not looked through: Permission denied" in done.stderr
+
+
+@pytest.mark.parametrize("is_named", [True, False], ids=["named", "found"])
+def test_a_file_that_may_not_be_asked_for_does_not_keep_the_others_from_being_looked_at(tmp_path, whole, is_named):
+    """Also on a terminal, where the bar wants to know how large it is."""
+    closed, good = tmp_path / "closed", tmp_path / "good.mp4"
+    closed.mkdir()
+    closed.joinpath("one.mp4").symlink_to(whole)
+    good.symlink_to(whole)
+    closed.chmod(0o444)
+    places = [closed / "one.mp4", good] if is_named else [tmp_path]
+    status, seen, out = seen_on_a_terminal(as_ordinary_user("video", *places, "--json"), cwd=tmp_path)
+    closed.chmod(0o755)
+    reports = {Path(one["file"]).name: one["reason"] for one in map(json.loads, out.splitlines()) if "file" in one}
+    assert (status, reports) == (1, {"one.mp4": "Permission denied", "good.mp4": ""}), seen
+
+
+@pytest.mark.parametrize("mode", [0, 0o444], ids=["closed", "names_only"])
+@pytest.mark.parametrize("place", ["Yard", ".rtsp_recorder/journal", ".rtsp_recorder/journal/Gate"])
+def test_a_report_tells_what_it_cannot_look_through_and_is_no_success(tmp_path, whole, place, mode):
+    line = {"kind": "segment", "file": "Gate/20260131_120000Z.mp4", "start": 1769860800, "end": 1769860830}
+    journal, page = tmp_path / ".rtsp_recorder" / "journal" / "Gate" / "2026-01-31.jsonl", tmp_path / "page.html"
+    for folder in (journal.parent, tmp_path / "Gate", tmp_path / "Yard"):
+        folder.mkdir(parents=True)
+    journal.write_text(json.dumps(line) + "\n")
+    for camera in ("Gate", "Yard"):
+        (tmp_path / camera / "20260131_120000Z.mp4").symlink_to(whole)
+    (tmp_path / place).chmod(mode)
+    done = subprocess.run(as_ordinary_user("report", tmp_path, "--output", page), capture_output=True, text=True,
+                          check=False, timeout=60)  # fmt: skip
+    (tmp_path / place).chmod(0o755)
+    assert (done.returncode, page.is_file()) == (1, True), done.stderr
+    told = [line for line in done.stderr.splitlines() if " ERROR " in line]
+    assert len(told) == 1 and f"{tmp_path / place}" in told[0] and "not looked through: Permission denied" in told[0]
 
 
 def test_pictures_that_cannot_be_read_for_long_are_an_incident_and_not_silence(captures):
@@ -395,10 +454,11 @@ def whole(tmp_path_factory):
 
 @pytest.mark.parametrize("way", [[], ["--precise"]], ids=["keyframes", "precise"])
 @pytest.mark.parametrize("spoilt", ["cut", "hole", "whole"])
-@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "mute.mkv"])
 def test_a_recording_that_is_cut_off_or_spoilt_inside_is_not_called_well(tmp_path, whole, capsys, suffix, spoilt, way):
     file = tmp_path / f"one.{suffix}"
-    ffmpeg("-i", str(whole), "-c", "copy", "-movflags", "+faststart", str(file))
+    mute = ["-an"] if "mute" in suffix else []
+    ffmpeg("-i", str(whole), "-c", "copy", *mute, "-movflags", "+faststart", str(file))
     data = file.read_bytes()
     third = len(data) // 3
     hole = data[:third] + bytes(third) + data[2 * third :]

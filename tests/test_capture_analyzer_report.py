@@ -375,6 +375,30 @@ def test_a_camera_that_fell_silent_before_the_others_has_a_gap_at_the_end_but_no
     assert find_gaps(camera, (0, 300), None)[-1] == Mark(200, 300, "stopped")
 
 
+@pytest.mark.parametrize("is_continuous", [True, False])
+def test_gaps_of_sidecars_count_only_as_far_as_they_lie_in_the_time_of_the_report(is_continuous):
+    camera = Reported("Gate", footage=[Footage(0, 100, None)], is_continuous=is_continuous)
+    camera.gaps = [Mark(start, start + 10, "not_recorded") for start in (0, 15, 50, 75, 90)]
+    assert [(gap.start_sec, gap.end_sec) for gap in find_gaps(camera, (20, 80), 20)] == [(20, 25), (50, 60), (75, 80)]
+
+
+def test_a_gap_of_one_clip_that_another_clip_fills_is_none_and_one_that_both_have_counts_once(tmp_path):
+    def clip(start: int, length: int, *gaps: tuple[int, int]) -> None:
+        file = tmp_path / f"Gate_{'A' * 22}_{round(NOON) + start}_video.json"
+        rows = [{"start_ms": (NOON + start + first) * 1000, "end_ms": (NOON + start + last) * 1000,
+                 "reason": "not_found"} for first, last in gaps]  # fmt: skip
+        obtained = {"start_ms": (NOON + start) * 1000, "end_ms": (NOON + start + length) * 1000}
+        file.write_text(json.dumps({"camera": {"uuid": "A" * 22, "name": "Gate"}, "obtained": obtained, "gaps": rows}))
+
+    clip(0, 600, (60, 360), (400, 500))
+    clip(100, 700, (280, 420), (650, 700))
+    page = tmp_path / "report.html"
+    assert report(page, tmp_path).returncode == 0
+    (camera,) = page_data(page)["cameras"]
+    assert [gap[:2] for gap in camera["gaps"]] == [[60, 100], [400, 500], [750, 800]]
+    assert camera["missing"] == 190
+
+
 def test_a_camera_that_records_has_no_gap_because_another_was_looked_at_a_moment_later():
     camera = Reported("Gate", footage=[Footage(100, 200, None)], is_continuous=True, is_live=True)
     assert find_gaps(camera, (0, 203), None) == []
@@ -451,6 +475,25 @@ def test_what_both_the_database_and_the_output_of_video_tell_is_on_the_page_once
     assert sorted(mark[:3] for mark in camera["marks"]) == [
         [0, 600, "quality unknown"], [60, 69, "blackscreen"], [60, 69, "freeze"], [120, 129, "freeze"]
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("is_here", [True, False], ids=["here", "archived"])
+def test_what_video_has_stored_of_a_clip_is_on_the_page_with_its_camera(site, tmp_path, is_here):
+    (sidecar,) = (site / "clips").glob("*.json")
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for file in (sidecar, *([sidecar.with_suffix(".mp4")] if is_here else [])):
+        os.link(file, clips / file.name)
+    clip, start_sec = clips / f"{sidecar.stem}.mp4", json.loads(sidecar.read_text())["obtained"]["start_ms"] / 1000
+    found, camera_name = (("freeze", (7.0, 19.0)),), capture_analyzer.camera_of(clip)
+    scan = capture_analyzer.Scan(clip, camera_name, "precise", "ok", "", 60, found)
+    for incident in capture_analyzer.video_incidents(scan, "0" * 64, start_sec):
+        capture_analyzer.Database(str(tmp_path / "all.sqlite3")).store(incident)
+    config, page = tmp_path / "config.yaml", tmp_path / "report.html"
+    config.write_text(json.dumps({"analysis": {"database": str(tmp_path / "all.sqlite3")}}))
+    assert capture_analyzer.main(["report", str(clips), "--output", str(page), "--config", str(config)]) == 0
+    (camera,) = page_data(page)["cameras"]
+    assert [7, 19, "freeze"] in [mark[:3] for mark in camera["marks"]]
 
 
 def test_an_archive_as_nas_sync_leaves_it_is_read_with_its_journals(tmp_path):
