@@ -1243,7 +1243,8 @@ class Progress:
                 self.finished += 1
                 self.done_bytes += self.left_of[file]
                 self.left_of[file] = 0.0
-                self.show()
+                if time.monotonic() >= self.next_sec or self.finished == self.files:
+                    self.show()
 
     def show(self) -> None:
         self.next_sec = time.monotonic() + PROGRESS_SEC

@@ -57,7 +57,7 @@ LINES_NOW = {
     "copy_footage": 3132,
     "rtsp_recorder": 3605,
     "nas_sync": 4133,
-    "capture_analyzer": 5277,
+    "capture_analyzer": 5278,
     "rhombus_logging": 1132,
     "rhombus_mpd_info": 417,
 }
