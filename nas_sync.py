@@ -692,15 +692,19 @@ class Sources:
         if start_sec is not None and 0 <= start_sec - midnight_sec < 86400:
             return start_sec, "sidecar"
         found = CLIP_NAME.fullmatch(path.name)  # of an alert with the time of its location, which only a sidecar tells
-        has_time = found[2] if found else name_sec(path.name, self.settings.zone) is not None
-        return self._within(path.name, midnight_sec), "folder" if has_time else "mtime"
+        start_sec = self._within(path.name, midnight_sec)
+        has_time = start_sec is not None and (not found or found[2])
+        return midnight_sec if start_sec is None else start_sec, "folder" if has_time else "mtime"
 
-    def _within(self, name: str, midnight_sec: float) -> float:
-        """The time in a name, if it is of that day; the folder knows better."""
+    def _within(self, name: str, midnight_sec: float) -> float | None:
+        """The time in a name, if it is of that day; the folder knows better. A file that begins just before midnight by
+        the journal may have midnight in its name, which is of whole seconds."""
         start_sec = name_sec(name, self.settings.zone)
         if start_sec is None and (found := CLIP_NAME.fullmatch(name)) and found[2]:
             start_sec = float(found[2])
-        return start_sec if start_sec is not None and 0 <= start_sec - midnight_sec < 86400 else midnight_sec
+        if start_sec is None or not -SEAM_SEC <= start_sec - midnight_sec <= DAY_SEC + SEAM_SEC:
+            return None
+        return min(max(start_sec, midnight_sec), midnight_sec + DAY_SEC - TINY_SEC)
 
     def tree(self, root: Path | None, kind: str, prefix: str) -> Iterator[Listing]:
         """Everything below a folder."""
@@ -2846,11 +2850,12 @@ def all_holds(settings: Settings) -> list[Hold]:
 
 def is_held(footage: Footage, settings: Settings, holds: Sequence[Hold]) -> bool:
     """Touches a hold, of its camera or of the same device by another name. A file ends at the latest when it was last
-    written, unless that is said to be before its start; an uncertain start counts a day earlier."""
+    written, unless that is said to be before its start; an uncertain start may be a day earlier or later."""
     if not holds:  # asked of everything that is here
         return False
-    written_sec, day_later_sec = footage.mtime_ns / 1e9, footage.start_sec + UNCERTAIN_SEC
-    start_sec = footage.start_sec - (UNCERTAIN_SEC if footage.start_basis == "mtime" else 0)
+    doubt_sec = UNCERTAIN_SEC if footage.start_basis == "mtime" else 0
+    written_sec, day_later_sec = footage.mtime_ns / 1e9, footage.start_sec + UNCERTAIN_SEC + doubt_sec
+    start_sec = footage.start_sec - doubt_sec
     end_sec = (min(written_sec, day_later_sec) if written_sec >= footage.start_sec else day_later_sec) + 1
     names = names_of(footage.camera)
     names |= {name.lower() for name in same_device(names, settings)}
@@ -3141,9 +3146,9 @@ class Timeline:
     def _start(self, record: Record, parts: Sequence[str], kind: str) -> tuple[float, str]:
         midnight_sec = day_sec(parts[1]) if len(parts) == 3 and DAY_FOLDER.fullmatch(parts[1]) else None
         if midnight_sec is not None:
-            return self.within(parts[-1], midnight_sec), "folder"
-        start_sec: float | None = None
-        basis = "name"
+            start_sec = self.within(parts[-1], midnight_sec)
+            return midnight_sec if start_sec is None else start_sec, "folder"
+        start_sec, basis = None, "name"
         if kind in ("clip", "sidecar") and self.settings.clips_dir:
             start_sec, basis = clip_start(self.settings.clips_dir / parts[-1], self.settings.zone)
         elif kind == "recording" and (span := self.span(parts[0], parts[-1])):
