@@ -496,9 +496,10 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == LOST_AND_FOUND
 
 
-def journal_spans(folder: Path) -> dict[str, tuple[float, float]]:
-    """File name -> start and end, of all that a recorder's journal of one camera tells; torn lines are left out."""
-    spans: dict[str, tuple[float, float]] = {}
+def journal_spans(folder: Path) -> dict[str, list[tuple[float, float]]]:
+    """File name -> starts and ends, of all that a recorder's journal of one camera tells; torn lines are left out.
+    A name that holds no date comes again on another day."""
+    spans: dict[str, list[tuple[float, float]]] = {}
     for file in sorted(folder.glob("????-??-??.jsonl")):
         try:
             content = file.read_bytes()
@@ -510,8 +511,14 @@ def journal_spans(folder: Path) -> dict[str, tuple[float, float]]:
                 line = json.loads(text)
                 if line["kind"] == "segment":
                     start_sec = as_sec(line["start"])
-                    spans[str(line["file"]).rpartition("/")[2]] = start_sec, as_sec(line.get("end", start_sec))
+                    span = start_sec, as_sec(line.get("end", start_sec))
+                    spans.setdefault(str(line["file"]).rpartition("/")[2], []).append(span)
     return spans
+
+
+def span_of(spans: Sequence[tuple[float, float]], written_sec: float) -> tuple[float, float]:
+    """That of the file which was written last at this time."""
+    return min(reversed(spans), key=lambda span: abs(span[1] - written_sec))
 
 
 @dataclass(frozen=True)
@@ -609,19 +616,19 @@ class Sources:
 
     def _recordings_of(self, root: Path, folder: os.DirEntry[str]) -> Listing:
         camera = folder.name
-        starts: dict[str, tuple[float, float]] | None = None
+        spans: dict[str, list[tuple[float, float]]] | None = None
 
         def make(name: str) -> Footage | None:
-            nonlocal starts
+            nonlocal spans
             path = f"{folder.path}/{name}"
             if (status := self.file(path)) is None:
                 return None
             if not name.lower().endswith(FOOTAGE_SUFFIXES):
                 self.note("foreign", path)
                 return None
-            if starts is None:
-                starts = journal_spans(root / RECORDER_JOURNAL / camera)
-            start_sec, basis = starts[name][0] if name in starts else None, "journal"
+            if spans is None:
+                spans = journal_spans(root / RECORDER_JOURNAL / camera)
+            start_sec, basis = span_of(spans[name], status.st_mtime)[0] if name in spans else None, "journal"
             if start_sec is None:
                 start_sec, basis = name_sec(name, self.settings.zone), "name"
             if start_sec is None and camera in self.settings.cameras:
@@ -3114,15 +3121,16 @@ class Timeline:
 
     def __init__(self, settings: Settings, segment_sec: float) -> None:
         self.settings, self.segment_sec = settings, segment_sec
-        self.spans: dict[str, dict[str, tuple[float, float]]] = {}
+        self.spans: dict[str, dict[str, list[tuple[float, float]]]] = {}
         self.within = Sources(settings)._within
 
-    def span(self, camera: str, name: str) -> tuple[float, float] | None:
+    def span(self, camera: str, name: str, mtime_ns: int) -> tuple[float, float] | None:
         """As the recorder's journal says."""
         if camera not in self.spans:
             root = self.settings.local_dir
             self.spans[camera] = journal_spans(root / RECORDER_JOURNAL / camera) if root else {}
-        return self.spans[camera].get(name)
+        spans = self.spans[camera].get(name)
+        return span_of(spans, mtime_ns / 1e9) if spans else None
 
     def sidecar(self, path: str) -> dict[str, Any]:
         """Of a clip by its path in the sync log; empty when it is not here."""
@@ -3151,7 +3159,7 @@ class Timeline:
         start_sec, basis = None, "name"
         if kind in ("clip", "sidecar") and self.settings.clips_dir:
             start_sec, basis = clip_start(self.settings.clips_dir / parts[-1], self.settings.zone)
-        elif kind == "recording" and (span := self.span(parts[0], parts[-1])):
+        elif kind == "recording" and (span := self.span(parts[0], parts[-1], record.mtime_ns)):
             return span[0], "journal"
         start_sec = name_sec(parts[-1], self.settings.zone) if start_sec is None else start_sec
         return (record.mtime_ns / 1e9, "mtime") if start_sec is None else (start_sec, basis)
@@ -3163,7 +3171,7 @@ class Timeline:
                 asked = (self.sidecar(one.recorded) or read_json(one.path.with_suffix(".json")) or {})["requested"]
                 return float(asked["start_ms"]) / 1000, float(asked["end_ms"]) / 1000
             return one.start_sec, one.start_sec + self.segment_sec
-        if span := self.span(one.camera, one.path.name):
+        if span := self.span(one.camera, one.path.name, one.mtime_ns):
             return span[0], max(span)
         written_sec = one.mtime_ns / 1e9
         is_likely = one.start_sec < written_sec <= one.start_sec + UNCERTAIN_SEC

@@ -421,6 +421,21 @@ def test_the_journal_of_the_recorder_and_sidecars_say_when_footage_was(site):
     assert site.call("find", "Door", "--at", START_SEC + 1060).status == 1
 
 
+def test_a_name_without_a_date_is_found_on_each_day_that_it_was_given(site):
+    site.set(nas={"ready_for_backup_dir": str(site.ready)})
+    assert site.call("target", "init").status == 0
+    days = ("2026-11-19", "2026-11-23")
+    starts = [START_SEC + HOUR_SEC, START_SEC + 4 * 24 * HOUR_SEC + HOUR_SEC]
+    for day, start in zip(days, starts, strict=True):
+        site.write(site.rec / "Gate" / "010000.mp4", day.encode() * 1000, start + HOUR_SEC)
+        line = {"kind": "segment", "file": "Gate/010000.mp4", "start": start, "end": start + HOUR_SEC}
+        site.write(site.rec / ".rtsp_recorder/journal/Gate" / f"{day}.jsonl", json.dumps(line).encode(), START_SEC)
+        assert site.run("run").status == 0
+    for day, start in zip(days, starts, strict=True):
+        (row,) = site.run("find", "Gate", "--at", start + 60).rows[:-1]
+        assert (row["start"], row["address"]) == (start, str(site.nas / "Gate" / day / "010000.mp4"))
+
+
 @pytest.mark.parametrize("kind", ["path", pytest.param("ssh", marks=pytest.mark.slow), "daemon"])
 def test_fetch_brings_footage_back_from_the_nas_and_never_overwrites(kind, site, request, tmp_path):
     on(kind, site, request)
