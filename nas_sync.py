@@ -1223,6 +1223,7 @@ def move(footage: Footage, ready_dir: Path, archived: SyncLog, hashes: Hashes) -
         if any(one.size != footage.size or one.sha256 != hashes.of(footage) for one in archived.everywhere(relative)):
             continue  # other footage of this name is in the archive, as after a repeated hour
         final.parent.mkdir(parents=True, exist_ok=True)
+        drop_reserved(final)
         if os.path.lexists(final):
             if not is_same_content(footage, final, hashes):
                 continue
@@ -1300,6 +1301,12 @@ def publish(part: Path, final: Path) -> bool:
         part.replace(final)
     fsync_folder(final.parent)
     return True
+
+
+def drop_reserved(final: Path) -> None:
+    """Remove the empty file that a run left when it was killed in publish()."""
+    if final.is_file() and not final.is_symlink() and not final.stat().st_size:
+        final.unlink()
 
 
 # --- NAS by rsync ------------------------------------------------------------------------------------------------
@@ -3689,6 +3696,7 @@ def collect(work: Work, step: str, wanted: Mapping[str, Piece], folder: Path) ->
     there: dict[str, str] = {}
     open_names = []
     for name, piece in wanted.items():
+        drop_reserved(folder / name)
         if os.path.lexists(folder / name):
             sha256 = piece.sha256 or work.hashes.of(piece.places[0].footage)
             is_same = (folder / name).is_file() and sha256_of(folder / name) == sha256

@@ -807,7 +807,9 @@ def publish(staged: Path, folder: Path, names: Iterable[str]) -> Path:
         try:
             os.link(staged, final)
         except FileExistsError:
-            if not (final.samefile(staged) or filecmp.cmp(final, staged, shallow=False)):
+            if final.is_file() and not final.stat().st_size:
+                staged.replace(final)
+            elif not (final.samefile(staged) or filecmp.cmp(final, staged, shallow=False)):
                 continue
         except OSError as problem:
             if problem.errno == errno.EXDEV:  # the camera's folder is on another disk

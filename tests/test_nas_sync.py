@@ -668,6 +668,20 @@ def test_a_move_across_filesystems_that_was_interrupted_is_repeated(tmp_path):
         assert not file.exists()
 
 
+def test_a_name_that_was_reserved_by_a_run_that_was_killed_is_given_to_its_file(site):
+    """Where links do not exist, an empty file reserves the name until the file is renamed to it."""
+    file, content = site.record("Gate", 1), b"footage" * 1000
+    site.write(file, content, START_SEC)
+    reserved = site.write(site.ready / "Gate" / DAY / file.name, b"", time.time())
+    site.write(reserved.with_name(f"{file.name}.nas_sync.part"), content, time.time())
+    done = site.run("run")
+    assert done.status == 0, done.err
+    assert site.archived() == {f"Gate/{DAY}/{file.name}": content}
+    fetched = site.write(site.folder / "fetched" / file.name, b"", time.time())
+    assert site.run("fetch", "Gate", fetched.parent, "--at", START_SEC + HOUR_SEC).status == 0
+    assert fetched.read_bytes() == content
+
+
 # --- organize ---
 
 
