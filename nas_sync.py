@@ -854,6 +854,13 @@ def read_record(line: bytes) -> Record | None:
         return None
 
 
+def prefix_of(path: str) -> str:
+    """`alerts/` or `journal/` of a recorded path that is in one of these, else ""; a camera may be called so, too."""
+    name, *parts = path.split("/")
+    is_camera = path.endswith(FOOTAGE_SUFFIXES) and (len(parts) == 1 or DAY_FOLDER.fullmatch(parts[0]))
+    return f"{name}/" if f"{name}/" in (EVIDENCE_PREFIX, JOURNAL_PREFIX) and not is_camera else ""
+
+
 def paths_of(wants: Callable[[str], bool]) -> Callable[[bytes], bytes | None]:
     """For SyncLog: the paths of the cameras that are wanted."""
 
@@ -3148,7 +3155,7 @@ class Timeline:
 
     def footage(self, record: Record) -> Footage:
         """As it was when it was archived. It has no place here: its `path` leads nowhere."""
-        prefix = next((one for one in (EVIDENCE_PREFIX, JOURNAL_PREFIX) if record.path.startswith(one)), "")
+        prefix = prefix_of(record.path)
         relative = record.path.removeprefix(prefix)
         parts = relative.split("/")
         found = CLIP_NAME.fullmatch(parts[-1])
@@ -3370,7 +3377,8 @@ class Survey:
         arrived: dict[bytes, int] = {}
         for line in self.synclog.all_lines():
             path, size, mtime_ns, _, target, proof, at, _ = line.split(b"\t")
-            key = path[: path.find(b"/", 8 if path.startswith((b"alerts/", b"journal/")) else 0)], target
+            is_below = path.startswith((b"alerts/", b"journal/")) and prefix_of(path.decode())
+            key = path[: path.find(b"/", 8 if is_below else 0)], target
             if key not in known:
                 known[key] = self._tally_of(*key)
             tally = known[key]

@@ -186,6 +186,21 @@ def test_the_chain_from_the_download_to_the_archive_is_followed_through_the_side
     assert records(site)[clip.name].proves
 
 
+@pytest.mark.parametrize("organize", [True, False])
+@pytest.mark.parametrize("camera", ["journal", "alerts"])
+def test_a_camera_that_is_called_as_a_folder_of_the_archive_is_found_there(camera, organize, tmp_path, swift):
+    site = Site(tmp_path, organize=organize, s3=swift.config(swift.new_bucket()))
+    site.record(camera, 1)
+    site.init()
+    assert site.run("run").status == 0
+    assert site.local() == {}
+    shutil.rmtree(site.nas / camera)
+    assert site.run("verify").rows[-1]["summary"]["steps"]["verify"] == {"missing": 1, "verified by etag": 1}
+    assert {row["camera"] for row in site.run("status").rows if "camera" in row} == {camera}
+    done = site.call("fetch", camera, tmp_path / "fetched", "--at", START_SEC + HOUR_SEC + 60)
+    assert done.status == 0, done.err
+
+
 def test_verify_believes_no_target_with_another_id(site):
     site.record("Gate", 1)
     assert site.run("run").status == 0
