@@ -2966,7 +2966,8 @@ def choose(files: Sequence[Footage], may_go: Collection[Footage], retention: Map
     limitless = not (keep_days or max_bytes or min_free_bytes)
     chosen = []
     for one in sorted(may_go, key=by_age):
-        is_old = keep_days and now - one.start_sec >= keep_days * 86400
+        doubt_sec = UNCERTAIN_SEC if one.start_basis == "mtime" else 0
+        is_old = keep_days and now - one.start_sec - doubt_sec >= keep_days * 86400
         if limitless or is_old or excess > 0:
             chosen.append(one)
             excess -= one.size

@@ -56,7 +56,7 @@ PROGRAM_LINES = 1600
 LINES_NOW = {
     "copy_footage": 3132,
     "rtsp_recorder": 3608,
-    "nas_sync": 4162,
+    "nas_sync": 4163,
     "capture_analyzer": 5205,
     "rhombus_logging": 1132,
     "rhombus_mpd_info": 417,

@@ -812,6 +812,15 @@ def test_keep_days_keeps_younger_footage_and_max_bytes_deletes_the_oldest_first(
     assert sorted(site.local()) == [f"Gate/{DAY}/20261119_0{hour}0000.mp4" for hour in (2, 3)]
 
 
+def test_keep_days_counts_from_the_end_of_the_day_where_a_name_tells_no_time(site):
+    """A file of 23 hours ago is in the folder of a day that began up to 47 hours ago."""
+    site.config["cameras"] = [{"name": "Gate", "rtsp_url": "rtsp://127.0.0.1/x"}]
+    site.set(retention={"keep_days": 1})
+    file = site.write(site.rec / "Gate" / "23 hours ago.mp4", b"footage" * 100, time.time() - 23 * HOUR_SEC)
+    assert site.run("run").status == 0
+    assert [Path(name).name for name in site.local()] == [file.name]
+
+
 def test_when_space_is_short_and_nothing_is_proven_it_alarms_and_deletes_nothing(site):
     site.set(retention={"min_free_bytes": 1 << 60})
     site.nas.joinpath(".nas_sync_target").rename(site.folder / "away")
