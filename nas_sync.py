@@ -496,9 +496,10 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == LOST_AND_FOUND
 
 
-def journal_spans(folder: Path) -> dict[str, tuple[float, float]]:
-    """File name -> start and end, of all that a recorder's journal of one camera tells; torn lines are left out."""
-    spans: dict[str, tuple[float, float]] = {}
+def journal_spans(folder: Path) -> dict[str, list[tuple[float, float]]]:
+    """File name -> starts and ends, of all that a recorder's journal of one camera tells; torn lines are left out.
+    A name that holds no date comes again on another day."""
+    spans: dict[str, list[tuple[float, float]]] = {}
     for file in sorted(folder.glob("????-??-??.jsonl")):
         try:
             content = file.read_bytes()
@@ -510,8 +511,14 @@ def journal_spans(folder: Path) -> dict[str, tuple[float, float]]:
                 line = json.loads(text)
                 if line["kind"] == "segment":
                     start_sec = as_sec(line["start"])
-                    spans[str(line["file"]).rpartition("/")[2]] = start_sec, as_sec(line.get("end", start_sec))
+                    span = start_sec, as_sec(line.get("end", start_sec))
+                    spans.setdefault(str(line["file"]).rpartition("/")[2], []).append(span)
     return spans
+
+
+def span_of(spans: Sequence[tuple[float, float]], written_sec: float) -> tuple[float, float]:
+    """That of the file which was written last at this time."""
+    return min(reversed(spans), key=lambda span: abs(span[1] - written_sec))
 
 
 @dataclass(frozen=True)
@@ -609,19 +616,19 @@ class Sources:
 
     def _recordings_of(self, root: Path, folder: os.DirEntry[str]) -> Listing:
         camera = folder.name
-        starts: dict[str, tuple[float, float]] | None = None
+        spans: dict[str, list[tuple[float, float]]] | None = None
 
         def make(name: str) -> Footage | None:
-            nonlocal starts
+            nonlocal spans
             path = f"{folder.path}/{name}"
             if (status := self.file(path)) is None:
                 return None
             if not name.lower().endswith(FOOTAGE_SUFFIXES):
                 self.note("foreign", path)
                 return None
-            if starts is None:
-                starts = journal_spans(root / RECORDER_JOURNAL / camera)
-            start_sec, basis = starts[name][0] if name in starts else None, "journal"
+            if spans is None:
+                spans = journal_spans(root / RECORDER_JOURNAL / camera)
+            start_sec, basis = span_of(spans[name], status.st_mtime)[0] if name in spans else None, "journal"
             if start_sec is None:
                 start_sec, basis = name_sec(name, self.settings.zone), "name"
             if start_sec is None and camera in self.settings.cameras:
@@ -692,15 +699,19 @@ class Sources:
         if start_sec is not None and 0 <= start_sec - midnight_sec < 86400:
             return start_sec, "sidecar"
         found = CLIP_NAME.fullmatch(path.name)  # of an alert with the time of its location, which only a sidecar tells
-        has_time = found[2] if found else name_sec(path.name, self.settings.zone) is not None
-        return self._within(path.name, midnight_sec), "folder" if has_time else "mtime"
+        start_sec = self._within(path.name, midnight_sec)
+        has_time = start_sec is not None and (not found or found[2])
+        return midnight_sec if start_sec is None else start_sec, "folder" if has_time else "mtime"
 
-    def _within(self, name: str, midnight_sec: float) -> float:
-        """The time in a name, if it is of that day; the folder knows better."""
+    def _within(self, name: str, midnight_sec: float) -> float | None:
+        """The time in a name, if it is of that day; the folder knows better. A file that begins just before midnight by
+        the journal may have midnight in its name, which is of whole seconds."""
         start_sec = name_sec(name, self.settings.zone)
         if start_sec is None and (found := CLIP_NAME.fullmatch(name)) and found[2]:
             start_sec = float(found[2])
-        return start_sec if start_sec is not None and 0 <= start_sec - midnight_sec < 86400 else midnight_sec
+        if start_sec is None or not -SEAM_SEC <= start_sec - midnight_sec <= DAY_SEC + SEAM_SEC:
+            return None
+        return min(max(start_sec, midnight_sec), midnight_sec + DAY_SEC - TINY_SEC)
 
     def tree(self, root: Path | None, kind: str, prefix: str) -> Iterator[Listing]:
         """Everything below a folder."""
@@ -841,6 +852,13 @@ def read_record(line: bytes) -> Record | None:
         return Record(decode_path(path), int(size), int(mtime_ns), sha256, target, proof, moment.timestamp())
     except ValueError:
         return None
+
+
+def prefix_of(path: str) -> str:
+    """`alerts/` or `journal/` of a recorded path that is in one of these, else ""; a camera may be called so, too."""
+    name, *parts = path.split("/")
+    is_camera = path.endswith(FOOTAGE_SUFFIXES) and (len(parts) == 1 or DAY_FOLDER.fullmatch(parts[0]))
+    return f"{name}/" if f"{name}/" in (EVIDENCE_PREFIX, JOURNAL_PREFIX) and not is_camera else ""
 
 
 def paths_of(wants: Callable[[str], bool]) -> Callable[[bytes], bytes | None]:
@@ -1212,6 +1230,7 @@ def move(footage: Footage, ready_dir: Path, archived: SyncLog, hashes: Hashes) -
         if any(one.size != footage.size or one.sha256 != hashes.of(footage) for one in archived.everywhere(relative)):
             continue  # other footage of this name is in the archive, as after a repeated hour
         final.parent.mkdir(parents=True, exist_ok=True)
+        drop_reserved(final)
         if os.path.lexists(final):
             if not is_same_content(footage, final, hashes):
                 continue
@@ -1289,6 +1308,12 @@ def publish(part: Path, final: Path) -> bool:
         part.replace(final)
     fsync_folder(final.parent)
     return True
+
+
+def drop_reserved(final: Path) -> None:
+    """Remove the empty file that a run left when it was killed in publish()."""
+    if final.is_file() and not final.is_symlink() and not final.stat().st_size:
+        final.unlink()
 
 
 # --- NAS by rsync ------------------------------------------------------------------------------------------------
@@ -2846,11 +2871,12 @@ def all_holds(settings: Settings) -> list[Hold]:
 
 def is_held(footage: Footage, settings: Settings, holds: Sequence[Hold]) -> bool:
     """Touches a hold, of its camera or of the same device by another name. A file ends at the latest when it was last
-    written, unless that is said to be before its start; an uncertain start counts a day earlier."""
+    written, unless that is said to be before its start; an uncertain start may be a day earlier or later."""
     if not holds:  # asked of everything that is here
         return False
-    written_sec, day_later_sec = footage.mtime_ns / 1e9, footage.start_sec + UNCERTAIN_SEC
-    start_sec = footage.start_sec - (UNCERTAIN_SEC if footage.start_basis == "mtime" else 0)
+    doubt_sec = UNCERTAIN_SEC if footage.start_basis == "mtime" else 0
+    written_sec, day_later_sec = footage.mtime_ns / 1e9, footage.start_sec + UNCERTAIN_SEC + doubt_sec
+    start_sec = footage.start_sec - doubt_sec
     end_sec = (min(written_sec, day_later_sec) if written_sec >= footage.start_sec else day_later_sec) + 1
     names = names_of(footage.camera)
     names |= {name.lower() for name in same_device(names, settings)}
@@ -2940,7 +2966,8 @@ def choose(files: Sequence[Footage], may_go: Collection[Footage], retention: Map
     limitless = not (keep_days or max_bytes or min_free_bytes)
     chosen = []
     for one in sorted(may_go, key=by_age):
-        is_old = keep_days and now - one.start_sec >= keep_days * 86400
+        doubt_sec = UNCERTAIN_SEC if one.start_basis == "mtime" else 0
+        is_old = keep_days and now - one.start_sec - doubt_sec >= keep_days * 86400
         if limitless or is_old or excess > 0:
             chosen.append(one)
             excess -= one.size
@@ -3109,15 +3136,16 @@ class Timeline:
 
     def __init__(self, settings: Settings, segment_sec: float) -> None:
         self.settings, self.segment_sec = settings, segment_sec
-        self.spans: dict[str, dict[str, tuple[float, float]]] = {}
+        self.spans: dict[str, dict[str, list[tuple[float, float]]]] = {}
         self.within = Sources(settings)._within
 
-    def span(self, camera: str, name: str) -> tuple[float, float] | None:
+    def span(self, camera: str, name: str, mtime_ns: int) -> tuple[float, float] | None:
         """As the recorder's journal says."""
         if camera not in self.spans:
             root = self.settings.local_dir
             self.spans[camera] = journal_spans(root / RECORDER_JOURNAL / camera) if root else {}
-        return self.spans[camera].get(name)
+        spans = self.spans[camera].get(name)
+        return span_of(spans, mtime_ns / 1e9) if spans else None
 
     def sidecar(self, path: str) -> dict[str, Any]:
         """Of a clip by its path in the sync log; empty when it is not here."""
@@ -3128,7 +3156,7 @@ class Timeline:
 
     def footage(self, record: Record) -> Footage:
         """As it was when it was archived. It has no place here: its `path` leads nowhere."""
-        prefix = next((one for one in (EVIDENCE_PREFIX, JOURNAL_PREFIX) if record.path.startswith(one)), "")
+        prefix = prefix_of(record.path)
         relative = record.path.removeprefix(prefix)
         parts = relative.split("/")
         found = CLIP_NAME.fullmatch(parts[-1])
@@ -3141,12 +3169,12 @@ class Timeline:
     def _start(self, record: Record, parts: Sequence[str], kind: str) -> tuple[float, str]:
         midnight_sec = day_sec(parts[1]) if len(parts) == 3 and DAY_FOLDER.fullmatch(parts[1]) else None
         if midnight_sec is not None:
-            return self.within(parts[-1], midnight_sec), "folder"
-        start_sec: float | None = None
-        basis = "name"
+            start_sec = self.within(parts[-1], midnight_sec)
+            return midnight_sec if start_sec is None else start_sec, "folder"
+        start_sec, basis = None, "name"
         if kind in ("clip", "sidecar") and self.settings.clips_dir:
             start_sec, basis = clip_start(self.settings.clips_dir / parts[-1], self.settings.zone)
-        elif kind == "recording" and (span := self.span(parts[0], parts[-1])):
+        elif kind == "recording" and (span := self.span(parts[0], parts[-1], record.mtime_ns)):
             return span[0], "journal"
         start_sec = name_sec(parts[-1], self.settings.zone) if start_sec is None else start_sec
         return (record.mtime_ns / 1e9, "mtime") if start_sec is None else (start_sec, basis)
@@ -3158,7 +3186,7 @@ class Timeline:
                 asked = (self.sidecar(one.recorded) or read_json(one.path.with_suffix(".json")) or {})["requested"]
                 return float(asked["start_ms"]) / 1000, float(asked["end_ms"]) / 1000
             return one.start_sec, one.start_sec + self.segment_sec
-        if span := self.span(one.camera, one.path.name):
+        if span := self.span(one.camera, one.path.name, one.mtime_ns):
             return span[0], max(span)
         written_sec = one.mtime_ns / 1e9
         is_likely = one.start_sec < written_sec <= one.start_sec + UNCERTAIN_SEC
@@ -3350,7 +3378,8 @@ class Survey:
         arrived: dict[bytes, int] = {}
         for line in self.synclog.all_lines():
             path, size, mtime_ns, _, target, proof, at, _ = line.split(b"\t")
-            key = path[: path.find(b"/", 8 if path.startswith((b"alerts/", b"journal/")) else 0)], target
+            is_below = path.startswith((b"alerts/", b"journal/")) and prefix_of(path.decode())
+            key = path[: path.find(b"/", 8 if is_below else 0)], target
             if key not in known:
                 known[key] = self._tally_of(*key)
             tally = known[key]
@@ -3676,6 +3705,7 @@ def collect(work: Work, step: str, wanted: Mapping[str, Piece], folder: Path) ->
     there: dict[str, str] = {}
     open_names = []
     for name, piece in wanted.items():
+        drop_reserved(folder / name)
         if os.path.lexists(folder / name):
             sha256 = piece.sha256 or work.hashes.of(piece.places[0].footage)
             is_same = (folder / name).is_file() and sha256_of(folder / name) == sha256

@@ -807,7 +807,9 @@ def publish(staged: Path, folder: Path, names: Iterable[str]) -> Path:
         try:
             os.link(staged, final)
         except FileExistsError:
-            if not (final.samefile(staged) or filecmp.cmp(final, staged, shallow=False)):
+            if final.is_file() and not final.stat().st_size:
+                staged.replace(final)
+            elif not (final.samefile(staged) or filecmp.cmp(final, staged, shallow=False)):
                 continue
         except OSError as problem:
             if problem.errno == errno.EXDEV:  # the camera's folder is on another disk
@@ -1109,7 +1111,8 @@ class Finisher:
         if {"kind": "segment", **line} not in known:
             write_journal(self.camera, "segment", start, **line)
         note.unlink(missing_ok=True)
-        self.last_file, self.journaled_until = line["file"], max(self.journaled_until, end)
+        ends = [known for known in (self.journaled_until, end) if known <= time.time()]  # else the clock was set back
+        self.last_file, self.journaled_until = line["file"], max(ends, default=0.0)
         log.info("%s: %s: %.1f s, %s frames, %.1f MB%s", self.camera.name, Path(line["file"]).name, end - start,
                  line["frames"] or "?", line["bytes"] / 1e6, "" if line["whole"] else ", cut short")  # fmt: skip
 
@@ -1530,7 +1533,7 @@ class Recorder:
         while self.again and self.again[0][0] <= time.monotonic():
             self.submit(self.again.pop(0)[1])
         opened = self.state["recording_since"]
-        if opened and self.finisher.journaled_until > opened:
+        if opened and opened < self.finisher.journaled_until <= time.time():
             self.state |= {"recording_since": self.finisher.journaled_until, "blind_sec": 0.0}
 
     def tidy(self, folder: Path) -> None:

@@ -55,8 +55,8 @@ HEAVY = {
 PROGRAM_LINES = 1600
 LINES_NOW = {
     "copy_footage": 3132,
-    "rtsp_recorder": 3605,
-    "nas_sync": 4133,
+    "rtsp_recorder": 3608,
+    "nas_sync": 4163,
     "capture_analyzer": 5278,
     "rhombus_logging": 1132,
     "rhombus_mpd_info": 417,

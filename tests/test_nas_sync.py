@@ -668,6 +668,20 @@ def test_a_move_across_filesystems_that_was_interrupted_is_repeated(tmp_path):
         assert not file.exists()
 
 
+def test_a_name_that_was_reserved_by_a_run_that_was_killed_is_given_to_its_file(site):
+    """Where links do not exist, an empty file reserves the name until the file is renamed to it."""
+    file, content = site.record("Gate", 1), b"footage" * 1000
+    site.write(file, content, START_SEC)
+    reserved = site.write(site.ready / "Gate" / DAY / file.name, b"", time.time())
+    site.write(reserved.with_name(f"{file.name}.nas_sync.part"), content, time.time())
+    done = site.run("run")
+    assert done.status == 0, done.err
+    assert site.archived() == {f"Gate/{DAY}/{file.name}": content}
+    fetched = site.write(site.folder / "fetched" / file.name, b"", time.time())
+    assert site.run("fetch", "Gate", fetched.parent, "--at", START_SEC + HOUR_SEC).status == 0
+    assert fetched.read_bytes() == content
+
+
 # --- organize ---
 
 
@@ -796,6 +810,15 @@ def test_keep_days_keeps_younger_footage_and_max_bytes_deletes_the_oldest_first(
     site.set(retention={"max_bytes": 2000})
     assert site.run("run").status == 0
     assert sorted(site.local()) == [f"Gate/{DAY}/20261119_0{hour}0000.mp4" for hour in (2, 3)]
+
+
+def test_keep_days_counts_from_the_end_of_the_day_where_a_name_tells_no_time(site):
+    """A file of 23 hours ago is in the folder of a day that began up to 47 hours ago."""
+    site.config["cameras"] = [{"name": "Gate", "rtsp_url": "rtsp://127.0.0.1/x"}]
+    site.set(retention={"keep_days": 1})
+    file = site.write(site.rec / "Gate" / "23 hours ago.mp4", b"footage" * 100, time.time() - 23 * HOUR_SEC)
+    assert site.run("run").status == 0
+    assert [Path(name).name for name in site.local()] == [file.name]
 
 
 def test_when_space_is_short_and_nothing_is_proven_it_alarms_and_deletes_nothing(site):

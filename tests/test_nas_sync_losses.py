@@ -138,6 +138,18 @@ def test_a_file_without_a_time_in_its_name_is_held_in_doubt(site):
     assert len(site.local()) == 1
 
 
+@pytest.mark.parametrize(("name", "start_sec"), [("20261120_000000.mp4", -0.4), ("2026-11-19_23-30-00.mp4", -1800)])
+def test_a_file_that_crosses_utc_midnight_is_held_until_its_end(site, name, start_sec):
+    """The first begins within a second of midnight: its folder is of one day by the journal, its name of the next."""
+    midnight = START_SEC + 24 * HOUR_SEC
+    file = site.write(site.rec / "Gate" / name, b"a night" * 100, midnight + HOUR_SEC)
+    line = {"kind": "segment", "file": f"Gate/{name}", "start": midnight + start_sec, "end": midnight + HOUR_SEC}
+    site.write(site.rec / ".rtsp_recorder" / "journal" / "Gate" / f"{DAY}.jsonl", json.dumps(line).encode(), START_SEC)
+    assert site.call("hold", "add", "Gate", "2026-11-20T00:30Z", "2026-11-20T00:40Z").status == 0
+    assert site.run("run").status == 0
+    assert site.local().keys() == {f"Gate/{DAY}/{file.name}"}
+
+
 @pytest.mark.parametrize("name", ["Gate", UUID, "Door", f"door_{UUID}"])
 def test_a_hold_covers_the_recordings_and_the_clips_of_one_device_by_whichever_name(site, name):
     """cameras[].rhombus_uuid says that both are the same."""

@@ -186,6 +186,21 @@ def test_the_chain_from_the_download_to_the_archive_is_followed_through_the_side
     assert records(site)[clip.name].proves
 
 
+@pytest.mark.parametrize("organize", [True, False])
+@pytest.mark.parametrize("camera", ["journal", "alerts"])
+def test_a_camera_that_is_called_as_a_folder_of_the_archive_is_found_there(camera, organize, tmp_path, swift):
+    site = Site(tmp_path, organize=organize, s3=swift.config(swift.new_bucket()))
+    site.record(camera, 1)
+    site.init()
+    assert site.run("run").status == 0
+    assert site.local() == {}
+    shutil.rmtree(site.nas / camera)
+    assert site.run("verify").rows[-1]["summary"]["steps"]["verify"] == {"missing": 1, "verified by etag": 1}
+    assert {row["camera"] for row in site.run("status").rows if "camera" in row} == {camera}
+    done = site.call("fetch", camera, tmp_path / "fetched", "--at", START_SEC + HOUR_SEC + 60)
+    assert done.status == 0, done.err
+
+
 def test_verify_believes_no_target_with_another_id(site):
     site.record("Gate", 1)
     assert site.run("run").status == 0
@@ -419,6 +434,21 @@ def test_the_journal_of_the_recorder_and_sidecars_say_when_footage_was(site):
     assert site.call("find", "Gate", "--at", START_SEC + 201).status == 1
     assert site.call("find", "Door", "--at", START_SEC + 1059).status == 0
     assert site.call("find", "Door", "--at", START_SEC + 1060).status == 1
+
+
+def test_a_name_without_a_date_is_found_on_each_day_that_it_was_given(site):
+    site.set(nas={"ready_for_backup_dir": str(site.ready)})
+    assert site.call("target", "init").status == 0
+    days = ("2026-11-19", "2026-11-23")
+    starts = [START_SEC + HOUR_SEC, START_SEC + 4 * 24 * HOUR_SEC + HOUR_SEC]
+    for day, start in zip(days, starts, strict=True):
+        site.write(site.rec / "Gate" / "010000.mp4", day.encode() * 1000, start + HOUR_SEC)
+        line = {"kind": "segment", "file": "Gate/010000.mp4", "start": start, "end": start + HOUR_SEC}
+        site.write(site.rec / ".rtsp_recorder/journal/Gate" / f"{day}.jsonl", json.dumps(line).encode(), START_SEC)
+        assert site.run("run").status == 0
+    for day, start in zip(days, starts, strict=True):
+        (row,) = site.run("find", "Gate", "--at", start + 60).rows[:-1]
+        assert (row["start"], row["address"]) == (start, str(site.nas / "Gate" / day / "010000.mp4"))
 
 
 @pytest.mark.parametrize("kind", ["path", pytest.param("ssh", marks=pytest.mark.slow), "daemon"])

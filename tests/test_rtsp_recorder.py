@@ -472,13 +472,19 @@ def test_a_published_file_is_never_overwritten_and_a_repeated_publish_is_one(tmp
     assert recorder.publish(staged, folder, recorder.names_for("n", "mkv")).name == "n_1.mkv"
     assert recorder.publish(staged, folder, recorder.names_for("n", "mkv")).name == "n_1.mkv"
 
+    staged.unlink()
+    staged.write_text("third")
+    (folder / "n_2.mkv").touch()  # left by a crash between the two steps: it exists, and the system says only that
+    assert recorder.publish(staged, folder, recorder.names_for("n", "mkv")).name == "n_2.mkv"
+    staged.write_text("fourth")
+
     def no_links(*_):
         raise OSError(1, "no links here")
 
     monkeypatch.setattr(os, "link", no_links)
-    (folder / "n_2.mkv").touch()  # left by a crash between the two steps
-    assert recorder.publish(staged, folder, recorder.names_for("n", "mkv")).name == "n_2.mkv"
-    assert [file.read_text() for file in sorted(folder.iterdir())] == ["old", "new", "new"]
+    (folder / "n_3.mkv").touch()
+    assert recorder.publish(staged, folder, recorder.names_for("n", "mkv")).name == "n_3.mkv"
+    assert [file.read_text() for file in sorted(folder.iterdir())] == ["old", "new", "third", "fourth"]
 
 
 @pytest.mark.parametrize("container", ["mkv", "mp4"])

@@ -494,6 +494,28 @@ def test_a_file_found_after_kill_9_begins_when_its_first_frame_was_made(site, se
             assert line["start"] == pytest.approx(made, abs=0.4)
 
 
+def test_what_is_recorded_after_the_clock_was_set_back_is_no_gap_while_it_is_recorded(tmp_path, monkeypatch):
+    """The last file of the old clock ends in the future."""
+    site = Place(tmp_path, recording={"segment_duration": 3600, "stall": 8, "socket_timeout": 4, "first_frame": 20})
+    camera = site.add("Gate", gop_sec=0.5)
+    try:
+        process = site.start_with_clock("2026-01-01T12:10:00+00:00")
+        until(lambda: site.state("Gate").get("state") == "recording", "recording", PATIENCE_SEC)
+        camera.wait_for_frames(FPS, PATIENCE_SEC)
+        site.step(-300)
+        until(lambda: site.journal("Gate", "segment"), "the file of the old clock", PATIENCE_SEC)
+        until(lambda: site.state("Gate")["state"] == "recording", "recording again", PATIENCE_SEC)
+        camera.wait_for_frames(6 * FPS, PATIENCE_SEC)
+        now = time.time() + site.offset_sec
+        with monkeypatch.context() as patched:
+            patched.setattr(time, "time", lambda: now)
+            report = recorder.coverage_of(site.footage, "Gate", now - 3, now)
+        assert report and report.gaps == []
+        end(process, within_sec=PATIENCE_SEC)
+    finally:
+        site.close()
+
+
 # --- all well? ---
 
 
