@@ -140,6 +140,7 @@ RESTART_WORKERS, RESTART_WINDOW_SEC = 8, 3600.0
 OUTBOX_WAIT_SEC = 60.0  # a recorder may just be sending
 FULL_HYSTERESIS_PERCENT = 1.0
 NAME_AGAIN_SEC = 25 * 3600.0  # a name may come again: when a clock is set back, after a day where it holds no date
+STAGED_SLACK_SEC = 1.2  # from the start of a later file of a run to the second in its name
 NAME_LATE_SEC = 10  # a staged name may be later than the first frame: FFmpeg looks at a stream for up to 5 s first
 _CAMERAS, _ALERTS = ("cameras", "recording", "storage"), ("retention", "notify", "watch")
 SECTIONS = {"record": _CAMERAS + _ALERTS, "watch": _CAMERAS + _ALERTS}  # of the config; the rest reads _CAMERAS
@@ -1078,6 +1079,8 @@ class Finisher:
         except Unreadable as problem:
             self.set_aside(path, problem)
             return
+        if job.found and job.start_sec is None:
+            job = replace(job, start_sec=self.end_before(path))
         silent_sec = silent_start_sec(self.ffmpeg, source) if job.first or job.found else 0.0
         start, end = segment_times(job, path, media, silent_sec)
         if source != path:  # first: where publishing is a rename, a crash after it must not find the MKV and redo it
@@ -1103,6 +1106,15 @@ class Finisher:
             raise
         source.unlink(missing_ok=True)
         self.record(line | {"file": f"{self.camera.name}/{final.name}"}, note)
+
+    def end_before(self, path: Path) -> float | None:
+        """When the file before this one of the same run ended, by the journal: then this one began."""
+        number, named = re.search(r"Z-(\d+)", path.stem), named_sec(path.name, timezone.utc)
+        if named is None or not number or int(number[1]) == 0:
+            return None
+        near = read_journal(self.camera.own("journal"), named - STAGED_SLACK_SEC, named + STAGED_SLACK_SEC)
+        ends = [float(line["end"]) for line in near if line["kind"] == "segment"]
+        return min((end for end in ends if abs(end - named) <= STAGED_SLACK_SEC), default=None)
 
     def record(self, line: Mapping[str, Any], note: Path, *, again: bool = False) -> None:
         """Into the journal, `again` only what it lacks. Without the staged file the note is all that is left of it."""

@@ -55,7 +55,7 @@ HEAVY = {
 PROGRAM_LINES = 1600
 LINES_NOW = {
     "copy_footage": 3132,
-    "rtsp_recorder": 3608,
+    "rtsp_recorder": 3620,
     "nas_sync": 4163,
     "capture_analyzer": 5278,
     "rhombus_logging": 1132,

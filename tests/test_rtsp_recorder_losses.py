@@ -266,6 +266,22 @@ def finish_all(camera, folder: Path) -> None:
         recorder.Finisher(camera, need("ffmpeg")).finish(recorder.Job(folder / f"{stem}.mkv", found=True))
 
 
+@pytest.mark.parametrize(("number", "start_sec"), [(1, 0.4), (0, 3.0)])
+def test_a_file_that_a_full_disk_cut_and_a_kill_left_begins_where_the_one_before_it_ended(site, number, start_sec):
+    """Its last write was later than its last frame: FFmpeg went on trying. The first file of a run follows nothing."""
+    camera, staged = left_behind(site)
+    path = staged.rename(staged.with_stem(f"20260101T120000Z-{number}"))
+    noon = recorder.named_sec(path.name, timezone.utc)
+    recorder.write_journal(camera, "segment", noon - 10, end=noon + 0.4, file="Gate/before.mp4", frames=104, whole=True,
+                           bytes=1)  # fmt: skip
+    length_sec = recorder.read_media(need("ffmpeg"), path).duration_sec
+    os.utime(path, (noon + 3 + length_sec,) * 2)
+    recorder.Finisher(camera, need("ffmpeg")).finish(recorder.Job(path, found=True))
+    (_, line) = site.journal("Gate", "segment")
+    assert line["start"] - noon == pytest.approx(start_sec, abs=0.15)
+    assert line["end"] - line["start"] == pytest.approx(length_sec, abs=0.15)
+
+
 @pytest.mark.parametrize("restarted", [False, True])
 def test_a_file_whose_line_the_journal_did_not_take_is_not_published_again_when_it_was_moved_away(site, restarted):
     """The disk is full between the two; `organize` moves the file, and the archive gets it twice."""
