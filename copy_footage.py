@@ -761,7 +761,7 @@ def list_alerts(api: Api, devices: Sequence[str], locations: Sequence[str], afte
         if page is None:
             raise ApiError("event/getPolicyAlerts: answered without a list of alerts")
         page = [entry for entry in page if isinstance(entry, dict)]
-        stamps = [alert_stamp(entry) for entry in page]
+        stamps = [stamp for entry in page if (stamp := alert_stamp(entry))]
         is_sorted = is_sorted and stamps == sorted(stamps, reverse=True)
         fresh = {alert_identity(entry): entry for entry in page if alert_identity(entry) not in entries}
         entries |= fresh

@@ -912,6 +912,14 @@ def test_an_alert_without_a_time_is_skipped_and_counted(clouds: Clouds) -> None:
     assert run.summary["alerts_without_time"] == 3 and run.summary["done"] == 1
 
 
+def test_an_alert_without_a_time_at_the_end_of_a_page_hides_none_behind_it(clouds: Clouds) -> None:
+    world = with_alerts(*(alert(f"a{n}", 2000 + 60 * n) for n in range(6)))
+    world.alerts[1].extra = {"timestampMs": None}
+    cloud = clouds(world, page_cap=2)
+    cloud.copy("--alerts", "-ab", 0, "-at", int(NOW) - 3600)
+    assert len(cloud.files("*.mp4")) == 5
+
+
 def test_no_alerts_are_no_failure(clouds: Clouds) -> None:
     run = clouds(silent_camera()).copy("--alerts")
     assert "No policy alerts found" in run.err and run.out == ""
