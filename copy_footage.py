@@ -1643,25 +1643,25 @@ class Copier:
 
     def _adopt(self, clip: Clip) -> Done | None:
         """A finished file without a record: believed on its sidecar, else on its length; never fetched again."""
-        for with_audio in (True, False):
-            file = self.settings.output_dir / clip.file_name(with_audio)
+        for with_audio, is_partial in ((True, False), (False, False), (True, True), (False, True)):
+            file = self.settings.output_dir / clip.file_name(with_audio, is_partial)
             if not file.exists() or record_path(part_path(self.settings, clip)).exists():
                 continue  # with a part beside it, a crash came between the two: finishing the part finds the same bytes
-            size_bytes = file.stat().st_size
+            size_bytes, state = file.stat().st_size, "partial" if is_partial else "done"
             if facts := sidecar_facts(file, size_bytes):
                 end_ms, audio, sha256 = facts
             else:
-                length = mp4_duration_sec(file)
+                length = None if is_partial else mp4_duration_sec(file)  # which segments it holds, only a sidecar tells
                 if not length or abs(length - clip.fetch_duration_sec) > DURATION_SLACK_SEC:
                     raise ClipError(f"{file.name} exists and is not this clip; move it away, or use --overwrite")
                 end_ms, audio, sha256 = clip.end_sec * 1000, "ok" if with_audio else "none", ""
             if self.settings.dry_run:
-                return Done("done", end_ms, file.name, size_bytes, audio, self.settings.now)
+                return Done(state, end_ms, file.name, size_bytes, audio, self.settings.now)
             if not facts:
                 sha256 = sha256_of(file)
                 contents = Contents("unknown", SEGMENT_SEC, clip.segments, list(range(clip.segments)), {})
                 write_json(file.with_suffix(".json"), sidecar_of(clip, file, sha256, contents, {"status": audio}, True))
-            self.ledger.add(replace(clip, end_sec=end_ms // 1000), "done", file.name, size_bytes, sha256, audio)
+            self.ledger.add(replace(clip, end_sec=end_ms // 1000), state, file.name, size_bytes, sha256, audio)
             return self.ledger.find(clip)
         return None
 

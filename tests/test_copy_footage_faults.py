@@ -710,6 +710,21 @@ def test_after_give_up_what_there_is_becomes_a_partial_clip_once_and_no_longer_f
     assert cloud.media() == []
 
 
+def test_a_partial_clip_stays_also_when_the_ledger_is_lost_and_less_of_it_can_be_had_by_now(clouds: Clouds) -> None:
+    clock = Clock(NOW)
+    cloud = clouds(silent_camera(), clock=clock)
+    cloud.sim.add_fault(Fault(r"seg_4\.m4v", "status", times=-1))
+    cloud.clip(20, "-w", ok=1)
+    clock.advance(8 * 86400)
+    cloud.clip(20, "-w")
+    before = content(cloud)
+    (cloud.folder / ".copy_footage" / "clips.jsonl").unlink()
+    cloud.sim.world.cameras[0].local = cloud.sim.world.cameras[0].cloud = [(cloud.start + 16, int(NOW))]
+    assert cloud.clip(20, "-w", "--dry_run", "--json").summary["planned"] == 0
+    cloud.clip(20, "-w")
+    assert content(cloud) == before and cloud.ledger()[0]["state"] == "partial"
+
+
 def test_give_up_after_is_a_setting(clouds: Clouds) -> None:
     clock = Clock(NOW)
     cloud = clouds(silent_camera(), clock=clock)
