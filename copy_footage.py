@@ -1369,10 +1369,13 @@ class Part:
         return self.path.with_name(self.path.name.removesuffix(".part") + ending)
 
     def note_try(self, recorded: Sequence[tuple[float, float]] | None) -> None:
-        """Remember when this clip was first tried, and what was recorded then, so that waiting has an end."""
+        """Remember when this clip was first tried, and all that was ever recorded of it, so that waiting has an end."""
+        before, known = self.recorded, [(low, high) for low, high in self.recorded or ()]
+        self.recorded = before if recorded is None else [list(span) for span in join_windows([*known, *recorded])]
         if not self.record_path.exists():
-            self.recorded = [list(span) for span in recorded] if recorded is not None else None
             self._write_head()
+        elif self.recorded != before:
+            append_line(self.record_path, json.dumps({"first_try_at": self.first_try_at, "recorded": self.recorded}))
 
     def _write_head(self, **source: Any) -> None:
         lines = [{"schema": 1, "first_try_at": self.first_try_at, "recorded": self.recorded}, *filter(None, [source])]
@@ -1725,7 +1728,7 @@ class Job:
         reasons = self._reasons("lan" if self.settings.lan_only else "wan")
         if len(reasons) == count and not part.have():
             return self._nothing(reasons)
-        part.note_try(self._windows("wan")[1])
+        part.note_try(self._recorded())
         with self.run.progress.clip(clip, count) as tell:
             try:
                 with self.run.downloads:
@@ -1772,7 +1775,7 @@ class Job:
             self.run.ledger.add(clip, "lost", "", 0, "", "")
             self.part.discard()
             return Outcome(clip, "lost", "expired" if "expired" in kinds else "given up after --give_up_after")
-        self.part.note_try(self._windows("wan")[1])
+        self.part.note_try(self._recorded())
         if kinds == {"not_yet"} and self.settings.catch_up:
             return Outcome(clip, "not_yet", "it may still come")
         if not trouble and "not_found" in kinds:
@@ -1783,6 +1786,12 @@ class Job:
         return Outcome(clip, "incomplete", trouble or "not there yet")
 
     # What exists, and where from
+
+    def _recorded(self) -> Windows | None:
+        """What exists of the time of this clip; None when that is unknown."""
+        start, end = self.clip.fetch_start_sec, self.clip.fetch_start_sec + self.clip.fetch_duration_sec
+        windows = self._windows("wan")[1]
+        return windows and [(max(low, start), min(high, end)) for low, high in windows if low < end and start < high]
 
     def _windows(self, kind: str) -> tuple[Windows | None, Windows | None]:
         """What a source ("lan", "wan", "gateway") can serve, and what exists anywhere; None when that is unknown."""

@@ -767,6 +767,21 @@ def test_footage_that_expired_whole_is_lost_and_no_failure_any_more(clouds: Clou
     assert cloud.files() == []
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_what_expired_is_not_called_unrecorded_when_the_first_run_could_not_learn_of_it(
+    clouds: Clouds, held: bool
+) -> None:
+    cloud = clouds(silent_camera(), presence=False)
+    cloud.sim.add_fault(Fault(r"seg_4\.m4v" if held else "m4v", "status", times=-1))
+    cloud.clip(20, "-w", ok=1)
+    cloud.sim.switches.presence = True
+    cloud.clip(20, "-w", ok=1)
+    cloud.sim.world.cameras[0].local = cloud.sim.world.cameras[0].cloud = []
+    run = cloud.clip(20, "-w", "--json")
+    assert run.summary["partial" if held else "lost"] == 1
+    assert not held or sidecar(cloud.only())["gaps"][0]["reason"] == "expired"
+
+
 # --- FFmpeg ---
 
 
