@@ -1679,8 +1679,14 @@ def sidecar_facts(file: Path, size_bytes: int) -> tuple[int, str, str] | None:
     return facts if (sidecar.get("bytes"), sidecar.get("file")) == (size_bytes, file.name) else None
 
 
-def part_path(settings: Settings, clip: Clip) -> Path:
-    return settings.output_dir / f"{clip.file_name(False)}.part"  # also when a microphone comes or goes meanwhile
+def part_path(settings: Settings, clip: Clip, *, sound: bool = False) -> Path:
+    """Where what came of a clip is kept: under the name that its camera and its alert had when it was begun."""
+    path = settings.output_dir / f"{clip.file_name(sound)}{'.audio' if sound else ''}.part"
+    when, ending = clip.stem.partition(f"_{clip.camera.address}_")[2], path.name.removeprefix(clip.stem)
+    if clip.alert:
+        when = f"{when[:15]}_alert_*_{safe_word(clip.alert.id, ID_CHARACTERS)}"
+    older = () if path.exists() else sorted(settings.output_dir.glob(f"*_{clip.camera.address}_{when}{ending}"))
+    return next(iter(older), path)
 
 
 @dataclass(frozen=True)
@@ -1963,7 +1969,7 @@ class Job:
 
     def _fetch_gateway(self, sound: Sound, gateway: Gateway, kinds: Sequence[str]) -> None:
         missing = self._reasons("gateway")
-        if len(missing) == self.clip.segments:
+        if len(missing) == self.clip.segments and not part_path(self.settings, self.clip, sound=True).exists():
             sound.status = "not_recorded"
             return
         part = self._open_sound_part()
@@ -1981,7 +1987,7 @@ class Job:
 
     def _open_sound_part(self) -> Part:
         if not self.sound_part:
-            self.sound_part = Part(self.settings.output_dir / f"{self.clip.file_name(True)}.audio.part")
+            self.sound_part = Part(part_path(self.settings, self.clip, sound=True))
             self.sound_part.note_try(None)
         return self.sound_part
 

@@ -210,6 +210,34 @@ def test_a_part_is_taken_up_also_when_the_microphone_came_or_went(clouds: Clouds
     assert [name for name in cloud.files("*part*") if "audio" not in name] == []
 
 
+def test_a_part_is_taken_up_also_when_the_camera_was_renamed(clouds: Clouds) -> None:
+    cloud = clouds()
+    cloud.sim.add_fault(Fault(r"seg_4\.m4v", "status", times=-1))
+    cloud.clip(20, "-w", ok=1)
+    for device in (*cloud.sim.world.cameras, *cloud.sim.world.gateways):
+        device.name, device.local, device.cloud = "Renamed", [], []  # and nothing of it can be had any more
+    cloud.clip(20, "-w")
+    file = cloud.only()
+    assert file.name == f"Renamed_{CAMERA}_{cloud.start}_videoWithAudio_partial.mp4"
+    close_to(frames(file), cloud.pictures(cloud.start, cloud.start + 20, gaps=[(cloud.start + 6, cloud.start + 8)]))
+    assert [one for _, one in packets(file)] == [one for _, one in cloud.sounds(cloud.start, cloud.start + 20)]
+    assert cloud.files("*.part*") == []
+
+
+def test_a_part_is_taken_up_also_when_the_alert_has_become_one_of_another_type(clouds: Clouds) -> None:
+    world = silent_camera()
+    world.alerts = [alert("a", 1000, finalized=False, duration_sec=20)]
+    cloud = clouds(world)
+    cloud.sim.add_fault(Fault(r"seg_4\.m4v", "status", times=-1))
+    cloud.copy(*ALERTS, "-at", int(NOW) - HOUR, "-w", ok=1)
+    world.alerts[0].triggers, world.alerts[0].finalized = ["MOTION_HUMAN", "FACE_ALERT"], True
+    cloud.sim.clear()
+    cloud.sim.faults.clear()
+    cloud.copy(*ALERTS, "-w")
+    assert "_alert_MOTION_HUMAN-FACE_ALERT_" in cloud.only().name and cloud.segments() == [4]
+    assert cloud.files("*.part*") == []
+
+
 def test_segments_of_another_length_are_not_put_among_those_of_two_seconds(clouds: Clouds) -> None:
     cloud = clouds(silent_camera())
     cloud.sim.add_fault(Fault(r"seg_4\.m4v", "status", times=-1))
