@@ -2544,6 +2544,8 @@ def clips_of_alerts(alerts: Sequence[Alert], world: World, settings: Settings, n
     for alert in alerts:
         start, end = alert_window(alert, settings)
         cameras = [camera for device in alert.devices for camera in world.chosen if camera.uuid == device]
+        if not cameras and not settings.cameras:  # an alert of this location, by a camera that has moved to another
+            cameras = [camera for device in alert.devices for camera in world.cameras if camera.uuid == device]
         ends = [min(end, newest_end(camera, settings)) for camera in cameras]
         clips += [clip_of(one, start, last, settings, alert) for one, last in zip(cameras, ends, strict=True)
                   if last > start]  # fmt: skip

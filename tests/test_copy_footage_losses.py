@@ -37,7 +37,7 @@ from copy_footage_helpers import (
     sidecar,
     silent_camera,
 )
-from rhombus_simulator import Alert, Fault, Gateway, MediaKit, ruuid
+from rhombus_simulator import Alert, Fault, Gateway, Location, MediaKit, ruuid
 
 HOUR, DAY = 3600, 86400
 ALERTS = ["--alerts", "--catch_up", "-ab", 0]
@@ -115,6 +115,17 @@ def test_a_camera_that_joins_an_alert_later_is_copied_too(clouds: Clouds) -> Non
     clock.advance(HOUR)
     cloud.copy(*ALERTS)
     assert len(cloud.files("*.mp4")) == 2
+
+
+def test_an_alert_of_a_camera_that_has_moved_since_is_copied_with_those_of_its_old_location(clouds: Clouds) -> None:
+    world = silent_camera(location_uuid=ruuid("other"))
+    world.locations.append(Location(ruuid("other"), "Other"))
+    world.cameras.append(type(world.cameras[0])(ruuid("second"), "Second", SITE))
+    world.alerts = [alert("a", 1000, location_uuid=SITE)]
+    cloud = clouds(world)
+    for place in ("Site", "Other"):
+        cloud.copy(*ALERTS, "-at", int(NOW) - HOUR, "-loc", place)
+    assert len(cloud.files("*.mp4")) == 1
 
 
 def test_an_alert_waits_until_its_last_second_is_there(clouds: Clouds) -> None:
