@@ -118,8 +118,8 @@ class ApiRefused(ApiError):
     """401 or 403: the key may not do this."""
 
 
-class Stopped(Exception):
-    """The run is ending (signal, --max_duration, full disk): put down what you hold."""
+class Stopped(CannotStart):
+    """The run is ending (signal, --max_duration, full disk): put down what you hold. Before any clip it is the end."""
 
 
 class TransferError(Exception):

@@ -425,6 +425,14 @@ def test_max_duration_ends_a_run_and_keeps_parts(clouds: Clouds) -> None:
     close_to(frames(cloud.only()), cloud.pictures(cloud.start, cloud.start + 120))
 
 
+def test_max_duration_that_is_over_before_the_api_has_answered_is_said_in_one_line(clouds: Clouds) -> None:
+    cloud = clouds(silent_camera(), real=True)
+    cloud.configure(retry_wait=1)
+    cloud.sim.add_fault(Fault("getMinimalCamera", "status", times=-1))
+    run = cloud.finish(cloud.spawn("--catch_up", "--max_duration", 1), ok=3)
+    assert run.sentence() == "--max_duration is over"
+
+
 def test_two_runs_at_once_share_the_work_and_both_end_well(clouds: Clouds) -> None:
     cloud = clouds(real=True, latency_sec=0.1)
     words = ["-s", cloud.start, "-u", 60, "-w", "--segment_workers", 2]
