@@ -2483,7 +2483,7 @@ def load_world(api: Api) -> World:
     settings = api.settings
     with ThreadPoolExecutor(3) as pool:
         # what is named, or raised an alert, may have been retired since; its cloud footage is kept
-        retired = {"includeMummified": True} if settings.cameras or settings.alerts else {}
+        retired = {"includeMummified": True} if settings.cameras or settings.alerts or settings.filling else {}
         cameras = pool.submit(api.call, "camera/getMinimalCameraStateList", **retired)
         gateways = pool.submit(api.call, "audiogateway/getMinimalAudioGatewayStateList")
         locations = pool.submit(api.call, "location/getLocations", subLocationsIncluded=True)
