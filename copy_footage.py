@@ -819,8 +819,9 @@ class Directory:
             details = answer.get("mediaDeviceDetails") or {}
             for device in batch:  # the answer may name the first channel where the question left it out
                 detail = details.get(device) or details.get(f"{device}.v0") or details.get(f"{device}.a0")
-                if isinstance(detail, dict):
-                    self._addresses[device] = read_addresses(detail)
+                found = read_addresses(detail) if isinstance(detail, dict) else Addresses()
+                if found.lan or found.wan:  # else there may be some by another way: a doorbell's, or of its storage
+                    self._addresses[device] = found
 
     def known(self, devices: Iterable[str]) -> tuple[dict[str, Addresses], dict[str, tuple[int, int]]]:
         """Addresses and wanted ranges of `devices`, as far as there are any."""

@@ -760,6 +760,17 @@ def test_a_key_without_the_right_to_bulk_asks_for_each_device(clouds: Clouds) ->
     assert len(cloud.asked("api/camera/getMediaUris")) == 1 and len(cloud.asked("audiogateway/getMediaUris")) == 1
 
 
+def test_a_camera_without_addresses_in_bulk_is_asked_for_by_itself(clouds: Clouds) -> None:
+    """Those of a doorbell, or of footage that lies on another device, come by other ways."""
+    world = silent_camera()
+    world.cameras.append(Camera(ruuid("second"), "Second"))
+    cloud = clouds(world)
+    answer = json.dumps({"mediaDeviceDetails": {f"{CAMERA}.v0": {"name": "Door", "lanVodMpdUrisTemplates": []}}})
+    cloud.sim.add_fault(Fault("getBulk", "body", body=answer))
+    cloud.clip(8)
+    assert len(cloud.files("*.mp4")) == 2
+
+
 def test_many_devices_are_asked_for_in_one_call(clouds: Clouds) -> None:
     cloud = clouds(World([Camera(ruuid(str(n)), f"Camera {n}") for n in range(5)]))
     cloud.clip(4)
