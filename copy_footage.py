@@ -239,6 +239,7 @@ class Camera:
     storage: str  # another device that keeps the footage (NVR), or ""
     gateway: Gateway | None
     device_name: str  # of a camera with several channels, which have names of their own
+    retired: bool = False
 
     @property
     def address(self) -> str:
@@ -382,9 +383,11 @@ def read_cameras(states: Sequence[Any], gateways: Sequence[Any] | None, location
             name = str((names.get(facet) if len(facets) > 1 else None) or device_name)
             place = str(state.get("locationUuid") or "")
             cameras.append(Camera(
-                uuid, own, name, place, locations.get(place, ""), state.get("connectionStatus") != "RED",
+                uuid, own, name, place, locations.get(place, ""),
+                state.get("connectionStatus") != "RED" and not state.get("mummified"),
                 str(state.get("hwVariation") or ""), str(state.get("mediaStorageDeviceUuid") or ""),
-                UNKNOWN_GATEWAY if gateways is None else best[0] if best else None, device_name))  # fmt: skip
+                UNKNOWN_GATEWAY if gateways is None else best[0] if best else None, device_name,
+                bool(state.get("mummified"))))  # fmt: skip
     return cameras
 
 
@@ -1183,6 +1186,12 @@ class Ledger:
     def find(self, clip: Clip) -> Done | None:
         return self._done.get(clip.key)
 
+    def holds(self, address: str, second: int) -> bool:
+        """Is this second of this camera in any finished clip?"""
+        camera, _, facet = address.partition(".")
+        return any((one, other) == (camera, facet) and start_ms <= second * 1000 < done.end_ms
+                   for (one, other, start_ms, _), done in self._done.items())  # fmt: skip
+
     def add(self, clip: Clip, state: str, file: str, size_bytes: int, sha256: str, audio: str) -> None:
         camera, facet, start_ms, alert = clip.key
         line = {"schema": 1, "camera": camera, "facet": facet, "start_ms": start_ms, "end_ms": clip.end_sec * 1000,
@@ -1821,7 +1830,7 @@ class Job:
         is_video = kind != "gateway"
         before = join_windows((low, high) for low, high in self.part.recorded or () if is_video)
         # An offline camera may deliver later what nobody knows of yet, so its gaps are not final at once.
-        late = is_video and not clip.camera.online and settings.catch_up
+        late = is_video and not clip.camera.online and not clip.camera.retired and settings.catch_up
         late = late and clip.end_sec > settings.now - settings.lookback_sec
         for index in range(count):
             start, end = clip.fetch_start_sec + index * step_sec, clip.fetch_start_sec + (index + 1) * step_sec
@@ -2182,17 +2191,32 @@ class CatchUp:
         if not self.settings.dry_run:
             write_json(self.path, self.state)
 
-    def plan_ranges(self, cameras: Sequence[Camera]) -> list[Clip]:
-        """Every camera from its mark to the newest second that can be there, after what is pending; oldest first."""
+    def plan_ranges(self, cameras: Sequence[Camera], ledger: Ledger) -> list[Clip]:
+        """Every camera from its mark to the newest second that can be there, after what is pending; oldest first.
+
+        Of a retired one that was kept up with, the rest is taken. One that stays away is lost, unless it goes on in
+        another query.
+        """
         marks, pending, settings = self.state["marks"], self.state["pending"], self.settings
         known = {camera.address: camera for camera in cameras}
+        for name in marks.keys() - known.keys():
+            if settings.now - marks[name] > settings.give_up_after_sec:
+                since = int(marks.pop(name))
+                if not ledger.holds(name, since):
+                    self.state["lost"].append({"clip": f"{name}_{since}", "state": "camera is gone",
+                                               "at": settings.now})  # fmt: skip
         for name, camera in known.items():
+            is_over = camera.retired and not settings.cameras
+            if is_over and name not in marks:
+                continue
             begin, end = int(marks.get(name, settings.start_sec)), newest_end(camera, settings)
             if end > begin:
                 pieces = split_range(begin, end, settings.clip_length_sec or LONGEST_SEC)
                 pending += [{"camera": name, "start": start, "end": stop, "since": settings.now}
                             for start, stop in pieces]  # fmt: skip
                 marks[name] = end
+            if is_over:
+                del marks[name]
         self.save()
         clips = [clip_of(known[entry["camera"]], entry["start"], entry["end"], settings)
                  for entry in pending if entry["camera"] in known]  # fmt: skip
@@ -2483,8 +2507,9 @@ def load_world(api: Api) -> World:
     """Cameras, gateways and locations, asked for side by side. CannotStart when the cameras cannot be had."""
     settings = api.settings
     with ThreadPoolExecutor(3) as pool:
-        # what is named, or raised an alert, may have been retired since; its cloud footage is kept
-        retired = {"includeMummified": True} if settings.cameras or settings.alerts or settings.filling else {}
+        # what is named, raised an alert, or was kept up with may have been retired since; its cloud footage is kept
+        is_known = settings.cameras or settings.alerts or settings.filling or settings.catch_up
+        retired = {"includeMummified": True} if is_known else {}
         cameras = pool.submit(api.call, "camera/getMinimalCameraStateList", **retired)
         gateways = pool.submit(api.call, "audiogateway/getMinimalAudioGatewayStateList")
         locations = pool.submit(api.call, "location/getLocations", subLocationsIncluded=True)
@@ -2643,7 +2668,7 @@ def work(settings: Settings) -> tuple[int, str]:
         clips = clips_of_alerts(taken, world, settings, notes)
     else:
         plan = plan_gaps if settings.filling else plan_ranges
-        clips = catch_up.plan_ranges(world.chosen) if catch_up else plan(world, settings)
+        clips = catch_up.plan_ranges(world.chosen, ledger) if catch_up else plan(world, settings)
     copier = Copier(api, ledger, Progress(settings, len(clips)))
     outcomes, todo = sort_out(copier, clips)
     if settings.dry_run:

@@ -105,6 +105,38 @@ def test_an_alert_of_a_camera_that_stays_away_is_lost_in_the_end_and_status_says
     assert ruuid("a") in cloud.copy("--status", ok=1).err
 
 
+def test_the_last_footage_of_a_camera_that_was_retired_between_two_runs_is_taken(clouds: Clouds) -> None:
+    clock, world = Clock(NOW), silent_camera(cloud=[(int(NOW) - DAY, int(NOW) + 100)])
+    world.cameras.append(type(world.cameras[0])(ruuid("long gone"), "Long gone", SITE, mummified=True))
+    cloud = clouds(world, clock=clock)
+    cloud.copy("--catch_up", "-s", int(NOW) - 340)
+    clock.advance(3 * HOUR)
+    world.cameras[0].mummified, world.cameras[0].local = True, []
+    cloud.copy("--catch_up", "-s", int(NOW) - 340)
+    last = cloud.only(f"*_{int(NOW) - 300}_video.mp4")
+    close_to(frames(last), cloud.pictures(int(NOW) - 300, int(NOW) + 100))
+    clock.advance(HOUR)
+    before = len(cloud.asked("PresenceWindows"))
+    cloud.copy("--catch_up", "-s", int(NOW) - 340)
+    assert len(cloud.asked("PresenceWindows")) == before, "nothing is asked for any more"
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_camera_that_is_not_listed_any_more_is_lost_in_the_end_unless_it_goes_on_elsewhere(
+    clouds: Clouds, goes_on: bool
+) -> None:
+    clock, world = Clock(NOW), silent_camera()
+    cloud = clouds(world, clock=clock)
+    cloud.copy("--catch_up", "-s", int(NOW) - 340, "-loc", "Site")
+    world.cameras[0].location_uuid = ruuid("other")
+    if goes_on:
+        cloud.clip(60, start=int(NOW) - 320)
+    clock.advance(8 * DAY)
+    cloud.copy("--catch_up", "-loc", "Site")
+    run = cloud.copy("--status", ok=0 if goes_on else 1)
+    assert goes_on or f"1 lost: {CAMERA}_{int(NOW) - 300}" in run.sentence()
+
+
 def test_a_camera_that_joins_an_alert_later_is_copied_too(clouds: Clouds) -> None:
     clock, world = Clock(NOW), silent_camera()
     world.cameras.append(type(world.cameras[0])(ruuid("second"), "Second", SITE))
