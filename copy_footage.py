@@ -72,6 +72,7 @@ COUNT_PAGES = 10  # pages read only to say how many alerts were not taken
 API_TRIES, API_WAIT_MAX_SEC = 6, 60  # as the API's documentation advises
 API_READ_FACTOR = 4  # the API may take longer than a media host: a list of 1,000 cameras is made while we wait
 PRESENCE_LAG_SEC = 120  # the presence report is unknown, not empty, for the last two minutes
+CLOCK_AHEAD_SEC = 60  # more than that before the API's, and what is still to come would count as never recorded
 LIVE_EDGE_SEC = 10  # a device needs a moment to finish its newest segment
 CLOUD_LAG_SEC = 300  # cloud archiving runs about four minutes behind
 NOT_FOUND_TRIES = 3  # a 404 is believed after two more tries
@@ -627,6 +628,16 @@ def retry_after_sec(headers: Mapping[str, str], default_sec: float) -> float:
     return max(1.0, float(value)) if re.fullmatch(r"\d+(\.\d+)?", value) else default_sec
 
 
+def ahead_sec(headers: Mapping[str, str], asked_at: float) -> float:
+    """How far our clock was ahead of that of the host which answered; 0 when it does not say."""
+    from email.utils import parsedate_to_datetime
+
+    try:
+        return asked_at - parsedate_to_datetime(headers.get("Date", "")).timestamp()
+    except (ValueError, TypeError):
+        return 0.0
+
+
 def ca_bundle() -> str:
     """File or folder of the certificate authorities that API and WAN media are verified with. Raises UsageError."""
     for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"):
@@ -664,6 +675,7 @@ class Api:
             self.session.cert = (settings.cert, settings.private_key)
         self._lock = threading.Lock()
         self._token, self._minted_at = "", 0.0
+        self.ahead_sec = 0.0  # of our clock, by the last answer
 
     def key_headers(self) -> dict[str, str]:
         """The headers of the API key; also what WAN media hosts accept, but never sent to a LAN device."""
@@ -680,7 +692,7 @@ class Api:
         patience = self.settings.connect_timeout_sec, self.settings.read_timeout_sec * API_READ_FACTOR
         for attempt in range(API_TRIES):
             self.context.wait_turn("api")
-            wait_sec = min(2.0**attempt, API_WAIT_MAX_SEC)
+            wait_sec, asked_at = min(2.0**attempt, API_WAIT_MAX_SEC), time.time()
             try:
                 url = f"{self.settings.api_url}/api/{operation}"
                 answer = self.session.post(url, json=body, timeout=patience, allow_redirects=False)
@@ -690,6 +702,7 @@ class Api:
                 failure = f"{operation}: {self.settings.api_url} does not answer ({type(problem).__name__})"
             else:
                 log.debug("api %s -> %s, %s bytes", operation, answer.status_code, len(answer.content))
+                self.ahead_sec = ahead_sec(answer.headers, asked_at)
                 if answer.status_code == 429:
                     failure = f"{operation}: the rate limit of the organisation is used up (429)"
                     self.context.hush("api", retry_after_sec(answer.headers, wait_sec))
@@ -2656,6 +2669,9 @@ def work(settings: Settings) -> tuple[int, str]:
     ledger = Ledger(state_folder)
     ledger.refresh()
     world = load_world(api)
+    if api.ahead_sec > CLOCK_AHEAD_SEC:
+        raise CannotStart(f"the clock of this host is {duration_text(api.ahead_sec)} ahead of the API's: what is still "
+                          "to come would be taken for never recorded; set it, and keep it with NTP")  # fmt: skip
     notes: dict[str, int] = {}
     catch_up = CatchUp(state_folder, settings) if settings.catch_up else None
     taken: list[Alert] = []

@@ -201,6 +201,18 @@ def test_different_queries_keep_marks_of_their_own(clouds: Clouds, clock: Clock)
     assert len(list((cloud.folder / ".copy_footage" / "catch_up").glob("*.json"))) == 2
 
 
+def test_a_clock_that_is_ahead_leaves_no_hole(clouds: Clouds, clock: Clock) -> None:
+    cloud = clouds(silent_camera(), clock=clock, date=True)
+    cloud.copy("--catch_up", "-s", int(NOW) - 400)
+    cloud.sim.clock = lambda: NOW + 60
+    clock.advance(2 * HOUR)
+    assert "1h59m ahead" in cloud.copy("--catch_up", ok=3).sentence()
+    clock.advance(120 - 2 * HOUR)
+    cloud.copy("--catch_up")
+    found = ranges(cloud)
+    assert is_seamless(found) and len(found) == 2 and found[-1][1] == int(NOW) - 180
+
+
 def test_a_new_camera_begins_where_the_query_begins(clouds: Clouds, clock: Clock) -> None:
     cloud = clouds(silent_camera(), clock=clock)
     cloud.copy("--catch_up", "-s", int(NOW) - 400)
