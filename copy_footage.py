@@ -1165,6 +1165,7 @@ class Done:
     size_bytes: int
     audio: str
     made_at: float
+    may_grow: bool = False  # its camera was offline, and may deliver what nobody knew of
 
 
 class Ledger:
@@ -1194,7 +1195,7 @@ class Ledger:
     def _take(self, line: dict[str, Any]) -> None:
         key = (str(line["camera"]), str(line["facet"]), int(line["start_ms"]), str(line["alert"]))
         self._done[key] = Done(str(line["state"]), int(line["end_ms"]), str(line["file"]), int(line["bytes"]),
-                               str(line["audio"]), float(line["made_at"]))  # fmt: skip
+                               str(line["audio"]), float(line["made_at"]), bool(line.get("may_grow")))  # fmt: skip
 
     def find(self, clip: Clip) -> Done | None:
         return self._done.get(clip.key)
@@ -1205,11 +1206,12 @@ class Ledger:
         return any((one, other) == (camera, facet) and start_ms <= second * 1000 < done.end_ms
                    for (one, other, start_ms, _), done in self._done.items())  # fmt: skip
 
-    def add(self, clip: Clip, state: str, file: str, size_bytes: int, sha256: str, audio: str) -> None:
+    def add(self, clip: Clip, state: str, file: str, size_bytes: int, sha256: str, audio: str, *,
+            may_grow: bool = False) -> None:  # fmt: skip
         camera, facet, start_ms, alert = clip.key
         line = {"schema": 1, "camera": camera, "facet": facet, "start_ms": start_ms, "end_ms": clip.end_sec * 1000,
                 "alert": alert, "state": state, "file": file, "bytes": size_bytes, "sha256": sha256, "audio": audio,
-                "made_at": round(time.time())}  # fmt: skip
+                "made_at": round(time.time()), "may_grow": may_grow}  # fmt: skip
         append_line(self.path, json.dumps(line))
         self.refresh()
 
@@ -1661,6 +1663,8 @@ class Copier:
         here = bool(done.file) and file.exists()
         if here and file.stat().st_size != done.size_bytes:
             return Outcome(clip, "conflict", "its size is not the recorded one; move it away, or use --overwrite", file)
+        if done.may_grow and (self.settings.catch_up or clip.camera.online):
+            return None
         is_silent = done.audio == "failed"
         if clip.audio and here and is_silent and self.settings.now - done.made_at <= self.settings.give_up_after_sec:
             return None  # the audio is still worth trying
@@ -1842,9 +1846,7 @@ class Job:
         step_sec, count = (track.segment_sec, track.segment_count()) if track else (SEGMENT_SEC, clip.segments)
         is_video = kind != "gateway"
         before = join_windows((low, high) for low, high in self.part.recorded or () if is_video)
-        # An offline camera may deliver later what nobody knows of yet, so its gaps are not final at once.
-        late = is_video and not clip.camera.online and not clip.camera.retired and settings.catch_up
-        late = late and clip.end_sec > settings.now - settings.lookback_sec
+        late = is_video and settings.catch_up and self._may_deliver()
         for index in range(count):
             start, end = clip.fetch_start_sec + index * step_sec, clip.fetch_start_sec + (index + 1) * step_sec
             if covered(here, start, end):
@@ -1859,6 +1861,11 @@ class Job:
             else:
                 missing[index] = "not_yet" if late else "not_recorded"
         return missing
+
+    def _may_deliver(self) -> bool:
+        """An offline camera may deliver later what nobody knows of yet, so its gaps are not final at once."""
+        is_away = not self.clip.camera.online and not self.clip.camera.retired
+        return is_away and self.clip.end_sec > self.settings.now - self.settings.lookback_sec
 
     def _kinds(self) -> list[str]:
         """Kinds of source to try, in order. The LAN is left out where only the cloud has all that exists."""
@@ -2109,7 +2116,9 @@ class Job:
         for name in forms - {final.name}:
             final.with_name(name).unlink(missing_ok=True)
             final.with_name(name).with_suffix(".json").unlink(missing_ok=True)
-        ledger.add(clip, "partial" if partial else "done", final.name, size_bytes, sha256, sound.status)
+        may_grow = "not_recorded" in contents.missing.values() and self._may_deliver()
+        ledger.add(clip, "partial" if partial else "done", final.name, size_bytes, sha256, sound.status,
+                   may_grow=may_grow)  # fmt: skip
         self.part.discard()
         if self.sound_part and sound.status != "failed":
             self.sound_part.discard()

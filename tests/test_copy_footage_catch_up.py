@@ -30,6 +30,7 @@ from copy_footage_helpers import (
 from rhombus_simulator import Alert, Camera, Fault, ruuid
 
 HOUR, DAY = 3600, 86400
+ALERTS = ["--alerts", "--catch_up", "-ab", 0]
 
 
 @pytest.fixture
@@ -64,9 +65,6 @@ def state(cloud: Cloud) -> dict[str, Any]:
 
 def alert(name: str, ago_sec: float, device: str = CAMERA, now: float = NOW, **more: object) -> Alert:
     return Alert(ruuid(name), int((now - ago_sec) * 1000), device_uuid=device, **{"duration_sec": 4, **more})
-
-
-ALERTS = ["--alerts", "--catch_up", "-ab", 0]
 
 
 # --- ranges ---
@@ -155,6 +153,28 @@ def test_an_offline_camera_that_delivers_later_is_taken_up_then(clouds: Clouds, 
     first = next(cloud.folder.glob(f"*_{begin}_video.mp4"))
     close_to(frames(first), cloud.pictures(begin, found[0][1]))
     assert sidecar(first)["gaps"] == []
+
+
+@pytest.mark.parametrize("words", [ALERTS, ["--alerts", "-ab", 0]], ids=["catch_up", "by hand"])
+def test_what_an_offline_camera_delivers_after_a_run_by_hand_is_taken_up_too(
+    clouds: Clouds, clock: Clock, words: list[object]
+) -> None:
+    begin, world = int(NOW) - 1020, silent_camera(status="RED", cloud=[(int(NOW) - DAY, int(NOW) - 1010)])
+    world.alerts = [alert("a", 1020, duration_sec=20)]
+    cloud = clouds(world, clock=clock)
+    cloud.sim.switches.presence_hides_offline = True
+    cloud.copy("--alerts", "-ab", 0, "-at", int(NOW) - HOUR)
+    close_to(frames(cloud.only()), cloud.pictures(begin, begin + 10))
+    cloud.sim.clear()
+    cloud.copy("--alerts", "-ab", 0, "-at", int(NOW) - HOUR)
+    assert cloud.media() == []
+    world.cameras[0].status, world.cameras[0].cloud = "GREEN", None
+    clock.advance(HOUR)
+    cloud.copy(*words, "-at", int(NOW) - HOUR)
+    close_to(frames(cloud.only()), cloud.pictures(begin, begin + 20))
+    cloud.sim.clear()
+    cloud.copy(*words, "-at", int(NOW) - HOUR)
+    assert cloud.media() == [] and sidecar(cloud.only())["gaps"] == []
 
 
 def test_what_an_offline_camera_never_delivers_is_settled_after_the_lookback(clouds: Clouds, clock: Clock) -> None:
