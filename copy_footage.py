@@ -2090,8 +2090,8 @@ class Job:
         clip, settings, ledger = self.clip, self.settings, self.run.ledger
         partial = bool((UNAVAILABLE | {"expired"}) & set(contents.missing.values()))
         final = settings.output_dir / clip.file_name(sound.status == "ok", partial)
-        before = ledger.find(clip)
-        clash, holds_more = "", bool(before and before.file and self._lost_since(before, contents))
+        before, heard = ledger.find(clip), sound.stream.part.have() if sound.stream else []
+        clash, holds_more = "", bool(before and before.file and self._lost_since(before, contents, heard))
         if before and holds_more:
             clash = f"{before.file} holds footage that this one lacks; ask for the rest, or move it and --overwrite"
             holds_more = (settings.output_dir / before.file).exists()
@@ -2107,7 +2107,8 @@ class Job:
         made.replace(final)
         fsync_folder(final.parent)
         size_bytes = final.stat().st_size
-        about = {"status": sound.status, "gateway": sound.gateway, "offset_ms": round(settings.audio_offset_sec * 1000)}
+        about = {"status": sound.status, "gateway": sound.gateway, "offset_ms": round(settings.audio_offset_sec * 1000),
+                 "missing": sorted(set(range(contents.expected)) - set(heard)) if heard else []}  # fmt: skip
         write_json(final.with_suffix(".json"), sidecar_of(clip, final, sha256, contents, about, not partial))
         # Our own earlier files of the same footage, which hold no more than this one, go before the record stands.
         forms = {clip.file_name(audio, old) for audio in {False, sound.status == "ok"} for old in {True, partial}}
@@ -2127,12 +2128,15 @@ class Job:
             detail.append(f"{duration_text(len(contents.missing) * contents.segment_sec)} without footage")
         return Outcome(clip, "partial" if partial else "done", "; ".join(detail), final, size_bytes, sound.status)
 
-    def _lost_since(self, before: Done, contents: Contents) -> bool:
-        """Does the file of an earlier run hold segments that this one has not?"""
-        held = (read_json((self.settings.output_dir / before.file).with_suffix(".json")) or {}).get("segments") or {}
+    def _lost_since(self, before: Done, contents: Contents, heard: Sequence[int]) -> bool:
+        """Does the file of an earlier run hold segments that this one lacks? One without sound takes no sound away."""
+        sidecar = read_json((self.settings.output_dir / before.file).with_suffix(".json")) or {}
+        held, silent = sidecar.get("segments") or {}, (sidecar.get("audio") or {}).get("missing")
         whole = math.ceil((before.end_ms / 1000 - self.clip.fetch_start_sec) / SEGMENT_SEC)
         earlier = set(range(int(held.get("expected", whole)))) - set(held.get("missing", ()))
-        return bool(earlier - set(contents.have))
+        sounded = set(range(int(held.get("expected", whole)))) - set(silent or ())
+        is_quieter = bool(heard) and before.audio == "ok" and silent is not None and not sounded.issubset(heard)
+        return is_quieter or not earlier.issubset(contents.have)
 
 
 @contextmanager

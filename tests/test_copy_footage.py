@@ -67,7 +67,7 @@ def test_a_range_comes_over_lan_with_its_sound(clouds: Clouds) -> None:
     close_to(packets(file), cloud.sounds(cloud.start, cloud.start + 20), slack_sec=0.021)
     side = sidecar(file)
     assert side["source"] == "lan" and side["complete"] is True and side["gaps"] == []
-    assert side["audio"] == {"status": "ok", "gateway": GATEWAY, "offset_ms": 0}
+    assert side["audio"] == {"status": "ok", "gateway": GATEWAY, "offset_ms": 0, "missing": []}
     assert side["camera"] == {"uuid": CAMERA, "facet": "v0", "name": "Loading Dock / East", "location": "Site"}
     assert (
         side["requested"] == side["obtained"] == {"start_ms": cloud.start * 1000, "end_ms": (cloud.start + 20) * 1000}
@@ -630,6 +630,19 @@ def test_overwrite_never_replaces_a_clip_by_one_that_holds_less(clouds: Clouds, 
     cloud.only().unlink()
     cloud.clip(seconds, "--overwrite")
     assert 0 < cloud.only().stat().st_size < size_bytes, "moved away, it is in nobody's way"
+
+
+@pytest.mark.parametrize("words", [(20, "--overwrite"), (24,)], ids=["overwrite", "longer"])
+def test_a_clip_is_not_replaced_by_one_with_less_of_its_sound(clouds: Clouds, words: tuple[object, ...]) -> None:
+    cloud = clouds()
+    cloud.clip(20)
+    before, microphone = content(cloud), cloud.sim.world.gateways[0]
+    microphone.local = microphone.cloud = [(cloud.start + 14, int(NOW))]
+    assert "1 conflict" in cloud.clip(*words, ok=1).err
+    assert content(cloud) == before
+    microphone.local = microphone.cloud = None
+    cloud.clip(*words)
+    assert len(packets(cloud.only())) == len(cloud.sounds(cloud.start, cloud.start + int(str(words[0]))))
 
 
 def test_a_foreign_file_of_that_name_is_a_conflict_and_stays_untouched(clouds: Clouds) -> None:
