@@ -1900,15 +1900,18 @@ class Job:
                 track = mpd_info.audio_track(tracks) if device else mpd_info.video_track(tracks)
                 if track is None or not track.init_url:
                     raise mpd_info.MpdError("the MPD names no init segment")
+                count = track.segment_count()
+                last = track.segment(count - 1)
+                if last.start_sec >= count * track.segment_sec:  # a place in the list would stand for another time
+                    raise mpd_info.MpdError("the MPD leaves out segments before its last one")
                 init = media.fetch(kind, track.init_url, segment_check(track, init=True))
             except (TransferError, NotFound, MediaRefused, mpd_info.MpdError) as problem:
                 log.debug("%s: %s: %s", clip.stem, kind, problem)
                 failure = problem if isinstance(problem, Unreachable) else ClipError(str(problem))
                 continue
             part.begin(f"{kind} {device}".strip(), init, track)
-            last = track.segment(track.segment_count() - 1)
             rest_sec = clip.fetch_duration_sec - last.start_sec - last.duration_sec
-            count = track.segment_count() + max(0, int(rest_sec / track.segment_sec))
+            count += max(0, int(rest_sec / track.segment_sec))
             return Stream(kind, track, part, {}, inside=None if device else mpd_info.audio_track(tracks), count=count)
         raise failure
 

@@ -440,6 +440,20 @@ def test_an_mpd_that_lists_less_than_was_asked_for_is_no_complete_clip(clouds: C
     assert side["segments"]["expected"] == 10 and side["segments"]["missing"] == [5, 6, 7, 8, 9]
 
 
+@pytest.mark.parametrize(
+    "entries", ['<S t="8000" d="2000" r="5"/>', '<S t="0" d="2000" r="2"/><S t="14000" d="2000" r="2"/>']
+)
+def test_an_mpd_that_leaves_out_segments_in_front_or_between_gives_no_clip_of_another_time(
+    clouds: Clouds, entries: str
+) -> None:
+    timeline = f"<SegmentTimeline>{entries}</SegmentTimeline>"
+    document = WAN_MPD.replace('duration="2000"', "").replace('.m4v"/>', f'.m4v">{timeline}</SegmentTemplate>')
+    cloud = clouds(silent_camera())
+    cloud.sim.add_fault(Fault(r"file\.mpd", "body", body=document, times=-1))
+    assert "the MPD leaves out segments before its last one" in cloud.clip(20, "-w", ok=1).err
+    assert cloud.files("*.mp4") == []
+
+
 def test_404_for_all_that_was_recorded_is_not_called_no_footage(clouds: Clouds) -> None:
     cloud = clouds(silent_camera())
     cloud.sim.add_fault(Fault(r"m4v", "status", status=404, times=-1))
