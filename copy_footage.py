@@ -2834,8 +2834,9 @@ def sort_out(copier: Copier, clips: Sequence[Clip]) -> tuple[list[Outcome], list
         if found:
             outcomes.append(found)
             copier.progress.report(found)
-        else:
-            todo.append(clip)
+        else:  # of a longer clip that lacks its sound, or was made while the camera was away, the whole is looked at
+            done = None if copier.settings.overwrite else copier.ledger.find(clip)
+            todo.append(replace(clip, end_sec=max(clip.end_sec, done.end_ms // 1000)) if done else clip)
     return outcomes, todo
 
 

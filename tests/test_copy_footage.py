@@ -500,6 +500,16 @@ def test_when_the_sound_fails_the_picture_is_kept_and_the_next_run_adds_the_soun
     assert side["obtained"] == {"start_ms": cloud.start * 1000, "end_ms": (cloud.start + 20) * 1000}
 
 
+def test_a_shorter_range_adds_the_sound_to_the_whole_clip(clouds: Clouds) -> None:
+    cloud = clouds()
+    cloud.sim.add_fault(Fault("webm|hdr", "status", times=-1))
+    cloud.clip(20, ok=1)
+    cloud.sim.faults.clear()
+    cloud.clip(8)
+    close_to(packets(cloud.only()), cloud.sounds(cloud.start, cloud.start + 20), 0.02)
+    assert sidecar(cloud.only())["requested"]["end_ms"] == (cloud.start + 20) * 1000
+
+
 def test_sound_whose_beginning_is_missing_stays_in_time(clouds: Clouds) -> None:
     start = int(NOW) - 7200
     for presence in (True, False):

@@ -170,6 +170,7 @@ def test_what_an_offline_camera_delivers_after_a_run_by_hand_is_taken_up_too(
     assert cloud.media() == []
     world.cameras[0].status, world.cameras[0].cloud = "GREEN", None
     clock.advance(HOUR)
+    world.alerts[0].duration_sec = 12
     cloud.copy(*words, "-at", int(NOW) - HOUR)
     close_to(frames(cloud.only()), cloud.pictures(begin, begin + 20))
     cloud.sim.clear()
