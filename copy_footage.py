@@ -1751,7 +1751,8 @@ class Job:
 
     def copy(self) -> Outcome:
         clip, part, done = self.clip, self.part, self.run.ledger.find(self.clip)
-        if done and done.audio == "failed" and done.end_ms >= clip.end_sec * 1000 and not self.settings.overwrite:
+        lacks_audio = done and done.audio == "failed" and not done.may_grow and not self.settings.overwrite
+        if done and lacks_audio and done.end_ms >= clip.end_sec * 1000:
             sidecar = read_json((self.settings.output_dir / done.file).with_suffix(".json"))
             if sidecar:  # without one nobody knows which segments the file holds
                 return self._add_audio(done, sidecar)

@@ -23,6 +23,7 @@ from copy_footage_helpers import (
     close_to,
     eventually,
     frames,
+    one_camera,
     running,
     sidecar,
     silent_camera,
@@ -176,6 +177,19 @@ def test_what_an_offline_camera_delivers_after_a_run_by_hand_is_taken_up_too(
     cloud.sim.clear()
     cloud.copy(*words, "-at", int(NOW) - HOUR)
     assert cloud.media() == [] and sidecar(cloud.only())["gaps"] == []
+
+
+def test_pictures_that_come_later_are_not_forgotten_over_sound_that_comes_later(clouds: Clouds, clock: Clock) -> None:
+    begin, world = int(NOW) - 1020, one_camera(status="RED", cloud=[(int(NOW) - DAY, int(NOW) - 1010)])
+    cloud = clouds(world, clock=clock)
+    cloud.sim.switches.presence_hides_offline = True
+    cloud.sim.add_fault(Fault("webm|hdr", "status", times=-1))
+    cloud.clip(20, start=begin, ok=1)
+    cloud.sim.faults.clear()
+    world.cameras[0].status, world.cameras[0].cloud = "GREEN", None
+    cloud.clip(20, start=begin)
+    close_to(frames(cloud.only()), cloud.pictures(begin, begin + 20))
+    assert sidecar(cloud.only())["audio"]["status"] == "ok"
 
 
 def test_what_an_offline_camera_never_delivers_is_settled_after_the_lookback(clouds: Clouds, clock: Clock) -> None:
