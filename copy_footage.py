@@ -591,8 +591,10 @@ class Context:
             raise Stopped(self.stop_reason)
 
     def sleep(self, seconds: float) -> None:
-        if self.stop.wait(max(0.0, seconds)):
-            raise Stopped(self.stop_reason)
+        """Raises Stopped as soon as the run is to end, also by --max_duration: a host may ask for an hour's pause."""
+        limit, until = self.settings.max_duration_sec, time.monotonic() + seconds
+        self.stop.wait(max(0.0, (min(until, self.started + limit) if limit else until) - time.monotonic()))
+        self.check()
 
     def hush(self, realm: str, seconds: float) -> None:
         """Nobody sends anything to `realm` for so long: requests during the wait gain nothing (reference 1)."""

@@ -433,6 +433,14 @@ def test_max_duration_that_is_over_before_the_api_has_answered_is_said_in_one_li
     assert run.sentence() == "--max_duration is over"
 
 
+def test_max_duration_ends_a_long_pause_that_a_host_asks_for(clouds: Clouds) -> None:
+    cloud = clouds(silent_camera(), real=True)
+    cloud.sim.add_fault(Fault("getMinimalCamera", "status", status=429, headers={"Retry-After": "60"}))
+    begin = time.monotonic()
+    cloud.clip(8, "--max_duration", 2, ok=3)
+    assert time.monotonic() - begin < 10
+
+
 def test_two_runs_at_once_share_the_work_and_both_end_well(clouds: Clouds) -> None:
     cloud = clouds(real=True, latency_sec=0.1)
     words = ["-s", cloud.start, "-u", 60, "-w", "--segment_workers", 2]
