@@ -1218,9 +1218,11 @@ class Ledger:
         self.refresh()
 
     def bytes_per_sec(self) -> dict[tuple[str, str], float]:
-        """What footage of each (camera, facet) took so far, for the estimate before a run."""
+        """What footage of each (camera, facet) took so far, for the estimate of space."""
         sizes, lengths_ms = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
-        for (camera, facet, start_ms, _), done in self._done.items():
+        with self._lock:
+            known = list(self._done.items())
+        for (camera, facet, start_ms, _), done in known:
             if done.size_bytes and done.end_ms > start_ms:
                 sizes[camera, facet] += done.size_bytes
                 lengths_ms[camera, facet] += done.end_ms - start_ms
@@ -2044,7 +2046,8 @@ class Job:
         """Refuse a clip of which part and final file cannot fit: better here than at the last segment."""
         have, part = len(video.part.have()), video.part
         planning = UHD_BYTES_PER_SEC if video.track.width >= UHD_WIDTH else HD_BYTES_PER_SEC
-        segment_bytes = (part.end - part.init_bytes) / have if have else planning * video.track.segment_sec
+        rate = self.run.ledger.bytes_per_sec().get(self.clip.key[:2], planning)  # as in the check before the run
+        segment_bytes = (part.end - part.init_bytes) / have if have else rate * video.track.segment_sec
         needed = 2 * segment_bytes * (video.track.segment_count() - len(video.missing)) - part.end
         free = disk_free(self.settings.output_dir)
         if needed > free and not self.settings.ignore_space:

@@ -30,6 +30,8 @@ from copy_footage_helpers import (
 )
 from rhombus_simulator import Alert, Camera, Fault, ruuid
 
+import copy_footage
+
 HOUR, DAY = 3600, 86400
 ALERTS = ["--alerts", "--catch_up", "-ab", 0]
 
@@ -105,6 +107,17 @@ def test_after_a_long_downtime_the_range_is_cut_into_clips(clouds: Clouds, clock
     cloud.copy("--catch_up", "--clip_length", 60)
     found = ranges(cloud)
     assert is_seamless(found) and len(found) >= 7 and all(end - start <= 60 for start, end in found)
+
+
+def test_space_is_judged_by_what_the_camera_took_before_also_for_a_long_clip(
+    clouds: Clouds, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cloud = clouds(silent_camera(), clock=clock)
+    cloud.copy("--catch_up", "-s", int(NOW) - 340)
+    monkeypatch.setattr(copy_footage, "disk_free", lambda _: 100_000_000)
+    clock.advance(300)
+    cloud.copy("--catch_up")
+    assert is_seamless(ranges(cloud)) and len(ranges(cloud)) == 2
 
 
 def test_a_failed_clip_is_tried_again_and_the_mark_leaves_no_hole(clouds: Clouds, clock: Clock) -> None:
