@@ -72,6 +72,7 @@ COUNT_PAGES = 10  # pages read only to say how many alerts were not taken
 API_TRIES, API_WAIT_MAX_SEC = 6, 60  # as the API's documentation advises
 API_READ_FACTOR = 4  # the API may take longer than a media host: a list of 1,000 cameras is made while we wait
 PRESENCE_LAG_SEC = 120  # the presence report is unknown, not empty, for the last two minutes
+CLOCK_AHEAD_SEC = 60  # more than that before the API's, and what is still to come would count as never recorded
 LIVE_EDGE_SEC = 10  # a device needs a moment to finish its newest segment
 CLOUD_LAG_SEC = 300  # cloud archiving runs about four minutes behind
 NOT_FOUND_TRIES = 3  # a 404 is believed after two more tries
@@ -118,8 +119,8 @@ class ApiRefused(ApiError):
     """401 or 403: the key may not do this."""
 
 
-class Stopped(Exception):
-    """The run is ending (signal, --max_duration, full disk): put down what you hold."""
+class Stopped(CannotStart):
+    """The run is ending (signal, --max_duration, full disk): put down what you hold. Before any clip it is the end."""
 
 
 class TransferError(Exception):
@@ -239,6 +240,7 @@ class Camera:
     storage: str  # another device that keeps the footage (NVR), or ""
     gateway: Gateway | None
     device_name: str  # of a camera with several channels, which have names of their own
+    retired: bool = False
 
     @property
     def address(self) -> str:
@@ -382,9 +384,11 @@ def read_cameras(states: Sequence[Any], gateways: Sequence[Any] | None, location
             name = str((names.get(facet) if len(facets) > 1 else None) or device_name)
             place = str(state.get("locationUuid") or "")
             cameras.append(Camera(
-                uuid, own, name, place, locations.get(place, ""), state.get("connectionStatus") != "RED",
+                uuid, own, name, place, locations.get(place, ""),
+                state.get("connectionStatus") != "RED" and not state.get("mummified"),
                 str(state.get("hwVariation") or ""), str(state.get("mediaStorageDeviceUuid") or ""),
-                UNKNOWN_GATEWAY if gateways is None else best[0] if best else None, device_name))  # fmt: skip
+                UNKNOWN_GATEWAY if gateways is None else best[0] if best else None, device_name,
+                bool(state.get("mummified"))))  # fmt: skip
     return cameras
 
 
@@ -587,8 +591,10 @@ class Context:
             raise Stopped(self.stop_reason)
 
     def sleep(self, seconds: float) -> None:
-        if self.stop.wait(max(0.0, seconds)):
-            raise Stopped(self.stop_reason)
+        """Raises Stopped as soon as the run is to end, also by --max_duration: a host may ask for an hour's pause."""
+        limit, until = self.settings.max_duration_sec, time.monotonic() + seconds
+        self.stop.wait(max(0.0, (min(until, self.started + limit) if limit else until) - time.monotonic()))
+        self.check()
 
     def hush(self, realm: str, seconds: float) -> None:
         """Nobody sends anything to `realm` for so long: requests during the wait gain nothing (reference 1)."""
@@ -622,6 +628,16 @@ class Context:
 def retry_after_sec(headers: Mapping[str, str], default_sec: float) -> float:
     value = headers.get("Retry-After") or ""
     return max(1.0, float(value)) if re.fullmatch(r"\d+(\.\d+)?", value) else default_sec
+
+
+def ahead_sec(headers: Mapping[str, str], asked_at: float) -> float:
+    """How far our clock was ahead of that of the host which answered; 0 when it does not say."""
+    from email.utils import parsedate_to_datetime
+
+    try:
+        return asked_at - parsedate_to_datetime(headers.get("Date", "")).timestamp()
+    except (ValueError, TypeError):
+        return 0.0
 
 
 def ca_bundle() -> str:
@@ -661,6 +677,7 @@ class Api:
             self.session.cert = (settings.cert, settings.private_key)
         self._lock = threading.Lock()
         self._token, self._minted_at = "", 0.0
+        self.ahead_sec = 0.0  # of our clock, by the last answer
 
     def key_headers(self) -> dict[str, str]:
         """The headers of the API key; also what WAN media hosts accept, but never sent to a LAN device."""
@@ -677,7 +694,7 @@ class Api:
         patience = self.settings.connect_timeout_sec, self.settings.read_timeout_sec * API_READ_FACTOR
         for attempt in range(API_TRIES):
             self.context.wait_turn("api")
-            wait_sec = min(2.0**attempt, API_WAIT_MAX_SEC)
+            wait_sec, asked_at = min(2.0**attempt, API_WAIT_MAX_SEC), time.time()
             try:
                 url = f"{self.settings.api_url}/api/{operation}"
                 answer = self.session.post(url, json=body, timeout=patience, allow_redirects=False)
@@ -687,6 +704,7 @@ class Api:
                 failure = f"{operation}: {self.settings.api_url} does not answer ({type(problem).__name__})"
             else:
                 log.debug("api %s -> %s, %s bytes", operation, answer.status_code, len(answer.content))
+                self.ahead_sec = ahead_sec(answer.headers, asked_at)
                 if answer.status_code == 429:
                     failure = f"{operation}: the rate limit of the organisation is used up (429)"
                     self.context.hush("api", retry_after_sec(answer.headers, wait_sec))
@@ -761,7 +779,7 @@ def list_alerts(api: Api, devices: Sequence[str], locations: Sequence[str], afte
         if page is None:
             raise ApiError("event/getPolicyAlerts: answered without a list of alerts")
         page = [entry for entry in page if isinstance(entry, dict)]
-        stamps = [alert_stamp(entry) for entry in page]
+        stamps = [stamp for entry in page if (stamp := alert_stamp(entry))]
         is_sorted = is_sorted and stamps == sorted(stamps, reverse=True)
         fresh = {alert_identity(entry): entry for entry in page if alert_identity(entry) not in entries}
         entries |= fresh
@@ -819,8 +837,9 @@ class Directory:
             details = answer.get("mediaDeviceDetails") or {}
             for device in batch:  # the answer may name the first channel where the question left it out
                 detail = details.get(device) or details.get(f"{device}.v0") or details.get(f"{device}.a0")
-                if isinstance(detail, dict):
-                    self._addresses[device] = read_addresses(detail)
+                found = read_addresses(detail) if isinstance(detail, dict) else Addresses()
+                if found.lan or found.wan:  # else there may be some by another way: a doorbell's, or of its storage
+                    self._addresses[device] = found
 
     def known(self, devices: Iterable[str]) -> tuple[dict[str, Addresses], dict[str, tuple[int, int]]]:
         """Addresses and wanted ranges of `devices`, as far as there are any."""
@@ -1148,6 +1167,7 @@ class Done:
     size_bytes: int
     audio: str
     made_at: float
+    may_grow: bool = False  # its camera was offline, and may deliver what nobody knew of
 
 
 class Ledger:
@@ -1177,23 +1197,32 @@ class Ledger:
     def _take(self, line: dict[str, Any]) -> None:
         key = (str(line["camera"]), str(line["facet"]), int(line["start_ms"]), str(line["alert"]))
         self._done[key] = Done(str(line["state"]), int(line["end_ms"]), str(line["file"]), int(line["bytes"]),
-                               str(line["audio"]), float(line["made_at"]))  # fmt: skip
+                               str(line["audio"]), float(line["made_at"]), bool(line.get("may_grow")))  # fmt: skip
 
     def find(self, clip: Clip) -> Done | None:
         return self._done.get(clip.key)
 
-    def add(self, clip: Clip, state: str, file: str, size_bytes: int, sha256: str, audio: str) -> None:
+    def holds(self, address: str, second: int) -> bool:
+        """Is this second of this camera in any finished clip?"""
+        camera, _, facet = address.partition(".")
+        return any((one, other) == (camera, facet) and start_ms <= second * 1000 < done.end_ms
+                   for (one, other, start_ms, _), done in self._done.items())  # fmt: skip
+
+    def add(self, clip: Clip, state: str, file: str, size_bytes: int, sha256: str, audio: str, *,
+            may_grow: bool = False) -> None:  # fmt: skip
         camera, facet, start_ms, alert = clip.key
         line = {"schema": 1, "camera": camera, "facet": facet, "start_ms": start_ms, "end_ms": clip.end_sec * 1000,
                 "alert": alert, "state": state, "file": file, "bytes": size_bytes, "sha256": sha256, "audio": audio,
-                "made_at": round(time.time())}  # fmt: skip
+                "made_at": round(time.time()), "may_grow": may_grow}  # fmt: skip
         append_line(self.path, json.dumps(line))
         self.refresh()
 
     def bytes_per_sec(self) -> dict[tuple[str, str], float]:
-        """What footage of each (camera, facet) took so far, for the estimate before a run."""
+        """What footage of each (camera, facet) took so far, for the estimate of space."""
         sizes, lengths_ms = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
-        for (camera, facet, start_ms, _), done in self._done.items():
+        with self._lock:
+            known = list(self._done.items())
+        for (camera, facet, start_ms, _), done in known:
             if done.size_bytes and done.end_ms > start_ms:
                 sizes[camera, facet] += done.size_bytes
                 lengths_ms[camera, facet] += done.end_ms - start_ms
@@ -1369,10 +1398,13 @@ class Part:
         return self.path.with_name(self.path.name.removesuffix(".part") + ending)
 
     def note_try(self, recorded: Sequence[tuple[float, float]] | None) -> None:
-        """Remember when this clip was first tried, and what was recorded then, so that waiting has an end."""
+        """Remember when this clip was first tried, and all that was ever recorded of it, so that waiting has an end."""
+        before, known = self.recorded, [(low, high) for low, high in self.recorded or ()]
+        self.recorded = before if recorded is None else [list(span) for span in join_windows([*known, *recorded])]
         if not self.record_path.exists():
-            self.recorded = [list(span) for span in recorded] if recorded is not None else None
             self._write_head()
+        elif self.recorded != before:
+            append_line(self.record_path, json.dumps({"first_try_at": self.first_try_at, "recorded": self.recorded}))
 
     def _write_head(self, **source: Any) -> None:
         lines = [{"schema": 1, "first_try_at": self.first_try_at, "recorded": self.recorded}, *filter(None, [source])]
@@ -1635,6 +1667,8 @@ class Copier:
         here = bool(done.file) and file.exists()
         if here and file.stat().st_size != done.size_bytes:
             return Outcome(clip, "conflict", "its size is not the recorded one; move it away, or use --overwrite", file)
+        if done.may_grow and (self.settings.catch_up or clip.camera.online):
+            return None
         is_silent = done.audio == "failed"
         if clip.audio and here and is_silent and self.settings.now - done.made_at <= self.settings.give_up_after_sec:
             return None  # the audio is still worth trying
@@ -1643,25 +1677,25 @@ class Copier:
 
     def _adopt(self, clip: Clip) -> Done | None:
         """A finished file without a record: believed on its sidecar, else on its length; never fetched again."""
-        for with_audio in (True, False):
-            file = self.settings.output_dir / clip.file_name(with_audio)
+        for with_audio, is_partial in ((True, False), (False, False), (True, True), (False, True)):
+            file = self.settings.output_dir / clip.file_name(with_audio, is_partial)
             if not file.exists() or record_path(part_path(self.settings, clip)).exists():
                 continue  # with a part beside it, a crash came between the two: finishing the part finds the same bytes
-            size_bytes = file.stat().st_size
+            size_bytes, state = file.stat().st_size, "partial" if is_partial else "done"
             if facts := sidecar_facts(file, size_bytes):
                 end_ms, audio, sha256 = facts
             else:
-                length = mp4_duration_sec(file)
+                length = None if is_partial else mp4_duration_sec(file)  # which segments it holds, only a sidecar tells
                 if not length or abs(length - clip.fetch_duration_sec) > DURATION_SLACK_SEC:
                     raise ClipError(f"{file.name} exists and is not this clip; move it away, or use --overwrite")
                 end_ms, audio, sha256 = clip.end_sec * 1000, "ok" if with_audio else "none", ""
             if self.settings.dry_run:
-                return Done("done", end_ms, file.name, size_bytes, audio, self.settings.now)
+                return Done(state, end_ms, file.name, size_bytes, audio, self.settings.now)
             if not facts:
                 sha256 = sha256_of(file)
                 contents = Contents("unknown", SEGMENT_SEC, clip.segments, list(range(clip.segments)), {})
                 write_json(file.with_suffix(".json"), sidecar_of(clip, file, sha256, contents, {"status": audio}, True))
-            self.ledger.add(replace(clip, end_sec=end_ms // 1000), "done", file.name, size_bytes, sha256, audio)
+            self.ledger.add(replace(clip, end_sec=end_ms // 1000), state, file.name, size_bytes, sha256, audio)
             return self.ledger.find(clip)
         return None
 
@@ -1676,8 +1710,14 @@ def sidecar_facts(file: Path, size_bytes: int) -> tuple[int, str, str] | None:
     return facts if (sidecar.get("bytes"), sidecar.get("file")) == (size_bytes, file.name) else None
 
 
-def part_path(settings: Settings, clip: Clip) -> Path:
-    return settings.output_dir / f"{clip.file_name(False)}.part"  # also when a microphone comes or goes meanwhile
+def part_path(settings: Settings, clip: Clip, *, sound: bool = False) -> Path:
+    """Where what came of a clip is kept: under the name that its camera and its alert had when it was begun."""
+    path = settings.output_dir / f"{clip.file_name(sound)}{'.audio' if sound else ''}.part"
+    when, ending = clip.stem.partition(f"_{clip.camera.address}_")[2], path.name.removeprefix(clip.stem)
+    if clip.alert:
+        when = f"{when[:15]}_alert_*_{safe_word(clip.alert.id, ID_CHARACTERS)}"
+    older = () if path.exists() else sorted(settings.output_dir.glob(f"*_{clip.camera.address}_{when}{ending}"))
+    return next(iter(older), path)
 
 
 @dataclass(frozen=True)
@@ -1715,7 +1755,8 @@ class Job:
 
     def copy(self) -> Outcome:
         clip, part, done = self.clip, self.part, self.run.ledger.find(self.clip)
-        if done and done.audio == "failed" and done.end_ms >= clip.end_sec * 1000 and not self.settings.overwrite:
+        lacks_audio = done and done.audio == "failed" and not done.may_grow and not self.settings.overwrite
+        if done and lacks_audio and done.end_ms >= clip.end_sec * 1000:
             sidecar = read_json((self.settings.output_dir / done.file).with_suffix(".json"))
             if sidecar:  # without one nobody knows which segments the file holds
                 return self._add_audio(done, sidecar)
@@ -1725,7 +1766,7 @@ class Job:
         reasons = self._reasons("lan" if self.settings.lan_only else "wan")
         if len(reasons) == count and not part.have():
             return self._nothing(reasons)
-        part.note_try(self._windows("wan")[1])
+        part.note_try(self._recorded())
         with self.run.progress.clip(clip, count) as tell:
             try:
                 with self.run.downloads:
@@ -1772,7 +1813,7 @@ class Job:
             self.run.ledger.add(clip, "lost", "", 0, "", "")
             self.part.discard()
             return Outcome(clip, "lost", "expired" if "expired" in kinds else "given up after --give_up_after")
-        self.part.note_try(self._windows("wan")[1])
+        self.part.note_try(self._recorded())
         if kinds == {"not_yet"} and self.settings.catch_up:
             return Outcome(clip, "not_yet", "it may still come")
         if not trouble and "not_found" in kinds:
@@ -1783,6 +1824,12 @@ class Job:
         return Outcome(clip, "incomplete", trouble or "not there yet")
 
     # What exists, and where from
+
+    def _recorded(self) -> Windows | None:
+        """What exists of the time of this clip; None when that is unknown."""
+        start, end = self.clip.fetch_start_sec, self.clip.fetch_start_sec + self.clip.fetch_duration_sec
+        windows = self._windows("wan")[1]
+        return windows and [(max(low, start), min(high, end)) for low, high in windows if low < end and start < high]
 
     def _windows(self, kind: str) -> tuple[Windows | None, Windows | None]:
         """What a source ("lan", "wan", "gateway") can serve, and what exists anywhere; None when that is unknown."""
@@ -1804,9 +1851,7 @@ class Job:
         step_sec, count = (track.segment_sec, track.segment_count()) if track else (SEGMENT_SEC, clip.segments)
         is_video = kind != "gateway"
         before = join_windows((low, high) for low, high in self.part.recorded or () if is_video)
-        # An offline camera may deliver later what nobody knows of yet, so its gaps are not final at once.
-        late = is_video and not clip.camera.online and settings.catch_up
-        late = late and clip.end_sec > settings.now - settings.lookback_sec
+        late = is_video and settings.catch_up and self._may_deliver()
         for index in range(count):
             start, end = clip.fetch_start_sec + index * step_sec, clip.fetch_start_sec + (index + 1) * step_sec
             if covered(here, start, end):
@@ -1821,6 +1866,11 @@ class Job:
             else:
                 missing[index] = "not_yet" if late else "not_recorded"
         return missing
+
+    def _may_deliver(self) -> bool:
+        """An offline camera may deliver later what nobody knows of yet, so its gaps are not final at once."""
+        is_away = not self.clip.camera.online and not self.clip.camera.retired
+        return is_away and self.clip.end_sec > self.settings.now - self.settings.lookback_sec
 
     def _kinds(self) -> list[str]:
         """Kinds of source to try, in order. The LAN is left out where only the cloud has all that exists."""
@@ -1855,15 +1905,18 @@ class Job:
                 track = mpd_info.audio_track(tracks) if device else mpd_info.video_track(tracks)
                 if track is None or not track.init_url:
                     raise mpd_info.MpdError("the MPD names no init segment")
+                count = track.segment_count()
+                last = track.segment(count - 1)
+                if last.start_sec >= count * track.segment_sec:  # a place in the list would stand for another time
+                    raise mpd_info.MpdError("the MPD leaves out segments before its last one")
                 init = media.fetch(kind, track.init_url, segment_check(track, init=True))
             except (TransferError, NotFound, MediaRefused, mpd_info.MpdError) as problem:
                 log.debug("%s: %s: %s", clip.stem, kind, problem)
                 failure = problem if isinstance(problem, Unreachable) else ClipError(str(problem))
                 continue
             part.begin(f"{kind} {device}".strip(), init, track)
-            last = track.segment(track.segment_count() - 1)
             rest_sec = clip.fetch_duration_sec - last.start_sec - last.duration_sec
-            count = track.segment_count() + max(0, int(rest_sec / track.segment_sec))
+            count += max(0, int(rest_sec / track.segment_sec))
             return Stream(kind, track, part, {}, inside=None if device else mpd_info.audio_track(tracks), count=count)
         raise failure
 
@@ -1954,7 +2007,7 @@ class Job:
 
     def _fetch_gateway(self, sound: Sound, gateway: Gateway, kinds: Sequence[str]) -> None:
         missing = self._reasons("gateway")
-        if len(missing) == self.clip.segments:
+        if len(missing) == self.clip.segments and not part_path(self.settings, self.clip, sound=True).exists():
             sound.status = "not_recorded"
             return
         part = self._open_sound_part()
@@ -1972,7 +2025,7 @@ class Job:
 
     def _open_sound_part(self) -> Part:
         if not self.sound_part:
-            self.sound_part = Part(self.settings.output_dir / f"{self.clip.file_name(True)}.audio.part")
+            self.sound_part = Part(part_path(self.settings, self.clip, sound=True))
             self.sound_part.note_try(None)
         return self.sound_part
 
@@ -1993,7 +2046,8 @@ class Job:
         """Refuse a clip of which part and final file cannot fit: better here than at the last segment."""
         have, part = len(video.part.have()), video.part
         planning = UHD_BYTES_PER_SEC if video.track.width >= UHD_WIDTH else HD_BYTES_PER_SEC
-        segment_bytes = (part.end - part.init_bytes) / have if have else planning * video.track.segment_sec
+        rate = self.run.ledger.bytes_per_sec().get(self.clip.key[:2], planning)  # as in the check before the run
+        segment_bytes = (part.end - part.init_bytes) / have if have else rate * video.track.segment_sec
         needed = 2 * segment_bytes * (video.track.segment_count() - len(video.missing)) - part.end
         free = disk_free(self.settings.output_dir)
         if needed > free and not self.settings.ignore_space:
@@ -2045,8 +2099,8 @@ class Job:
         clip, settings, ledger = self.clip, self.settings, self.run.ledger
         partial = bool((UNAVAILABLE | {"expired"}) & set(contents.missing.values()))
         final = settings.output_dir / clip.file_name(sound.status == "ok", partial)
-        before = ledger.find(clip)
-        clash, holds_more = "", bool(before and before.file and self._lost_since(before, contents))
+        before, heard = ledger.find(clip), sound.stream.part.have() if sound.stream else []
+        clash, holds_more = "", bool(before and before.file and self._lost_since(before, contents, heard))
         if before and holds_more:
             clash = f"{before.file} holds footage that this one lacks; ask for the rest, or move it and --overwrite"
             holds_more = (settings.output_dir / before.file).exists()
@@ -2062,7 +2116,8 @@ class Job:
         made.replace(final)
         fsync_folder(final.parent)
         size_bytes = final.stat().st_size
-        about = {"status": sound.status, "gateway": sound.gateway, "offset_ms": round(settings.audio_offset_sec * 1000)}
+        about = {"status": sound.status, "gateway": sound.gateway, "offset_ms": round(settings.audio_offset_sec * 1000),
+                 "missing": sorted(set(range(contents.expected)) - set(heard)) if heard else []}  # fmt: skip
         write_json(final.with_suffix(".json"), sidecar_of(clip, final, sha256, contents, about, not partial))
         # Our own earlier files of the same footage, which hold no more than this one, go before the record stands.
         forms = {clip.file_name(audio, old) for audio in {False, sound.status == "ok"} for old in {True, partial}}
@@ -2071,7 +2126,9 @@ class Job:
         for name in forms - {final.name}:
             final.with_name(name).unlink(missing_ok=True)
             final.with_name(name).with_suffix(".json").unlink(missing_ok=True)
-        ledger.add(clip, "partial" if partial else "done", final.name, size_bytes, sha256, sound.status)
+        may_grow = "not_recorded" in contents.missing.values() and self._may_deliver()
+        ledger.add(clip, "partial" if partial else "done", final.name, size_bytes, sha256, sound.status,
+                   may_grow=may_grow)  # fmt: skip
         self.part.discard()
         if self.sound_part and sound.status != "failed":
             self.sound_part.discard()
@@ -2080,12 +2137,15 @@ class Job:
             detail.append(f"{duration_text(len(contents.missing) * contents.segment_sec)} without footage")
         return Outcome(clip, "partial" if partial else "done", "; ".join(detail), final, size_bytes, sound.status)
 
-    def _lost_since(self, before: Done, contents: Contents) -> bool:
-        """Does the file of an earlier run hold segments that this one has not?"""
-        held = (read_json((self.settings.output_dir / before.file).with_suffix(".json")) or {}).get("segments") or {}
+    def _lost_since(self, before: Done, contents: Contents, heard: Sequence[int]) -> bool:
+        """Does the file of an earlier run hold segments that this one lacks? One without sound takes no sound away."""
+        sidecar = read_json((self.settings.output_dir / before.file).with_suffix(".json")) or {}
+        held, silent = sidecar.get("segments") or {}, (sidecar.get("audio") or {}).get("missing")
         whole = math.ceil((before.end_ms / 1000 - self.clip.fetch_start_sec) / SEGMENT_SEC)
         earlier = set(range(int(held.get("expected", whole)))) - set(held.get("missing", ()))
-        return bool(earlier - set(contents.have))
+        sounded = set(range(int(held.get("expected", whole)))) - set(silent or ())
+        is_quieter = bool(heard) and before.audio == "ok" and silent is not None and not sounded.issubset(heard)
+        return is_quieter or not earlier.issubset(contents.have)
 
 
 @contextmanager
@@ -2166,17 +2226,32 @@ class CatchUp:
         if not self.settings.dry_run:
             write_json(self.path, self.state)
 
-    def plan_ranges(self, cameras: Sequence[Camera]) -> list[Clip]:
-        """Every camera from its mark to the newest second that can be there, after what is pending; oldest first."""
+    def plan_ranges(self, cameras: Sequence[Camera], ledger: Ledger) -> list[Clip]:
+        """Every camera from its mark to the newest second that can be there, after what is pending; oldest first.
+
+        Of a retired one that was kept up with, the rest is taken. One that stays away is lost, unless it goes on in
+        another query.
+        """
         marks, pending, settings = self.state["marks"], self.state["pending"], self.settings
         known = {camera.address: camera for camera in cameras}
+        for name in marks.keys() - known.keys():
+            if settings.now - marks[name] > settings.give_up_after_sec:
+                since = int(marks.pop(name))
+                if not ledger.holds(name, since):
+                    self.state["lost"].append({"clip": f"{name}_{since}", "state": "camera is gone",
+                                               "at": settings.now})  # fmt: skip
         for name, camera in known.items():
+            is_over = camera.retired and not settings.cameras
+            if is_over and name not in marks:
+                continue
             begin, end = int(marks.get(name, settings.start_sec)), newest_end(camera, settings)
             if end > begin:
                 pieces = split_range(begin, end, settings.clip_length_sec or LONGEST_SEC)
                 pending += [{"camera": name, "start": start, "end": stop, "since": settings.now}
                             for start, stop in pieces]  # fmt: skip
                 marks[name] = end
+            if is_over:
+                del marks[name]
         self.save()
         clips = [clip_of(known[entry["camera"]], entry["start"], entry["end"], settings)
                  for entry in pending if entry["camera"] in known]  # fmt: skip
@@ -2467,8 +2542,9 @@ def load_world(api: Api) -> World:
     """Cameras, gateways and locations, asked for side by side. CannotStart when the cameras cannot be had."""
     settings = api.settings
     with ThreadPoolExecutor(3) as pool:
-        # what is named, or raised an alert, may have been retired since; its cloud footage is kept
-        retired = {"includeMummified": True} if settings.cameras or settings.alerts else {}
+        # what is named, raised an alert, or was kept up with may have been retired since; its cloud footage is kept
+        is_known = settings.cameras or settings.alerts or settings.filling or settings.catch_up
+        retired = {"includeMummified": True} if is_known else {}
         cameras = pool.submit(api.call, "camera/getMinimalCameraStateList", **retired)
         gateways = pool.submit(api.call, "audiogateway/getMinimalAudioGatewayStateList")
         locations = pool.submit(api.call, "location/getLocations", subLocationsIncluded=True)
@@ -2529,6 +2605,8 @@ def clips_of_alerts(alerts: Sequence[Alert], world: World, settings: Settings, n
     for alert in alerts:
         start, end = alert_window(alert, settings)
         cameras = [camera for device in alert.devices for camera in world.chosen if camera.uuid == device]
+        if not cameras and not settings.cameras:  # an alert of this location, by a camera that has moved to another
+            cameras = [camera for device in alert.devices for camera in world.cameras if camera.uuid == device]
         ends = [min(end, newest_end(camera, settings)) for camera in cameras]
         clips += [clip_of(one, start, last, settings, alert) for one, last in zip(cameras, ends, strict=True)
                   if last > start]  # fmt: skip
@@ -2613,6 +2691,9 @@ def work(settings: Settings) -> tuple[int, str]:
     ledger = Ledger(state_folder)
     ledger.refresh()
     world = load_world(api)
+    if api.ahead_sec > CLOCK_AHEAD_SEC:
+        raise CannotStart(f"the clock of this host is {duration_text(api.ahead_sec)} ahead of the API's: what is still "
+                          "to come would be taken for never recorded; set it, and keep it with NTP")  # fmt: skip
     notes: dict[str, int] = {}
     catch_up = CatchUp(state_folder, settings) if settings.catch_up else None
     taken: list[Alert] = []
@@ -2625,7 +2706,7 @@ def work(settings: Settings) -> tuple[int, str]:
         clips = clips_of_alerts(taken, world, settings, notes)
     else:
         plan = plan_gaps if settings.filling else plan_ranges
-        clips = catch_up.plan_ranges(world.chosen) if catch_up else plan(world, settings)
+        clips = catch_up.plan_ranges(world.chosen, ledger) if catch_up else plan(world, settings)
     copier = Copier(api, ledger, Progress(settings, len(clips)))
     outcomes, todo = sort_out(copier, clips)
     if settings.dry_run:
@@ -2759,8 +2840,9 @@ def sort_out(copier: Copier, clips: Sequence[Clip]) -> tuple[list[Outcome], list
         if found:
             outcomes.append(found)
             copier.progress.report(found)
-        else:
-            todo.append(clip)
+        else:  # of a longer clip that lacks its sound, or was made while the camera was away, the whole is looked at
+            done = None if copier.settings.overwrite else copier.ledger.find(clip)
+            todo.append(replace(clip, end_sec=max(clip.end_sec, done.end_ms // 1000)) if done else clip)
     return outcomes, todo
 
 

@@ -47,6 +47,7 @@ import uuid as uuidlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -250,6 +251,7 @@ class Switches:
     lan_tls: str = "self-signed"  # or "valid": signed by the CA of this simulator
     dead_lan: str = "refused"  # or "silent": how a LAN address that does not answer behaves
     content_length: bool = True  # False: media is sent chunked
+    date: bool = False  # answers carry the header Date
     real_names: bool = False  # WAN addresses carry the real host name (reach them through proxy_url)
 
 
@@ -1398,6 +1400,8 @@ class Simulator:
                  f"Content-Type: {response.content_type}", *(f"{n}: {v}" for n, v in response.headers.items())]
         if not keep:
             lines.append("Connection: close")
+        if self.switches.date:
+            lines.append(f"Date: {formatdate(self.clock(), usegmt=True)}")
         body = response.body
         if media and not self.switches.content_length:
             lines.append("Transfer-Encoding: chunked")

@@ -67,7 +67,7 @@ def test_a_range_comes_over_lan_with_its_sound(clouds: Clouds) -> None:
     close_to(packets(file), cloud.sounds(cloud.start, cloud.start + 20), slack_sec=0.021)
     side = sidecar(file)
     assert side["source"] == "lan" and side["complete"] is True and side["gaps"] == []
-    assert side["audio"] == {"status": "ok", "gateway": GATEWAY, "offset_ms": 0}
+    assert side["audio"] == {"status": "ok", "gateway": GATEWAY, "offset_ms": 0, "missing": []}
     assert side["camera"] == {"uuid": CAMERA, "facet": "v0", "name": "Loading Dock / East", "location": "Site"}
     assert (
         side["requested"] == side["obtained"] == {"start_ms": cloud.start * 1000, "end_ms": (cloud.start + 20) * 1000}
@@ -500,6 +500,16 @@ def test_when_the_sound_fails_the_picture_is_kept_and_the_next_run_adds_the_soun
     assert side["obtained"] == {"start_ms": cloud.start * 1000, "end_ms": (cloud.start + 20) * 1000}
 
 
+def test_a_shorter_range_adds_the_sound_to_the_whole_clip(clouds: Clouds) -> None:
+    cloud = clouds()
+    cloud.sim.add_fault(Fault("webm|hdr", "status", times=-1))
+    cloud.clip(20, ok=1)
+    cloud.sim.faults.clear()
+    cloud.clip(8)
+    close_to(packets(cloud.only()), cloud.sounds(cloud.start, cloud.start + 20), 0.02)
+    assert sidecar(cloud.only())["requested"]["end_ms"] == (cloud.start + 20) * 1000
+
+
 def test_sound_whose_beginning_is_missing_stays_in_time(clouds: Clouds) -> None:
     start = int(NOW) - 7200
     for presence in (True, False):
@@ -632,6 +642,19 @@ def test_overwrite_never_replaces_a_clip_by_one_that_holds_less(clouds: Clouds, 
     assert 0 < cloud.only().stat().st_size < size_bytes, "moved away, it is in nobody's way"
 
 
+@pytest.mark.parametrize("words", [(20, "--overwrite"), (24,)], ids=["overwrite", "longer"])
+def test_a_clip_is_not_replaced_by_one_with_less_of_its_sound(clouds: Clouds, words: tuple[object, ...]) -> None:
+    cloud = clouds()
+    cloud.clip(20)
+    before, microphone = content(cloud), cloud.sim.world.gateways[0]
+    microphone.local = microphone.cloud = [(cloud.start + 14, int(NOW))]
+    assert "1 conflict" in cloud.clip(*words, ok=1).err
+    assert content(cloud) == before
+    microphone.local = microphone.cloud = None
+    cloud.clip(*words)
+    assert len(packets(cloud.only())) == len(cloud.sounds(cloud.start, cloud.start + int(str(words[0]))))
+
+
 def test_a_foreign_file_of_that_name_is_a_conflict_and_stays_untouched(clouds: Clouds) -> None:
     cloud = clouds(silent_camera())
     cloud.folder.mkdir()
@@ -758,6 +781,17 @@ def test_a_key_without_the_right_to_bulk_asks_for_each_device(clouds: Clouds) ->
     cloud.clip(10)
     close_to(frames(cloud.only("*_videoWithAudio.mp4")), cloud.pictures(cloud.start, cloud.start + 10))
     assert len(cloud.asked("api/camera/getMediaUris")) == 1 and len(cloud.asked("audiogateway/getMediaUris")) == 1
+
+
+def test_a_camera_without_addresses_in_bulk_is_asked_for_by_itself(clouds: Clouds) -> None:
+    """Those of a doorbell, or of footage that lies on another device, come by other ways."""
+    world = silent_camera()
+    world.cameras.append(Camera(ruuid("second"), "Second"))
+    cloud = clouds(world)
+    answer = json.dumps({"mediaDeviceDetails": {f"{CAMERA}.v0": {"name": "Door", "lanVodMpdUrisTemplates": []}}})
+    cloud.sim.add_fault(Fault("getBulk", "body", body=answer))
+    cloud.clip(8)
+    assert len(cloud.files("*.mp4")) == 2
 
 
 def test_many_devices_are_asked_for_in_one_call(clouds: Clouds) -> None:
@@ -910,6 +944,14 @@ def test_an_alert_without_a_time_is_skipped_and_counted(clouds: Clouds) -> None:
     run = cloud.copy("--alerts", "-ab", 0, "--json")
     assert run.err.count("Alert missing timestamp") == 3
     assert run.summary["alerts_without_time"] == 3 and run.summary["done"] == 1
+
+
+def test_an_alert_without_a_time_at_the_end_of_a_page_hides_none_behind_it(clouds: Clouds) -> None:
+    world = with_alerts(*(alert(f"a{n}", 2000 + 60 * n) for n in range(6)))
+    world.alerts[1].extra = {"timestampMs": None}
+    cloud = clouds(world, page_cap=2)
+    cloud.copy("--alerts", "-ab", 0, "-at", int(NOW) - 3600)
+    assert len(cloud.files("*.mp4")) == 5
 
 
 def test_no_alerts_are_no_failure(clouds: Clouds) -> None:

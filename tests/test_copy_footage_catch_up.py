@@ -23,13 +23,17 @@ from copy_footage_helpers import (
     close_to,
     eventually,
     frames,
+    one_camera,
     running,
     sidecar,
     silent_camera,
 )
 from rhombus_simulator import Alert, Camera, Fault, ruuid
 
+import copy_footage
+
 HOUR, DAY = 3600, 86400
+ALERTS = ["--alerts", "--catch_up", "-ab", 0]
 
 
 @pytest.fixture
@@ -64,9 +68,6 @@ def state(cloud: Cloud) -> dict[str, Any]:
 
 def alert(name: str, ago_sec: float, device: str = CAMERA, now: float = NOW, **more: object) -> Alert:
     return Alert(ruuid(name), int((now - ago_sec) * 1000), device_uuid=device, **{"duration_sec": 4, **more})
-
-
-ALERTS = ["--alerts", "--catch_up", "-ab", 0]
 
 
 # --- ranges ---
@@ -106,6 +107,17 @@ def test_after_a_long_downtime_the_range_is_cut_into_clips(clouds: Clouds, clock
     cloud.copy("--catch_up", "--clip_length", 60)
     found = ranges(cloud)
     assert is_seamless(found) and len(found) >= 7 and all(end - start <= 60 for start, end in found)
+
+
+def test_space_is_judged_by_what_the_camera_took_before_also_for_a_long_clip(
+    clouds: Clouds, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cloud = clouds(silent_camera(), clock=clock)
+    cloud.copy("--catch_up", "-s", int(NOW) - 340)
+    monkeypatch.setattr(copy_footage, "disk_free", lambda _: 100_000_000)
+    clock.advance(300)
+    cloud.copy("--catch_up")
+    assert is_seamless(ranges(cloud)) and len(ranges(cloud)) == 2
 
 
 def test_a_failed_clip_is_tried_again_and_the_mark_leaves_no_hole(clouds: Clouds, clock: Clock) -> None:
@@ -157,6 +169,42 @@ def test_an_offline_camera_that_delivers_later_is_taken_up_then(clouds: Clouds, 
     assert sidecar(first)["gaps"] == []
 
 
+@pytest.mark.parametrize("words", [ALERTS, ["--alerts", "-ab", 0]], ids=["catch_up", "by hand"])
+def test_what_an_offline_camera_delivers_after_a_run_by_hand_is_taken_up_too(
+    clouds: Clouds, clock: Clock, words: list[object]
+) -> None:
+    begin, world = int(NOW) - 1020, silent_camera(status="RED", cloud=[(int(NOW) - DAY, int(NOW) - 1010)])
+    world.alerts = [alert("a", 1020, duration_sec=20)]
+    cloud = clouds(world, clock=clock)
+    cloud.sim.switches.presence_hides_offline = True
+    cloud.copy("--alerts", "-ab", 0, "-at", int(NOW) - HOUR)
+    close_to(frames(cloud.only()), cloud.pictures(begin, begin + 10))
+    cloud.sim.clear()
+    cloud.copy("--alerts", "-ab", 0, "-at", int(NOW) - HOUR)
+    assert cloud.media() == []
+    world.cameras[0].status, world.cameras[0].cloud = "GREEN", None
+    clock.advance(HOUR)
+    world.alerts[0].duration_sec = 12
+    cloud.copy(*words, "-at", int(NOW) - HOUR)
+    close_to(frames(cloud.only()), cloud.pictures(begin, begin + 20))
+    cloud.sim.clear()
+    cloud.copy(*words, "-at", int(NOW) - HOUR)
+    assert cloud.media() == [] and sidecar(cloud.only())["gaps"] == []
+
+
+def test_pictures_that_come_later_are_not_forgotten_over_sound_that_comes_later(clouds: Clouds, clock: Clock) -> None:
+    begin, world = int(NOW) - 1020, one_camera(status="RED", cloud=[(int(NOW) - DAY, int(NOW) - 1010)])
+    cloud = clouds(world, clock=clock)
+    cloud.sim.switches.presence_hides_offline = True
+    cloud.sim.add_fault(Fault("webm|hdr", "status", times=-1))
+    cloud.clip(20, start=begin, ok=1)
+    cloud.sim.faults.clear()
+    world.cameras[0].status, world.cameras[0].cloud = "GREEN", None
+    cloud.clip(20, start=begin)
+    close_to(frames(cloud.only()), cloud.pictures(begin, begin + 20))
+    assert sidecar(cloud.only())["audio"]["status"] == "ok"
+
+
 def test_what_an_offline_camera_never_delivers_is_settled_after_the_lookback(clouds: Clouds, clock: Clock) -> None:
     begin = int(NOW) - 400
     cloud = clouds(silent_camera(status="RED", cloud=[(begin - DAY, begin + 20)]), clock=clock)
@@ -199,6 +247,18 @@ def test_different_queries_keep_marks_of_their_own(clouds: Clouds, clock: Clock)
     assert ranges(cloud)[0][0] == int(NOW) - 400
     assert ranges(cloud, second)[0][0] == int(NOW) - 330
     assert len(list((cloud.folder / ".copy_footage" / "catch_up").glob("*.json"))) == 2
+
+
+def test_a_clock_that_is_ahead_leaves_no_hole(clouds: Clouds, clock: Clock) -> None:
+    cloud = clouds(silent_camera(), clock=clock, date=True)
+    cloud.copy("--catch_up", "-s", int(NOW) - 400)
+    cloud.sim.clock = lambda: NOW + 60
+    clock.advance(2 * HOUR)
+    assert "1h59m ahead" in cloud.copy("--catch_up", ok=3).sentence()
+    clock.advance(120 - 2 * HOUR)
+    cloud.copy("--catch_up")
+    found = ranges(cloud)
+    assert is_seamless(found) and len(found) == 2 and found[-1][1] == int(NOW) - 180
 
 
 def test_a_new_camera_begins_where_the_query_begins(clouds: Clouds, clock: Clock) -> None:

@@ -425,6 +425,22 @@ def test_max_duration_ends_a_run_and_keeps_parts(clouds: Clouds) -> None:
     close_to(frames(cloud.only()), cloud.pictures(cloud.start, cloud.start + 120))
 
 
+def test_max_duration_that_is_over_before_the_api_has_answered_is_said_in_one_line(clouds: Clouds) -> None:
+    cloud = clouds(silent_camera(), real=True)
+    cloud.configure(retry_wait=1)
+    cloud.sim.add_fault(Fault("getMinimalCamera", "status", times=-1))
+    run = cloud.finish(cloud.spawn("--catch_up", "--max_duration", 1), ok=3)
+    assert run.sentence() == "--max_duration is over"
+
+
+def test_max_duration_ends_a_long_pause_that_a_host_asks_for(clouds: Clouds) -> None:
+    cloud = clouds(silent_camera(), real=True)
+    cloud.sim.add_fault(Fault("getMinimalCamera", "status", status=429, headers={"Retry-After": "60"}))
+    begin = time.monotonic()
+    cloud.clip(8, "--max_duration", 2, ok=3)
+    assert time.monotonic() - begin < 10
+
+
 def test_two_runs_at_once_share_the_work_and_both_end_well(clouds: Clouds) -> None:
     cloud = clouds(real=True, latency_sec=0.1)
     words = ["-s", cloud.start, "-u", 60, "-w", "--segment_workers", 2]
@@ -710,6 +726,21 @@ def test_after_give_up_what_there_is_becomes_a_partial_clip_once_and_no_longer_f
     assert cloud.media() == []
 
 
+def test_a_partial_clip_stays_also_when_the_ledger_is_lost_and_less_of_it_can_be_had_by_now(clouds: Clouds) -> None:
+    clock = Clock(NOW)
+    cloud = clouds(silent_camera(), clock=clock)
+    cloud.sim.add_fault(Fault(r"seg_4\.m4v", "status", times=-1))
+    cloud.clip(20, "-w", ok=1)
+    clock.advance(8 * 86400)
+    cloud.clip(20, "-w")
+    before = content(cloud)
+    (cloud.folder / ".copy_footage" / "clips.jsonl").unlink()
+    cloud.sim.world.cameras[0].local = cloud.sim.world.cameras[0].cloud = [(cloud.start + 16, int(NOW))]
+    assert cloud.clip(20, "-w", "--dry_run", "--json").summary["planned"] == 0
+    cloud.clip(20, "-w")
+    assert content(cloud) == before and cloud.ledger()[0]["state"] == "partial"
+
+
 def test_give_up_after_is_a_setting(clouds: Clouds) -> None:
     clock = Clock(NOW)
     cloud = clouds(silent_camera(), clock=clock)
@@ -750,6 +781,21 @@ def test_footage_that_expired_whole_is_lost_and_no_failure_any_more(clouds: Clou
     run = cloud.clip(20, "-w", "--json")
     assert run.summary["lost"] == 1 and "expired" in run.err
     assert cloud.files() == []
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_what_expired_is_not_called_unrecorded_when_the_first_run_could_not_learn_of_it(
+    clouds: Clouds, held: bool
+) -> None:
+    cloud = clouds(silent_camera(), presence=False)
+    cloud.sim.add_fault(Fault(r"seg_4\.m4v" if held else "m4v", "status", times=-1))
+    cloud.clip(20, "-w", ok=1)
+    cloud.sim.switches.presence = True
+    cloud.clip(20, "-w", ok=1)
+    cloud.sim.world.cameras[0].local = cloud.sim.world.cameras[0].cloud = []
+    run = cloud.clip(20, "-w", "--json")
+    assert run.summary["partial" if held else "lost"] == 1
+    assert not held or sidecar(cloud.only())["gaps"][0]["reason"] == "expired"
 
 
 # --- FFmpeg ---

@@ -113,6 +113,13 @@ def test_a_camera_that_rhombus_does_not_know_stops_no_other(clouds: Clouds) -> N
     assert "there is no such camera" in run.err
 
 
+def test_a_gap_of_a_camera_that_was_retired_since_is_filled_from_the_cloud(clouds: Clouds) -> None:
+    cloud = clouds(silent_camera(status="RED", mummified=True))
+    pair(cloud, Gate=CAMERA)
+    run = cloud.copy("--fill_gaps", gap_lines(cloud, ("Gate", cloud.start, cloud.start + 4)), "--json")
+    assert run.summary["done"] == 1
+
+
 def test_the_recorder_and_this_program_work_through_a_pipe(clouds: Clouds) -> None:
     """`rtsp_recorder.py gaps --json | copy_footage.py --fill_gaps -`, as the README has it."""
     cloud = clouds(one_camera(), real=True)

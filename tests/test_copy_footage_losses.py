@@ -37,7 +37,7 @@ from copy_footage_helpers import (
     sidecar,
     silent_camera,
 )
-from rhombus_simulator import Alert, Fault, Gateway, MediaKit, ruuid
+from rhombus_simulator import Alert, Fault, Gateway, Location, MediaKit, ruuid
 
 HOUR, DAY = 3600, 86400
 ALERTS = ["--alerts", "--catch_up", "-ab", 0]
@@ -105,6 +105,38 @@ def test_an_alert_of_a_camera_that_stays_away_is_lost_in_the_end_and_status_says
     assert ruuid("a") in cloud.copy("--status", ok=1).err
 
 
+def test_the_last_footage_of_a_camera_that_was_retired_between_two_runs_is_taken(clouds: Clouds) -> None:
+    clock, world = Clock(NOW), silent_camera(cloud=[(int(NOW) - DAY, int(NOW) + 100)])
+    world.cameras.append(type(world.cameras[0])(ruuid("long gone"), "Long gone", SITE, mummified=True))
+    cloud = clouds(world, clock=clock)
+    cloud.copy("--catch_up", "-s", int(NOW) - 340)
+    clock.advance(3 * HOUR)
+    world.cameras[0].mummified, world.cameras[0].local = True, []
+    cloud.copy("--catch_up", "-s", int(NOW) - 340)
+    last = cloud.only(f"*_{int(NOW) - 300}_video.mp4")
+    close_to(frames(last), cloud.pictures(int(NOW) - 300, int(NOW) + 100))
+    clock.advance(HOUR)
+    before = len(cloud.asked("PresenceWindows"))
+    cloud.copy("--catch_up", "-s", int(NOW) - 340)
+    assert len(cloud.asked("PresenceWindows")) == before, "nothing is asked for any more"
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_camera_that_is_not_listed_any_more_is_lost_in_the_end_unless_it_goes_on_elsewhere(
+    clouds: Clouds, goes_on: bool
+) -> None:
+    clock, world = Clock(NOW), silent_camera()
+    cloud = clouds(world, clock=clock)
+    cloud.copy("--catch_up", "-s", int(NOW) - 340, "-loc", "Site")
+    world.cameras[0].location_uuid = ruuid("other")
+    if goes_on:
+        cloud.clip(60, start=int(NOW) - 320)
+    clock.advance(8 * DAY)
+    cloud.copy("--catch_up", "-loc", "Site")
+    run = cloud.copy("--status", ok=0 if goes_on else 1)
+    assert goes_on or f"1 lost: {CAMERA}_{int(NOW) - 300}" in run.sentence()
+
+
 def test_a_camera_that_joins_an_alert_later_is_copied_too(clouds: Clouds) -> None:
     clock, world = Clock(NOW), silent_camera()
     world.cameras.append(type(world.cameras[0])(ruuid("second"), "Second", SITE))
@@ -115,6 +147,17 @@ def test_a_camera_that_joins_an_alert_later_is_copied_too(clouds: Clouds) -> Non
     clock.advance(HOUR)
     cloud.copy(*ALERTS)
     assert len(cloud.files("*.mp4")) == 2
+
+
+def test_an_alert_of_a_camera_that_has_moved_since_is_copied_with_those_of_its_old_location(clouds: Clouds) -> None:
+    world = silent_camera(location_uuid=ruuid("other"))
+    world.locations.append(Location(ruuid("other"), "Other"))
+    world.cameras.append(type(world.cameras[0])(ruuid("second"), "Second", SITE))
+    world.alerts = [alert("a", 1000, location_uuid=SITE)]
+    cloud = clouds(world)
+    for place in ("Site", "Other"):
+        cloud.copy(*ALERTS, "-at", int(NOW) - HOUR, "-loc", place)
+    assert len(cloud.files("*.mp4")) == 1
 
 
 def test_an_alert_waits_until_its_last_second_is_there(clouds: Clouds) -> None:
@@ -208,6 +251,34 @@ def test_a_part_is_taken_up_also_when_the_microphone_came_or_went(clouds: Clouds
     cloud.clip(20, "-w")
     assert cloud.segments("m4v") == [4]
     assert [name for name in cloud.files("*part*") if "audio" not in name] == []
+
+
+def test_a_part_is_taken_up_also_when_the_camera_was_renamed(clouds: Clouds) -> None:
+    cloud = clouds()
+    cloud.sim.add_fault(Fault(r"seg_4\.m4v", "status", times=-1))
+    cloud.clip(20, "-w", ok=1)
+    for device in (*cloud.sim.world.cameras, *cloud.sim.world.gateways):
+        device.name, device.local, device.cloud = "Renamed", [], []  # and nothing of it can be had any more
+    cloud.clip(20, "-w")
+    file = cloud.only()
+    assert file.name == f"Renamed_{CAMERA}_{cloud.start}_videoWithAudio_partial.mp4"
+    close_to(frames(file), cloud.pictures(cloud.start, cloud.start + 20, gaps=[(cloud.start + 6, cloud.start + 8)]))
+    assert [one for _, one in packets(file)] == [one for _, one in cloud.sounds(cloud.start, cloud.start + 20)]
+    assert cloud.files("*.part*") == []
+
+
+def test_a_part_is_taken_up_also_when_the_alert_has_become_one_of_another_type(clouds: Clouds) -> None:
+    world = silent_camera()
+    world.alerts = [alert("a", 1000, finalized=False, duration_sec=20)]
+    cloud = clouds(world)
+    cloud.sim.add_fault(Fault(r"seg_4\.m4v", "status", times=-1))
+    cloud.copy(*ALERTS, "-at", int(NOW) - HOUR, "-w", ok=1)
+    world.alerts[0].triggers, world.alerts[0].finalized = ["MOTION_HUMAN", "FACE_ALERT"], True
+    cloud.sim.clear()
+    cloud.sim.faults.clear()
+    cloud.copy(*ALERTS, "-w")
+    assert "_alert_MOTION_HUMAN-FACE_ALERT_" in cloud.only().name and cloud.segments() == [4]
+    assert cloud.files("*.part*") == []
 
 
 def test_segments_of_another_length_are_not_put_among_those_of_two_seconds(clouds: Clouds) -> None:
@@ -367,6 +438,20 @@ def test_an_mpd_that_lists_less_than_was_asked_for_is_no_complete_clip(clouds: C
     cloud.clip(20, "-w")
     side = sidecar(cloud.only())
     assert side["segments"]["expected"] == 10 and side["segments"]["missing"] == [5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize(
+    "entries", ['<S t="8000" d="2000" r="5"/>', '<S t="0" d="2000" r="2"/><S t="14000" d="2000" r="2"/>']
+)
+def test_an_mpd_that_leaves_out_segments_in_front_or_between_gives_no_clip_of_another_time(
+    clouds: Clouds, entries: str
+) -> None:
+    timeline = f"<SegmentTimeline>{entries}</SegmentTimeline>"
+    document = WAN_MPD.replace('duration="2000"', "").replace('.m4v"/>', f'.m4v">{timeline}</SegmentTemplate>')
+    cloud = clouds(silent_camera())
+    cloud.sim.add_fault(Fault(r"file\.mpd", "body", body=document, times=-1))
+    assert "the MPD leaves out segments before its last one" in cloud.clip(20, "-w", ok=1).err
+    assert cloud.files("*.mp4") == []
 
 
 def test_404_for_all_that_was_recorded_is_not_called_no_footage(clouds: Clouds) -> None:
