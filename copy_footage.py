@@ -2684,6 +2684,13 @@ def copy_all(copier: Copier, clips: Sequence[Clip], joined: Cluster | None = Non
     return outcomes
 
 
+def refuse_future(api: Api, end_sec: float) -> None:
+    """CannotStart where our clock is ahead, and what is still to come would be taken for never recorded."""
+    if api.ahead_sec > CLOCK_AHEAD_SEC and end_sec > api.settings.now - api.ahead_sec:
+        raise CannotStart(f"the clock of this host is {duration_text(api.ahead_sec)} ahead of the API's: what is still "
+                          "to come would be taken for never recorded; set it, and keep it with NTP")  # fmt: skip
+
+
 def work(settings: Settings) -> tuple[int, str]:
     """Plan, act, report: (status, report for notifications)."""
     api = Api(settings)
@@ -2691,9 +2698,8 @@ def work(settings: Settings) -> tuple[int, str]:
     ledger = Ledger(state_folder)
     ledger.refresh()
     world = load_world(api)
-    if api.ahead_sec > CLOCK_AHEAD_SEC:
-        raise CannotStart(f"the clock of this host is {duration_text(api.ahead_sec)} ahead of the API's: what is still "
-                          "to come would be taken for never recorded; set it, and keep it with NTP")  # fmt: skip
+    if settings.catch_up:
+        refuse_future(api, math.inf)
     notes: dict[str, int] = {}
     catch_up = CatchUp(state_folder, settings) if settings.catch_up else None
     taken: list[Alert] = []
@@ -2707,6 +2713,7 @@ def work(settings: Settings) -> tuple[int, str]:
     else:
         plan = plan_gaps if settings.filling else plan_ranges
         clips = catch_up.plan_ranges(world.chosen, ledger) if catch_up else plan(world, settings)
+    refuse_future(api, max((clip.end_sec for clip in clips), default=0))
     copier = Copier(api, ledger, Progress(settings, len(clips)))
     outcomes, todo = sort_out(copier, clips)
     if settings.dry_run:

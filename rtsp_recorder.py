@@ -120,6 +120,7 @@ NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES
 GAP_SEC = 0.5  # shorter distances between two segments are the inaccuracy of their times
 TIME_IN_NAME = re.compile(
     r"(?<!\d)(?=(\d{4})[-_]?(\d\d)[-_]?(\d\d)[T_ -]?(\d\d)[-_.:]?(\d\d)[-_.:]?(\d\d)(Z?)(?!\d))")  # fmt: skip
+FILE_IN_JOURNAL = re.compile(r'"file": ("(?:[^"\\]|\\.)*")')
 USUAL_SHARE = 1.05  # of the usual distance between two files: a longer one is no file's length without a look into it
 WATCHDOG_QUIET_SEC = 30  # a camera's thread that is silent so long hangs: systemd is no longer told that all is well
 KEPT_AWAY_SEC = 5.0  # after a bug in a camera's thread
@@ -514,10 +515,11 @@ def read_journal(folder: Path, since_sec: float, until_sec: float) -> list[dict[
     return sorted(lines, key=lambda line: float(line["start"]))
 
 
-def journal_text(folder: Path, since_sec: float) -> str:
-    """The days' files from that of `since_sec` on, unread: to find a name in them."""
-    files = sorted(file for file in folder.glob("????-??-??.jsonl") if file.stem >= utc_day(max(0, since_sec)))
-    return "".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
+def journaled_names(folder: Path, since_sec: float) -> set[str]:
+    """The files, as JSON strings, that the journal has from the day of `since_sec` on; found without parsing it."""
+    files = [file for file in folder.glob("????-??-??.jsonl") if file.stem >= utc_day(max(0, since_sec))]
+    texts = (file.read_text(encoding="utf-8", errors="replace") for file in files)
+    return {name for text in texts for name in FILE_IN_JOURNAL.findall(text)}
 
 
 def joined(intervals: Iterable[Interval], slack_sec: float = 0.0) -> list[Interval]:
@@ -1090,7 +1092,7 @@ class Finisher:
         line = {"start": round(start, 3), "end": round(end, 3), "frames": media.frames, "whole": whole,
                 "bytes": source.stat().st_size}  # fmt: skip
 
-        told = journal_text(self.camera.own("journal"), start - NAME_AGAIN_SEC)
+        told = journaled_names(self.camera.own("journal"), start - NAME_AGAIN_SEC)
 
         def noted() -> Iterator[str]:
             for name in names_for(stem, source.suffix[1:]):

@@ -255,6 +255,12 @@ def test_a_clock_that_is_ahead_leaves_no_hole(clouds: Clouds, clock: Clock) -> N
     cloud.sim.clock = lambda: NOW + 60
     clock.advance(2 * HOUR)
     assert "1h59m ahead" in cloud.copy("--catch_up", ok=3).sentence()
+    assert "1h59m ahead" in cloud.copy("-s", int(NOW) + HOUR, "-u", 10, ok=3).sentence()
+    before = set(cloud.files("*.mp4"))
+    cloud.copy("-s", int(NOW) - HOUR, "-u", 10)
+    (past,) = set(cloud.files("*.mp4")) - before
+    cloud.folder.joinpath(past).unlink()
+    cloud.folder.joinpath(past).with_suffix(".json").unlink()
     clock.advance(120 - 2 * HOUR)
     cloud.copy("--catch_up")
     found = ranges(cloud)
