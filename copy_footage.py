@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import array
 import errno
+import fnmatch
 import hashlib
 import json
 import logging
@@ -1626,6 +1627,17 @@ class Copier:
         self.muxes = threading.BoundedSemaphore(1)  # an FFmpeg needs 50 MB, and two are no faster than one
         self._start_lock = threading.Lock()
         self._started_at = 0.0
+        names = os.listdir(self.settings.output_dir) if self.settings.output_dir.is_dir() else []  # noqa: PTH208
+        self._parts = sorted(name for name in names if name.endswith(".part"))
+
+    def part_path(self, clip: Clip, *, sound: bool = False) -> Path:
+        """Where what came of a clip is kept: under the name that its camera and its alert had when it was begun."""
+        path = self.settings.output_dir / f"{clip.file_name(sound)}{'.audio' if sound else ''}.part"
+        when, ending = clip.stem.partition(f"_{clip.camera.address}_")[2], path.name.removeprefix(clip.stem)
+        if clip.alert:
+            when = f"{when[:15]}_alert_*_{safe_word(clip.alert.id, ID_CHARACTERS)}"
+        older = [] if path.exists() else fnmatch.filter(self._parts, f"*_{clip.camera.address}_{when}{ending}")
+        return next((one for name in older if (one := path.with_name(name)).exists()), path)
 
     def copy(self, clip: Clip) -> Outcome:
         """One clip, whatever happens: every failure becomes an Outcome, so that it stops nobody else."""
@@ -1679,7 +1691,7 @@ class Copier:
         """A finished file without a record: believed on its sidecar, else on its length; never fetched again."""
         for with_audio, is_partial in ((True, False), (False, False), (True, True), (False, True)):
             file = self.settings.output_dir / clip.file_name(with_audio, is_partial)
-            if not file.exists() or record_path(part_path(self.settings, clip)).exists():
+            if not file.exists() or record_path(self.part_path(clip)).exists():
                 continue  # with a part beside it, a crash came between the two: finishing the part finds the same bytes
             size_bytes, state = file.stat().st_size, "partial" if is_partial else "done"
             if facts := sidecar_facts(file, size_bytes):
@@ -1710,16 +1722,6 @@ def sidecar_facts(file: Path, size_bytes: int) -> tuple[int, str, str] | None:
     return facts if (sidecar.get("bytes"), sidecar.get("file")) == (size_bytes, file.name) else None
 
 
-def part_path(settings: Settings, clip: Clip, *, sound: bool = False) -> Path:
-    """Where what came of a clip is kept: under the name that its camera and its alert had when it was begun."""
-    path = settings.output_dir / f"{clip.file_name(sound)}{'.audio' if sound else ''}.part"
-    when, ending = clip.stem.partition(f"_{clip.camera.address}_")[2], path.name.removeprefix(clip.stem)
-    if clip.alert:
-        when = f"{when[:15]}_alert_*_{safe_word(clip.alert.id, ID_CHARACTERS)}"
-    older = () if path.exists() else sorted(settings.output_dir.glob(f"*_{clip.camera.address}_{when}{ending}"))
-    return next(iter(older), path)
-
-
 @dataclass(frozen=True)
 class Contents:
     """What a finished clip holds, for its sidecar: segments by index, and why others are missing."""
@@ -1746,7 +1748,7 @@ class Job:
 
     def __init__(self, run: Copier, clip: Clip) -> None:
         self.run, self.clip, self.settings = run, clip, run.settings
-        self.part = Part(part_path(run.settings, clip))
+        self.part = Part(run.part_path(clip))
         self.sound_part: Part | None = None
 
     def close(self) -> None:
@@ -2007,7 +2009,7 @@ class Job:
 
     def _fetch_gateway(self, sound: Sound, gateway: Gateway, kinds: Sequence[str]) -> None:
         missing = self._reasons("gateway")
-        if len(missing) == self.clip.segments and not part_path(self.settings, self.clip, sound=True).exists():
+        if len(missing) == self.clip.segments and not self.run.part_path(self.clip, sound=True).exists():
             sound.status = "not_recorded"
             return
         part = self._open_sound_part()
@@ -2025,7 +2027,7 @@ class Job:
 
     def _open_sound_part(self) -> Part:
         if not self.sound_part:
-            self.sound_part = Part(part_path(self.settings, self.clip, sound=True))
+            self.sound_part = Part(self.run.part_path(self.clip, sound=True))
             self.sound_part.note_try(None)
         return self.sound_part
 
