@@ -537,6 +537,7 @@ def test_frame_without_ffmpeg_still_judges_the_picture(tmp_path, capsys, monkeyp
     assert "sound: " in result["reason"]
 
 
+@pytest.mark.slow
 def test_frame_in_a_folder_of_very_many_stills_looks_at_the_last_ones_only(tmp_path, capsys):
     still = capture(tmp_path, 59, np.zeros((90, 160), np.uint8))
     for number in range(20_000):

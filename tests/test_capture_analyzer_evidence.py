@@ -149,6 +149,7 @@ def test_the_last_good_picture_of_a_freeze_moves_and_the_first_bad_one_is_the_fr
     assert apart["first_bad"] < 2 < 3 < apart["last_good"]
 
 
+@pytest.mark.slow
 def test_lost_sound_leaves_the_picture_of_that_moment_and_a_clip_with_the_sound_before_and_after(place):
     sound = "sine=f=440,volume='if(between(t,6,12),0,1)':eval=frame"
     ffmpeg("-f", "lavfi", "-t", "15", "-i", LIVE, "-f", "lavfi", "-t", "15", "-i", sound, "-c:v", "libx264", "-preset",
@@ -193,6 +194,7 @@ def test_evidence_is_no_recording_even_where_it_lies_among_them(place, black_onc
     assert '"files": 1' in (place.video("--json"), capsys.readouterr().out)[1]
 
 
+@pytest.mark.slow
 def test_a_folder_that_takes_nothing_costs_no_incident_and_is_told_once_and_tried_again(place, black_once, caplog):
     for name in (black_once.name, "20260131_130000Z.mp4"):
         shutil.copy(black_once, place.camera / name)

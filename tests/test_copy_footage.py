@@ -510,6 +510,7 @@ def test_a_shorter_range_adds_the_sound_to_the_whole_clip(clouds: Clouds) -> Non
     assert sidecar(cloud.only())["requested"]["end_ms"] == (cloud.start + 20) * 1000
 
 
+@pytest.mark.slow
 def test_sound_whose_beginning_is_missing_stays_in_time(clouds: Clouds) -> None:
     start = int(NOW) - 7200
     for presence in (True, False):

@@ -217,6 +217,7 @@ def test_what_an_offline_camera_never_delivers_is_settled_after_the_lookback(clo
     close_to(frames(first), cloud.pictures(begin, begin + 20))
 
 
+@pytest.mark.slow
 def test_a_killed_catch_up_leaves_no_hole(clouds: Clouds) -> None:
     cloud = clouds(silent_camera(), real=True, latency_sec=0.05)
     begin, dice = int(time.time()) // 2 * 2 - 600, random.Random(3)

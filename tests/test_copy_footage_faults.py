@@ -412,6 +412,7 @@ def test_a_signal_while_the_api_hangs_ends_the_run_within_two_seconds(clouds: Cl
         assert "Traceback" not in run.err
 
 
+@pytest.mark.slow
 def test_max_duration_ends_a_run_and_keeps_parts(clouds: Clouds) -> None:
     cloud = clouds(silent_camera(), clock=Clock(NOW, ticking=True), latency_sec=0.1)
     run = cloud.clip(120, "--max_duration", 2, "--segment_workers", 1, ok=1)

@@ -105,6 +105,7 @@ def test_an_alert_of_a_camera_that_stays_away_is_lost_in_the_end_and_status_says
     assert ruuid("a") in cloud.copy("--status", ok=1).err
 
 
+@pytest.mark.slow
 def test_the_last_footage_of_a_camera_that_was_retired_between_two_runs_is_taken(clouds: Clouds) -> None:
     clock, world = Clock(NOW), silent_camera(cloud=[(int(NOW) - DAY, int(NOW) + 100)])
     world.cameras.append(type(world.cameras[0])(ruuid("long gone"), "Long gone", SITE, mummified=True))

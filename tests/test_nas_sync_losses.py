@@ -290,6 +290,7 @@ def test_a_clip_and_its_sidecar_get_the_same_date_also_when_a_run_ends_between_t
 JOURNAL = b'{"kind":"down","start":1}\n{"kind":"segm'
 
 
+@pytest.mark.slow
 def test_a_server_that_lost_its_metadata_still_gets_journals_that_changed_and_loses_none_of_others(tmp_path):
     """rclone keeps metadata in memory, so a restart of it is enough."""
     need("rclone")

@@ -186,6 +186,7 @@ def test_the_chain_from_the_download_to_the_archive_is_followed_through_the_side
     assert records(site)[clip.name].proves
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("organize", [True, False])
 @pytest.mark.parametrize("camera", ["journal", "alerts"])
 def test_a_camera_that_is_called_as_a_folder_of_the_archive_is_found_there(camera, organize, tmp_path, swift):
@@ -436,6 +437,7 @@ def test_the_journal_of_the_recorder_and_sidecars_say_when_footage_was(site):
     assert site.call("find", "Door", "--at", START_SEC + 1060).status == 1
 
 
+@pytest.mark.slow
 def test_a_name_without_a_date_is_found_on_each_day_that_it_was_given(site):
     site.set(nas={"ready_for_backup_dir": str(site.ready)})
     assert site.call("target", "init").status == 0

@@ -792,6 +792,7 @@ def test_gaps_tell_the_same_while_recording_and_afterwards(season):
 # --- signals, crashes, locks ---
 
 
+@pytest.mark.slow
 def test_stopping_while_a_camera_is_wedged_keeps_what_was_recorded(site):
     camera = site.add("Gate")
     process = site.start()
