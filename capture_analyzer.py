@@ -1196,29 +1196,27 @@ class Scan:
 
 
 class Progress:
-    """A bar for the bytes that a scan of recordings reads, where stderr is a terminal; else nothing. Any thread.
+    """A bar for the bytes that a scan of recordings reads. Called from any thread.
 
     What is looked at once more makes the total grow.
     """
 
-    def __init__(self, files: Sequence[Path], *, shown: bool) -> None:
-        self.bars: Any = progress_bars() if shown else None
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.bars: Any = progress_bars()
         self.files, self.finished, self.next_sec = len(files), 0, 0.0
-        self.size_of = {file: size_of(file) for file in files} if shown else {}
+        self.size_of = {file: size_of(file) for file in files}
         self.left_of = {file: float(size_bytes) for file, size_bytes in self.size_of.items()}
         self.total_bytes, self.done_bytes = sum(self.left_of.values()), 0.0
         self.lock = threading.Lock()
 
     def __enter__(self) -> Progress:
-        if self.bars:
-            self.bars.start()
-            self.task = self.bars.add_task("", total=self.total_bytes)
-            self.show()
+        self.bars.start()
+        self.task = self.bars.add_task("", total=self.total_bytes)
+        self.show()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.bars:
-            self.bars.stop()
+        self.bars.stop()
 
     def read(self, file: Path, more_sec: float, length_sec: float) -> None:
         """So much more of a file has been looked at."""
@@ -1229,8 +1227,9 @@ class Progress:
             if time.monotonic() >= self.next_sec:
                 self.show()
 
-    def again(self, file: Path, again_sec: float, length_sec: float) -> None:
-        """So much of a file will be looked at once more."""
+    def again(self, file: Path, windows: Sequence[tuple[float, float | None]], length_sec: float) -> None:
+        """These stretches of a file will be looked at once more; None is its end."""
+        again_sec = sum((length_sec if stop is None else stop) - start for start, stop in windows)
         with self.lock:
             size_bytes = self.size_of[file] * min(again_sec / length_sec, 1.0) if length_sec else 0.0
             self.left_of[file] += size_bytes
@@ -1238,13 +1237,12 @@ class Progress:
 
     def finish(self, file: Path) -> None:
         """Nothing more of a file will be looked at."""
-        if self.bars:
-            with self.lock:
-                self.finished += 1
-                self.done_bytes += self.left_of[file]
-                self.left_of[file] = 0.0
-                if time.monotonic() >= self.next_sec or self.finished == self.files:
-                    self.show()
+        with self.lock:
+            self.finished += 1
+            self.done_bytes += self.left_of[file]
+            self.left_of[file] = 0.0
+            if time.monotonic() >= self.next_sec or self.finished == self.files:
+                self.show()
 
     def show(self) -> None:
         self.next_sec = time.monotonic() + PROGRESS_SEC
@@ -1329,10 +1327,7 @@ class Scanner:
             keys = list(self.measured(file, mask, views, keys_only=True, damage=damage, listed=listed))
             windows = suspicious(keys, self.rules, listed[0])
             if self.progress and keys:
-                end_sec = keys[-1].time_sec
-                spans = [(0.0, None)] if windows is None else windows
-                again_sec = sum((end_sec if stop is None else stop) - start for start, stop in spans)
-                self.progress.again(file, again_sec, end_sec)
+                self.progress.again(file, [(0.0, None)] if windows is None else windows, keys[-1].time_sec)
             if windows is not None:
                 finders = [self.find(file, mask, start_sec, stop_sec) for start_sec, stop_sec in windows]
                 found = [one for finder in finders for one in finder.finish()]
@@ -1753,15 +1748,16 @@ def video_command(arguments: argparse.Namespace, config: Mapping[str, Any]) -> i
             part = stack.enter_context(writable(arguments.metrics))
             metrics = Metrics(stack.enter_context(part.open("w", 1 << 16, "utf-8", "surrogateescape", "")))
         shown = sys.stderr.isatty() and not arguments.quiet
-        progress = stack.enter_context(Progress(files, shown=shown))
+        progress = stack.enter_context(Progress(files)) if shown else None
         scanner = Scanner(ffmpeg, rules, config["analysis"], arguments.precise, 1 if at_once > 1 else 0, metrics,
-                          progress=progress if shown else None)  # fmt: skip
+                          progress=progress)  # fmt: skip
         pool = ThreadPoolExecutor(max(at_once, 1))
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # a signal must not wait for a long file
         remote = scan_on_cluster(arguments.scheduler, scanner, files) if arguments.scheduler else None
         stack.callback(remote.close) if remote else None
         for scan in (checked(one, zone) for one in remote or pool.map(scanner.scan, files)):
-            progress.finish(scan.file)
+            if progress:
+                progress.finish(scan.file)
             report = scan_report(scan, zone)
             show_scan(report, as_json=bool(arguments.json))
             reports += [report] if arguments.output else []

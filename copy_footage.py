@@ -2048,8 +2048,11 @@ class Job:
         """Refuse a clip of which part and final file cannot fit: better here than at the last segment."""
         have, part = len(video.part.have()), video.part
         planning = UHD_BYTES_PER_SEC if video.track.width >= UHD_WIDTH else HD_BYTES_PER_SEC
-        rate = self.run.ledger.bytes_per_sec().get(self.clip.key[:2], planning)  # as in the check before the run
-        segment_bytes = (part.end - part.init_bytes) / have if have else rate * video.track.segment_sec
+        if have:
+            segment_bytes = (part.end - part.init_bytes) / have
+        else:  # as in the check before the run
+            rates = self.run.ledger.bytes_per_sec()
+            segment_bytes = rates.get(self.clip.key[:2], planning) * video.track.segment_sec
         needed = 2 * segment_bytes * (video.track.segment_count() - len(video.missing)) - part.end
         free = disk_free(self.settings.output_dir)
         if needed > free and not self.settings.ignore_space:
@@ -2144,10 +2147,10 @@ class Job:
         sidecar = read_json((self.settings.output_dir / before.file).with_suffix(".json")) or {}
         held, silent = sidecar.get("segments") or {}, (sidecar.get("audio") or {}).get("missing")
         whole = math.ceil((before.end_ms / 1000 - self.clip.fetch_start_sec) / SEGMENT_SEC)
-        earlier = set(range(int(held.get("expected", whole)))) - set(held.get("missing", ()))
-        sounded = set(range(int(held.get("expected", whole)))) - set(silent or ())
-        is_quieter = bool(heard) and before.audio == "ok" and silent is not None and not sounded.issubset(heard)
-        return is_quieter or not earlier.issubset(contents.have)
+        expected = set(range(int(held.get("expected", whole))))
+        could_hear = bool(heard) and before.audio == "ok" and silent is not None
+        is_quieter = could_hear and not (expected - set(silent or ())).issubset(heard)
+        return is_quieter or not (expected - set(held.get("missing", ()))).issubset(contents.have)
 
 
 @contextmanager
@@ -2600,15 +2603,19 @@ def fetch_alerts(api: Api, world: World, after_sec: float | None, most: int | No
     return alerts
 
 
+def cameras_of(alert: Alert, cameras: Iterable[Camera]) -> list[Camera]:
+    return [camera for device in alert.devices for camera in cameras if camera.uuid == device]
+
+
 def clips_of_alerts(alerts: Sequence[Alert], world: World, settings: Settings, notes: dict[str, int]) -> list[Clip]:
     """One clip for each video channel of each camera that an alert points to; none for other devices."""
     known = {camera.uuid for camera in world.cameras}
     clips = []
     for alert in alerts:
         start, end = alert_window(alert, settings)
-        cameras = [camera for device in alert.devices for camera in world.chosen if camera.uuid == device]
+        cameras = cameras_of(alert, world.chosen)
         if not cameras and not settings.cameras:  # an alert of this location, by a camera that has moved to another
-            cameras = [camera for device in alert.devices for camera in world.cameras if camera.uuid == device]
+            cameras = cameras_of(alert, world.cameras)
         ends = [min(end, newest_end(camera, settings)) for camera in cameras]
         clips += [clip_of(one, start, last, settings, alert) for one, last in zip(cameras, ends, strict=True)
                   if last > start]  # fmt: skip

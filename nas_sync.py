@@ -222,6 +222,11 @@ class Footage:
         """The path in the sync log, and below the root of a NAS."""
         return self.prefix + self.relative
 
+    @property
+    def doubt_sec(self) -> float:
+        """By so much its start may be wrong, either way."""
+        return UNCERTAIN_SEC if self.start_basis == "mtime" else 0
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -2874,9 +2879,8 @@ def is_held(footage: Footage, settings: Settings, holds: Sequence[Hold]) -> bool
     written, unless that is said to be before its start; an uncertain start may be a day earlier or later."""
     if not holds:  # asked of everything that is here
         return False
-    doubt_sec = UNCERTAIN_SEC if footage.start_basis == "mtime" else 0
-    written_sec, day_later_sec = footage.mtime_ns / 1e9, footage.start_sec + UNCERTAIN_SEC + doubt_sec
-    start_sec = footage.start_sec - doubt_sec
+    written_sec, day_later_sec = footage.mtime_ns / 1e9, footage.start_sec + UNCERTAIN_SEC + footage.doubt_sec
+    start_sec = footage.start_sec - footage.doubt_sec
     end_sec = (min(written_sec, day_later_sec) if written_sec >= footage.start_sec else day_later_sec) + 1
     names = names_of(footage.camera)
     names |= {name.lower() for name in same_device(names, settings)}
@@ -2966,8 +2970,7 @@ def choose(files: Sequence[Footage], may_go: Collection[Footage], retention: Map
     limitless = not (keep_days or max_bytes or min_free_bytes)
     chosen = []
     for one in sorted(may_go, key=by_age):
-        doubt_sec = UNCERTAIN_SEC if one.start_basis == "mtime" else 0
-        is_old = keep_days and now - one.start_sec - doubt_sec >= keep_days * 86400
+        is_old = keep_days and now - one.start_sec - one.doubt_sec >= keep_days * 86400
         if limitless or is_old or excess > 0:
             chosen.append(one)
             excess -= one.size

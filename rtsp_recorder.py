@@ -120,7 +120,6 @@ NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES
 GAP_SEC = 0.5  # shorter distances between two segments are the inaccuracy of their times
 TIME_IN_NAME = re.compile(
     r"(?<!\d)(?=(\d{4})[-_]?(\d\d)[-_]?(\d\d)[T_ -]?(\d\d)[-_.:]?(\d\d)[-_.:]?(\d\d)(Z?)(?!\d))")  # fmt: skip
-FILE_IN_JOURNAL = re.compile(r'"file": ("(?:[^"\\]|\\.)*")')
 USUAL_SHARE = 1.05  # of the usual distance between two files: a longer one is no file's length without a look into it
 WATCHDOG_QUIET_SEC = 30  # a camera's thread that is silent so long hangs: systemd is no longer told that all is well
 KEPT_AWAY_SEC = 5.0  # after a bug in a camera's thread
@@ -499,12 +498,16 @@ def write_down(camera: Camera, start_sec: float, end_sec: float, cause: str) -> 
         start_sec = end
 
 
+def journal_files(folder: Path, since_sec: float, until_sec: float | None = None) -> list[Path]:
+    """In order, those of the UTC days from that of `since_sec` to that of `until_sec`; None: to the last one."""
+    first, last = utc_day(max(0, since_sec)), "9999" if until_sec is None else utc_day(until_sec)
+    return [file for file in sorted(folder.glob("????-??-??.jsonl")) if first <= file.stem <= last]
+
+
 def read_journal(folder: Path, since_sec: float, until_sec: float) -> list[dict[str, Any]]:
     """The lines that touch the time, in order; a torn line is left out. A segment may begin a day before its end."""
     lines: list[dict[str, Any]] = []
-    for file in sorted(folder.glob("????-??-??.jsonl")):
-        if not utc_day(max(0, since_sec - 2 * 86400)) <= file.stem <= utc_day(until_sec):
-            continue
+    for file in journal_files(folder, since_sec - 2 * 86400, until_sec):
         for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 line = json.loads(text)
@@ -515,11 +518,12 @@ def read_journal(folder: Path, since_sec: float, until_sec: float) -> list[dict[
     return sorted(lines, key=lambda line: float(line["start"]))
 
 
-def journaled_names(folder: Path, since_sec: float) -> set[str]:
-    """The files, as JSON strings, that the journal has from the day of `since_sec` on; found without parsing it."""
-    files = [file for file in folder.glob("????-??-??.jsonl") if file.stem >= utc_day(max(0, since_sec))]
-    texts = (file.read_text(encoding="utf-8", errors="replace") for file in files)
-    return {name for text in texts for name in FILE_IN_JOURNAL.findall(text)}
+def journaled_names(folder: Path, since_sec: float, stem: str) -> set[str]:
+    """The files, as JSON strings, that begin with `stem` in the journal from the day of `since_sec` on; its lines are
+    not parsed, since this is asked of each file."""
+    like = re.compile(f'"file": ({re.escape(json.dumps(stem, ensure_ascii=False)[:-1])}[^"]*")')
+    texts = (file.read_text(encoding="utf-8", errors="replace") for file in journal_files(folder, since_sec))
+    return {name for text in texts for name in like.findall(text)}
 
 
 def joined(intervals: Iterable[Interval], slack_sec: float = 0.0) -> list[Interval]:
@@ -692,7 +696,7 @@ def coverage_of(root: Path, camera: str, since_sec: float | None, until_sec: flo
     if zone:
         around = read_journal(folder, (since_sec or 0) - 2 * 86400, until_sec + 2 * 86400)
         files = unjournaled(root / camera, {str(one.get("file")) for one in around}, (since_sec or 0, until_sec), zone)
-    day = min((file.stem for file in folder.glob("????-??-??.jsonl")), default="1970-01-01")
+    day = next((file.stem for file in journal_files(folder, 0)), "1970-01-01")
     oldest = read_journal(folder, 0, datetime.fromisoformat(f"{day}T00:00+00:00").timestamp() + 86400)
     starts = [float(line["start"]) for line in [*oldest, *lines]] + [start for start, _ in now_open + files]
     if (first := min([*starts, float(state["since"])] if state else starts, default=until_sec)) >= until_sec:
@@ -1092,7 +1096,7 @@ class Finisher:
         line = {"start": round(start, 3), "end": round(end, 3), "frames": media.frames, "whole": whole,
                 "bytes": source.stat().st_size}  # fmt: skip
 
-        told = journaled_names(self.camera.own("journal"), start - NAME_AGAIN_SEC)
+        told = journaled_names(self.camera.own("journal"), start - NAME_AGAIN_SEC, f"{self.camera.name}/{stem}")
 
         def noted() -> Iterator[str]:
             for name in names_for(stem, source.suffix[1:]):
@@ -1125,7 +1129,7 @@ class Finisher:
         if {"kind": "segment", **line} not in known:
             write_journal(self.camera, "segment", start, **line)
         note.unlink(missing_ok=True)
-        ends = [known for known in (self.journaled_until, end) if known <= time.time()]  # else the clock was set back
+        ends = [one for one in (self.journaled_until, end) if one <= time.time()]  # else the clock was set back
         self.last_file, self.journaled_until = line["file"], max(ends, default=0.0)
         log.info("%s: %s: %.1f s, %s frames, %.1f MB%s", self.camera.name, Path(line["file"]).name, end - start,
                  line["frames"] or "?", line["bytes"] / 1e6, "" if line["whole"] else ", cut short")  # fmt: skip

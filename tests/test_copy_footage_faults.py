@@ -705,11 +705,17 @@ def test_an_output_folder_that_vanishes_midway_is_a_failure_with_a_sentence(clou
 # --- giving up ---
 
 
-def test_after_give_up_what_there_is_becomes_a_partial_clip_once_and_no_longer_fails(clouds: Clouds) -> None:
+def tried_without_a_segment(clouds: Clouds) -> tuple[Cloud, Clock]:
+    """A clip of 20 s that lacks the segment from 6 to 8 s."""
     clock = Clock(NOW)
     cloud = clouds(silent_camera(), clock=clock)
     cloud.sim.add_fault(Fault(r"seg_4\.m4v", "status", times=-1))
     cloud.clip(20, "-w", ok=1)
+    return cloud, clock
+
+
+def test_after_give_up_what_there_is_becomes_a_partial_clip_once_and_no_longer_fails(clouds: Clouds) -> None:
+    cloud, clock = tried_without_a_segment(clouds)
     clock.advance(6 * 86400)
     cloud.clip(20, "-w", ok=1)
     clock.advance(2 * 86400)
@@ -728,10 +734,7 @@ def test_after_give_up_what_there_is_becomes_a_partial_clip_once_and_no_longer_f
 
 
 def test_a_partial_clip_stays_also_when_the_ledger_is_lost_and_less_of_it_can_be_had_by_now(clouds: Clouds) -> None:
-    clock = Clock(NOW)
-    cloud = clouds(silent_camera(), clock=clock)
-    cloud.sim.add_fault(Fault(r"seg_4\.m4v", "status", times=-1))
-    cloud.clip(20, "-w", ok=1)
+    cloud, clock = tried_without_a_segment(clouds)
     clock.advance(8 * 86400)
     cloud.clip(20, "-w")
     before = content(cloud)
