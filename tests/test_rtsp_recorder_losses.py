@@ -449,7 +449,7 @@ def test_a_camera_that_sends_sound_and_no_picture_from_the_start_is_named_so(sit
     site.cameras["Gate"].restore_video()
     site.wait_for("recording")
     end(process)
-    assert site.journal("Gate", "down")[0]["cause"] == "video_dead"
+    assert site.journal("Gate", "down")[0]["cause"] == "video_dead", (site.journal("Gate"), site.log())
     assert "not recording: video_dead: " in site.log() and "[failure]" not in site.log()
 
 
