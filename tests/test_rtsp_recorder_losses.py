@@ -25,7 +25,7 @@ import pytest
 from conftest import need
 from fake_camera import frame_numbers
 from test_rtsp_recorder import FPS, end, site, until
-from test_rtsp_recorder_faults import PATIENCE_SEC, Place, mounted
+from test_rtsp_recorder_faults import NOT_HASTY, PATIENCE_SEC, Place, mounted
 from test_rtsp_watch import Watched, mails
 
 import rtsp_recorder as recorder
@@ -441,14 +441,18 @@ def test_a_camera_that_comes_back_for_an_instant_keeps_the_cause_of_the_time_bef
 
 
 @pytest.mark.parametrize("sound", ["pcma", "aac"])
-def test_a_camera_that_sends_sound_and_no_picture_from_the_start_is_named_so(site, sound):
-    """FFmpeg gives up after 5 s, with a line that says nothing."""
+def test_a_camera_that_sends_sound_and_no_picture_from_the_start_is_named_so(tmp_path, sound):
+    """FFmpeg gives up after 5 s, with a line that says nothing; `first_frame` must not end it before that."""
+    site = Place(tmp_path, recording=NOT_HASTY)
     site.add("Gate", audio=sound).kill_video()
-    process = site.start()
-    site.wait_for("down")
-    site.cameras["Gate"].restore_video()
-    site.wait_for("recording")
-    end(process)
+    try:
+        process = site.start()
+        site.wait_for("down", timeout_sec=PATIENCE_SEC)
+        site.cameras["Gate"].restore_video()
+        site.wait_for("recording", timeout_sec=PATIENCE_SEC)
+        end(process, within_sec=PATIENCE_SEC)
+    finally:
+        site.close()
     assert site.journal("Gate", "down")[0]["cause"] == "video_dead", (site.journal("Gate"), site.log())
     assert "not recording: video_dead: " in site.log() and "[failure]" not in site.log()
 
