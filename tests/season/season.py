@@ -243,7 +243,7 @@ class Season:
     def make_media(self) -> Path:
         """An hour of one frame a second; pieces are cut from it without encoding."""
         base = self.folder / "base.mkv"
-        self.ffmpeg("-f", "lavfi", "-i", "testsrc2=size=64x48:rate=1", "-t", str(SEGMENT_SEC), "-g", "8", "-c:v",
+        self.ffmpeg("-f", "lavfi", "-i", "testsrc2=size=64x48:rate=1", "-t", str(SEGMENT_SEC), "-g", "4", "-c:v",
                     "libx264", "-preset", "ultrafast", "-crf", "51", "-pix_fmt", "yuv420p", str(base))  # fmt: skip
         black = self.folder / "black.mkv"
         self.ffmpeg("-f", "lavfi", "-i", "color=black:size=64x48:rate=1", "-t", str(SEGMENT_SEC), "-g", "4", "-c:v",

@@ -34,6 +34,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sqlite3
@@ -778,8 +779,14 @@ def balance_statuses(soak: Soak) -> None:
             allowed |= {1} if near else set()
         if one.status not in allowed and soak.started <= one.started:
             soak.wrong(
-                f"{one.name} from {begin:.1f} to {end:.1f} s ended with {one.status}:\n{one.log.read_text()[-600:]}"
+                f"{one.name} from {begin:.1f} to {end:.1f} s ended with {one.status}:\n{complaints(one.log)[-2000:]}"
             )
+
+
+def complaints(log: Path) -> str:
+    """What it said of errors, and its last words."""
+    lines = log.read_text(errors="replace").splitlines()
+    return "\n".join([line for line in lines if re.search(" (WARNING|ERROR) ", line)] + lines[-3:])
 
 
 def balance_growth(soak: Soak) -> None:
