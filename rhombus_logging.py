@@ -600,14 +600,15 @@ def parse_rate(text: str | float, what: str) -> int:
 def progress_bars() -> Any:
     """A rich.progress.Progress on stderr, not started: what, bar, bytes, rate, time left.
 
-    stdout is left alone where it carries results to a file or a pipe; on a terminal, bars and results take turns.
+    stdout is left alone where it carries results to a file or a pipe; on a terminal, bars and results take turns, and
+    a long line of a result stays one line, to be copied as it is.
     """
-    from rich import progress
-    from rich.console import Console
+    from rich import console, progress
 
     columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.DownloadColumn(),
                progress.TransferSpeedColumn(), progress.TimeRemainingColumn())  # fmt: skip
-    return progress.Progress(*columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty())
+    shown_on = console.Console(stderr=True, soft_wrap=True)
+    return progress.Progress(*columns, console=shown_on, redirect_stdout=sys.stdout.isatty())
 
 
 def size_text(size_bytes: float) -> str:

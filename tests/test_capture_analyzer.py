@@ -336,7 +336,7 @@ def test_a_terminal_shows_how_far_a_scan_is_and_a_pipe_gets_the_results_alone(tm
     """The second file is black for a while: what raises the suspicion is looked at twice."""
     black = "between(t,30,60)*3"
     for name, filters in (("1.mp4", "null"), ("2.mp4", f"drawbox=t=fill:color=black:enable='{black}'")):
-        ff("-f", "lavfi", "-i", "testsrc2=s=1280x720:r=15", "-t", 90, "-vf", filters, "-c:v", "libx264", "-preset",
+        ff("-f", "lavfi", "-i", "testsrc2=s=640x360:r=15", "-t", 90, "-vf", filters, "-c:v", "libx264", "-preset",
            "ultrafast", "-g", 30, tmp_path / name)  # fmt: skip
     sizes = sum(file.stat().st_size for file in tmp_path.iterdir())
     command = [sys.executable, ROOT / "capture_analyzer.py", "video", tmp_path, "--workers", "1"]
@@ -351,6 +351,8 @@ def test_a_terminal_shows_how_far_a_scan_is_and_a_pipe_gets_the_results_alone(tm
     done, totals = told_by_bar(seen)
     assert status == 0 and len(set(totals)) == 1, "nothing is looked at twice"
     assert len(set(done)) > 2 and list(done) == sorted(done), "the bar moves, and only forwards"
+    _, seen, _ = seen_on_a_terminal([*map(str, command), "--json"], cwd=tmp_path, stdout_too=True)
+    assert len([json.loads(found) for found in re.findall(r'{"file": .*}', seen)]) == 2, "no line is broken up"
     quiet = seen_on_a_terminal([*map(str, command), "--quiet"], cwd=tmp_path)
     assert quiet[:2] == (0, "") and len(quiet[2].splitlines()) == 3
 
