@@ -226,6 +226,10 @@ class Unreadable(Exception):
     """A file holds no picture or sound that could be read; the sentence says why."""
 
 
+class Empty(Unreadable):
+    """FFmpeg had nothing to read, and nothing to complain about."""
+
+
 class NoStream(Exception):
     """A file has no pictures, or no sound."""
 
@@ -807,13 +811,13 @@ class Pipe:
         raise Unreadable(f"FFmpeg gave nothing for {STALL_SEC} s")
 
     def check(self, is_any: bool) -> None:
-        """After the last block: raises NoStream or Unreadable when FFmpeg failed and gave nothing."""
+        """After the last block: raises NoStream, Empty or another Unreadable when FFmpeg failed and gave nothing."""
         failed = self.process.wait() != 0
         self.threads[0].join()
         if any("matches no streams" in line or "AVOption skip_frame" in line for line in self.complaints):
             raise NoStream  # FFmpeg 9 finds an option for pictures before it finds that there are none
         if not is_any:
-            raise Unreadable(self.complaints[0] if self.complaints else "it holds nothing that can be decoded")
+            raise Unreadable(self.complaints[0]) if self.complaints else Empty("it holds nothing that can be decoded")
         if failed:
             log.debug("FFmpeg ended with %s: %s", self.process.returncode, self.complaints)
 
@@ -1283,6 +1287,8 @@ class Scanner:
             except Unreadable as problem:
                 pictures, reasons = "unknown", [str(problem)]
             sound, levels, trouble = listening.result()
+        if sound == "empty":  # beside pictures: as if it had ended at once
+            sound, trouble = ("ok", "") if length_sec else ("unknown", trouble)
         reasons += [] if reasons or not trouble else [trouble]  # a file that cannot be opened needs one reason
         sound_sec = len(levels) * SOUND_WINDOW_SEC
         if sound == "ok" or (sound == "none" and pictures != "none" and self.rules.audio_required):
@@ -1310,11 +1316,13 @@ class Scanner:
         return views
 
     def listen(self, file: Path) -> tuple[str, list[float], str]:
-        """Whether there is sound, its levels, and what was wrong."""
+        """Whether there is sound (ok, empty, none, unknown), its levels, and what was wrong."""
         try:
             return "ok", measure_sound(self.ffmpeg, file), ""
         except NoStream:
             return "none", [], ""
+        except Empty as problem:
+            return "empty", [], f"sound: {problem}"
         except Unreadable as problem:
             return "unknown", [], f"sound: {problem}"
 
