@@ -217,9 +217,9 @@ def test_a_sound_stream_without_a_packet_is_lost_sound_and_beside_one_picture_no
     """Of a camera that is silent from the start; and of a recording that was killed with its first picture."""
     program = need("ffmpeg") if version == "path" else imageio_ffmpeg.get_ffmpeg_exe()
     for name, frames in (("one", 1), ("long", 200)):
-        ff("-f", "lavfi", "-i", "testsrc2=s=320x240:r=10:d=20", "-f", "lavfi", "-i", "anoisesrc=r=8000:d=20", "-map", "0",
-           "-map", "1", "-frames:v", frames, "-af", "aselect=0", "-c:v", "libx264", "-c:a", "pcm_alaw",
-           tmp_path / f"{name}.mkv")  # fmt: skip
+        ff("-f", "lavfi", "-i", "testsrc2=s=320x240:r=10:d=20", "-f", "lavfi", "-i", "anoisesrc=r=8000:d=20",
+           "-map", "0", "-map", "1", "-frames:v", frames, "-af", "aselect=0", "-c:v", "libx264", "-c:a",
+           "pcm_alaw", tmp_path / f"{name}.mkv")  # fmt: skip
     one, long = (scan(tmp_path / f"{name}.mkv", ffmpeg=program) for name in ("one", "long"))
     assert (one.reason, one.incidents) == ("", ())
     assert (long.reason, long.incidents) == ("", (("audio_loss", (0.0, pytest.approx(20, abs=0.3))),))
