@@ -817,7 +817,8 @@ class Pipe:
         if any("matches no streams" in line or "AVOption skip_frame" in line for line in self.complaints):
             raise NoStream  # FFmpeg 9 finds an option for pictures before it finds that there are none
         if not is_any:
-            raise Unreadable(self.complaints[0]) if self.complaints else Empty("it holds nothing that can be decoded")
+            kind = Unreadable if failed or self.complaints else Empty
+            raise kind(self.complaints[0] if self.complaints else "it holds nothing that can be decoded")
         if failed:
             log.debug("FFmpeg ended with %s: %s", self.process.returncode, self.complaints)
 

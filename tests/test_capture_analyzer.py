@@ -225,6 +225,16 @@ def test_a_sound_stream_without_a_packet_is_lost_sound_and_beside_one_picture_no
     assert (long.reason, long.incidents) == ("", (("audio_loss", (0.0, pytest.approx(20, abs=0.3))),))
 
 
+def test_that_ffmpeg_was_killed_while_it_listened_is_no_lost_sound(footage, tmp_path):
+    """As a machine without memory does it."""
+    ff("-i", footage(CASES[0]), "-i", footage(CASES[13]), "-c", "copy", tmp_path / "both.mp4")
+    killed = tmp_path / "ffmpeg"
+    killed.write_text(f'#!/bin/sh\ncase "$*" in *-vn*) kill -9 $$;; esac\nexec {need("ffmpeg")} "$@"\n')
+    killed.chmod(0o755)
+    found = scan(tmp_path / "both.mp4", ffmpeg=str(killed))
+    assert found.reason.startswith("sound: ") and kinds(found) == [] and found.length_sec > LENGTH_SEC - 1
+
+
 def test_a_masked_part_of_the_picture_does_not_count(footage, tmp_path):
     """A lamp keeps a night from being black, unless it is masked."""
     picture = np.zeros((180, 320), np.uint8)

@@ -57,7 +57,7 @@ LINES_NOW = {
     "copy_footage": 3230,
     "rtsp_recorder": 3626,
     "nas_sync": 4166,
-    "capture_analyzer": 5282,
+    "capture_analyzer": 5283,
     "rhombus_logging": 1133,
     "rhombus_mpd_info": 417,
 }
