@@ -188,8 +188,8 @@ class Source:
         while self.next <= (time.monotonic() - self.started) * self.per_sec:
             data = self.item(self.next)
             if data is not None:
-                running = self.appsrc.get_current_running_time()
-                if self.first is None:  # not yet playing: the clock does not run, time is 0
+                if self.first is None:  # not yet playing: time is 0. There may be a clock then that shows the uptime.
+                    running = self.appsrc.get_current_running_time() if self.appsrc.get_base_time() else 0
                     self.first = self.next, 0 if running == gst.CLOCK_TIME_NONE else running
                 buffer = gst.Buffer.new_wrapped(data)
                 buffer.pts = self.first[1] + round((self.next - self.first[0]) / self.per_sec * gst.SECOND)
