@@ -1750,10 +1750,14 @@ class Job:
         self.run, self.clip, self.settings = run, clip, run.settings
         self.part = Part(run.part_path(clip))
         self.sound_part: Part | None = None
+        self.opening, self.is_closed = threading.Lock(), False
 
     def close(self) -> None:
-        for part in filter(None, (self.part, self.sound_part)):
-            part.close()
+        """Nothing is opened any more: what a thread that nobody waits for opened would stay locked on a worker."""
+        with self.opening:
+            self.is_closed = True
+            for part in filter(None, (self.part, self.sound_part)):
+                part.close()
 
     def copy(self) -> Outcome:
         clip, part, done = self.clip, self.part, self.run.ledger.find(self.clip)
@@ -2026,10 +2030,13 @@ class Job:
                 return
 
     def _open_sound_part(self) -> Part:
-        if not self.sound_part:
-            self.sound_part = Part(self.run.part_path(self.clip, sound=True))
-            self.sound_part.note_try(None)
-        return self.sound_part
+        with self.opening:
+            if self.is_closed:
+                raise Stopped("nobody waits for the sound any more")
+            if not self.sound_part:
+                self.sound_part = Part(self.run.part_path(self.clip, sound=True))
+                self.sound_part.note_try(None)
+            return self.sound_part
 
     def _download_sound(self, sound: Sound, stream: Stream) -> None:
         download(self.run.context, self.run.media, stream, max(1, self._workers(stream.kind) // 2), lambda _: None)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,6 +39,8 @@ from copy_footage_helpers import (
     silent_camera,
 )
 from rhombus_simulator import Alert, Fault, Gateway, Location, MediaKit, ruuid
+
+import copy_footage
 
 HOUR, DAY = 3600, 86400
 ALERTS = ["--alerts", "--catch_up", "-ab", 0]
@@ -239,6 +242,24 @@ def test_the_sound_of_two_microphones_is_never_mixed(clouds: Clouds) -> None:
     cloud.clip(20, "-w")
     assert all(other in line for line in cloud.asked("webm")) and len(cloud.segments("webm")) == 10
     assert sidecar(cloud.only())["audio"]["gateway"] == other
+
+
+def test_a_thread_that_nobody_waits_for_opens_no_part_and_keeps_none_locked(tmp_path: Path) -> None:
+    """On a worker of a cluster, which goes on, the sound of a stopped run was in progress elsewhere for minutes."""
+    run: Any = SimpleNamespace(settings=None, part_path=lambda _clip, sound=False: tmp_path / f"{sound}.part")
+    clip: Any = None
+    job = copy_footage.Job(run, clip)
+    held = job._open_sound_part()
+    with pytest.raises(copy_footage.Busy):
+        copy_footage.Part(held.path)
+    job.close()
+    with pytest.raises(copy_footage.Stopped):
+        job._open_sound_part()
+    late = copy_footage.Job(run, clip)
+    late.close()
+    with pytest.raises(copy_footage.Stopped):
+        late._open_sound_part()
+    copy_footage.Part(held.path).close()
 
 
 def test_a_part_is_taken_up_also_when_the_microphone_came_or_went(clouds: Clouds) -> None:
