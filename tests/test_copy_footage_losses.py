@@ -245,7 +245,7 @@ def test_the_sound_of_two_microphones_is_never_mixed(clouds: Clouds) -> None:
 
 
 def test_a_thread_that_nobody_waits_for_opens_no_part_and_keeps_none_locked(tmp_path: Path) -> None:
-    """On a worker of a cluster, which goes on, the sound of a stopped run was in progress elsewhere for minutes."""
+    """On a worker of a cluster, which goes on, sound of a stopped run was in progress elsewhere for the next one."""
     run: Any = SimpleNamespace(settings=None, part_path=lambda _clip, sound=False: tmp_path / f"{sound}.part")
     clip: Any = None
     job = copy_footage.Job(run, clip)
